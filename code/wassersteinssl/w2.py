@@ -1,0 +1,371 @@
+"""The Wasserstein uniformity loss: one file to copy. It needs torch and nothing else of this repository.
+
+    from w2 import W2Loss
+    loss = method_loss + 0.2 * W2Loss()(z_a, z_b)          # z_a, z_b: (batch, features), any scale, any float type
+
+For n rows z_i in R^m with mean mu and covariance S (with 1/n), the 2-Wasserstein distance between N(mu, S) and
+N(0, I/m) is (Fang, Li, Sun, Wang: Rethinking the Uniformity Metric in Self-Supervised Learning, ICLR 2024)
+
+    W2^2 = ||mu||^2 + tr(S) + 1 - (2 / sqrt m) tr(S^(1/2)).
+
+Two identities make it cheap and stable. With Z_c the centred (n, m) matrix and ||.||_* the nuclear norm,
+
+    ||mu||^2 + tr(S) = mean_i ||z_i||^2   (1 for unit rows)      and      tr(S^(1/2)) = ||Z_c||_* / sqrt n,
+
+and the gradient of ||Z_c||_* is the polar factor P = U V^T of Z_c = U diag(s) V^T, so that no eigenvector is ever
+differentiated and nothing divides by gaps between eigenvalues. Since ||Z_c||_* = <P, Z_c>, one P gives both.
+
+For unit rows W2 lies in [0, sqrt 2]: sqrt 2 when all rows are equal, 0 for a perfectly isotropic, centred batch. How
+low n rows can come depends on n: read a value beside `w2_floor(n, m)`, what n random directions reach on average,
+and `w2_minimum(n, m)`, what no n rows can beat. W2 sees two moments only: 2 m atoms at +-e_i also give 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = ["W2Loss", "W2Metric", "w2_floor", "w2_minimum", "w2_uniformity"]
+
+
+def w2_uniformity(
+    z: Tensor,
+    *,
+    normalize: bool = True,
+    squared: bool = False,
+    solver: str = "auto",
+    group: Any = None,
+) -> Tensor:
+    """W2 = sqrt(mean_i ||z_i||^2 + 1 - 2 ||Z_c||_* / sqrt(m n)), a differentiable 0-d tensor; lower is more uniform.
+
+    z          (n, m) features, n >= 2 rows; float16 and bfloat16 are computed in float32 or more, also under autocast.
+    normalize  scale the rows to unit length first (a zero row stays zero). False: the general formula.
+    squared    return W2^2, which has no infinite slope at 0.
+    solver     "eigh"   float64 eigenvalues of the smaller-side Gram matrix. The gradient is right to 1e-3 down to
+                        singular values of 2e-5 of the largest; directions below 1e-7 count as absent.
+               "polar"  matrix products in float32 (float64 for float64 z), no eigendecomposition and no host
+                        synchronisation: for GPUs, CUDA graphs, torch.compile. The gradient is right to 1e-3 down to
+                        singular values of 5e-4 of the largest; its error is 1e-2 with some at 1e-4 and 0.2 at 2e-5.
+               "auto"   "eigh" on a CPU, "polar" elsewhere.
+    group      a torch.distributed process group: n rows are those of all its ranks together, the same value on each.
+               The gradient is that of the sum of the ranks' losses, as torch.distributed.nn defines it, so that the
+               averaging of DistributedDataParallel leaves the gradient of the one global loss.
+
+    The first derivative only: a second one raises. Where W2 is 0 to rounding its gradient is 0. Rows that are equal
+    to rounding give a finite value with a zero gradient from the covariance. Non-finite z gives NaN.
+    Raises ValueError, with the shape, for anything but a floating (n >= 2, m >= 1) matrix, and for other solvers.
+    """
+    _check_matrix(z, least_rows=2 if group is None else 1)
+    if solver not in ("auto", "eigh", "polar"):
+        raise ValueError(f'solver must be "auto", "eigh" or "polar", not {solver!r}')
+    if solver == "auto":
+        solver = "eigh" if z.device.type == "cpu" else "polar"
+    m, wide, result_type = z.shape[1], _wide(z.device), torch.promote_types(z.dtype, torch.float32)
+    with torch.autocast(z.device.type, enabled=False):
+        smallest = torch.finfo(result_type).tiny
+        z = z.to(wide if solver == "eigh" else result_type)
+        if normalize:
+            z = _unit_rows(z, smallest)
+        n = _all_reduce(torch.full((), z.shape[0], dtype=wide, device=z.device), group)
+        with torch.no_grad():
+            mean = _mean(z, n, group)
+            mean = mean + _mean(z - mean, n, group)  # the second pass removes what rounding left
+        centred = z - mean  # the columns of the polar factor sum to zero: nothing flows through the mean
+        square = torch.linalg.vector_norm(z, dtype=wide).square()
+        with torch.no_grad():
+            size = _all_reduce(torch.linalg.vector_norm(centred, dtype=wide).square(), group).sqrt()
+            rounding = 4 * torch.finfo(z.dtype).eps * _all_reduce(square, group).sqrt()
+            scale = torch.where(size > rounding, 1 / size, 0).to(z.dtype)  # 0: equal rows, no direction to push to
+            polar = (_polar_by_eigh if solver == "eigh" else _polar_by_products)(centred * scale, group)
+            polar = polar - _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
+        value = square / n - 2 / (m * n).sqrt() * _NuclearNorm.apply(centred, polar, wide)
+        if group is not None:  # the value of all ranks with this rank's part of the gradient
+            part = dist.get_world_size(group) * value
+            value = part + (_all_reduce(value.detach(), group) - part.detach())
+        value = 1 + value
+        if not squared:
+            value = _root(value, 16 * torch.finfo(z.dtype).eps)
+        return value.to(result_type)
+
+
+class W2Loss(nn.Module):
+    """`w2_uniformity` of the rows of all views together: W2Loss()(z_a, z_b) with z_a, z_b of (n, m); the options are
+    those of the function."""
+
+    def __init__(self, *, normalize: bool = True, squared: bool = False, solver: str = "auto", group: Any = None):
+        super().__init__()
+        self.normalize, self.squared, self.solver, self.group = normalize, squared, solver, group
+
+    def forward(self, *views: Tensor) -> Tensor:
+        z = torch.cat(views) if len(views) != 1 else views[0]
+        return w2_uniformity(z, normalize=self.normalize, squared=self.squared, solver=self.solver, group=self.group)
+
+    def extra_repr(self) -> str:
+        return f"normalize={self.normalize}, squared={self.squared}, solver={self.solver!r}"
+
+
+class W2Metric:
+    """W2 of any number of rows, in O(m^2) memory: exact float64 moments, updated chunk by chunk and merged in any
+    order (the pairwise update of Chan, Golub and LeVeque).
+
+        metric = W2Metric()
+        for z in chunks: metric.update(z)                 # (rows, m), floating, finite
+        metric.compute(), w2_floor(metric.n, metric.dim)
+
+    normalize=True scales each row to unit length first. `n` counts rows; `mean` (m,) and `covariance` (m, m), with
+    1/n, are float64. `squared` as in `w2_uniformity`.
+    """
+
+    def __init__(self, *, normalize: bool = True):
+        self.normalize = normalize
+        self.n = 0
+        self._mean: Tensor | None = None
+        self._scatter: Tensor | None = None  # sum of (z - mean)(z - mean)^T
+
+    @property
+    def dim(self) -> int:
+        return self._moments()[0].shape[0]
+
+    @property
+    def mean(self) -> Tensor:
+        return self._moments()[0]
+
+    @property
+    def covariance(self) -> Tensor:
+        return self._moments()[1] / self.n
+
+    @torch.no_grad()
+    def update(self, z: Tensor) -> W2Metric:
+        """Add rows z (k, m), k >= 1. ValueError, with the count of bad rows, if any is not finite; with the shapes, if
+        z is no floating matrix or of another m. Nothing is added then."""
+        _check_matrix(z, least_rows=1)
+        bad = int((~torch.isfinite(z)).any(dim=1).sum())
+        if bad:
+            raise ValueError(f"{bad} of {len(z)} rows hold NaN or infinite values")
+        if self.n and z.shape[1] != self.dim:
+            raise ValueError(f"rows of {z.shape[1]} features after rows of {self.dim}")
+        for chunk in z.split(max(1, 2**22 // z.shape[1])):  # bounds the float64 copy to 32 MiB
+            rows = chunk.to(_wide(z.device))
+            if self.normalize:
+                rows = _unit_rows(rows, torch.finfo(torch.promote_types(z.dtype, torch.float32)).tiny)
+            mean = rows.mean(dim=0)
+            rows = rows - mean
+            rest = rows.mean(dim=0)
+            rows -= rest
+            self._add(len(rows), mean + rest, rows.T @ rows)
+        return self
+
+    def merge(self, other: W2Metric) -> W2Metric:
+        """Add the rows that `other` has seen; `other` is left as it is."""
+        if other.normalize != self.normalize:
+            raise ValueError("one metric normalises its rows, the other does not")
+        if other.n:
+            mean, scatter = other._moments()
+            if self.n and self.dim != len(mean):
+                raise ValueError(f"a metric of {len(mean)} features after rows of {self.dim}")
+            self._add(other.n, mean, scatter)
+        return self
+
+    def compute(self, *, squared: bool = False) -> float:
+        """W2 of all rows so far; ValueError with fewer than two."""
+        if self.n < 2:
+            raise ValueError(f"W2 needs at least 2 rows, got {self.n}")
+        mean, covariance = self.mean, self.covariance
+        eigenvalues = torch.linalg.eigvalsh(covariance.cpu())
+        roots = torch.where(eigenvalues > _noise(eigenvalues), eigenvalues, 0).sqrt().sum()
+        trace = covariance.diagonal().sum().cpu()
+        value = float(mean.square().sum().cpu() + trace + 1 - 2 / math.sqrt(len(mean)) * roots)
+        return max(value, 0.0) if squared else math.sqrt(max(value, 0.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors and numbers: what torch.load(weights_only=True) accepts."""
+        return {"normalize": self.normalize, "n": self.n, "mean": self._mean, "scatter": self._scatter}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.normalize, self.n = bool(state["normalize"]), int(state["n"])
+        self._mean = None if state["mean"] is None else state["mean"].clone()
+        self._scatter = None if state["scatter"] is None else state["scatter"].clone()
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        if self._mean is None or self._scatter is None:
+            raise ValueError("no rows so far: call update first")
+        return self._mean, self._scatter
+
+    def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+        if self._mean is None or self._scatter is None:
+            self.n, self._mean, self._scatter = n, mean.clone(), scatter.clone()
+            return
+        mean, scatter = mean.to(self._mean.device), scatter.to(self._mean.device)
+        total = self.n + n
+        step = mean - self._mean
+        self._scatter += scatter + torch.outer(step, step) * (self.n * n / total)
+        self._mean = self._mean + step * (n / total)
+        self.n = total
+
+
+def w2_floor(n: int, m: int) -> float:
+    """What n independent uniform directions in R^m reach on average, by the Marchenko-Pastur law:
+
+        W2^2 = 2 - 2 sqrt((n-1)/n) E sqrt(lambda),  lambda ~ MP(gamma),  gamma = m/(n-1);  E over all m eigenvalues.
+
+    About sqrt(m / 4n) for n much larger than m. Within 1.5 % of the sampled mean for m >= 32 (a test samples it); the
+    law is that of m to infinity and overstates small ones: by 6 % at m = 8, 20 % at m = 2.
+    ValueError unless n >= 2, m >= 1.
+    """
+    _check_size(n, m)
+    gamma = m / (n - 1)
+    # With x = 1 + gamma + 2 sqrt(gamma) cos(t), E sqrt(lambda) = (2/pi) int_0^pi sin(t)^2 / sqrt(x) dt, smooth in t:
+    # the midpoint rule converges exponentially. n - 1 < m: x -> gamma x' with the mass of the zeros left out.
+    nodes = 4096
+    total = 0.0
+    for k in range(nodes):
+        t = math.pi * (k + 0.5) / nodes
+        x = (1 - math.sqrt(gamma)) ** 2 + 4 * math.sqrt(gamma) * math.cos(t / 2) ** 2
+        total += math.sin(t) ** 2 / math.sqrt(x)
+    mean_root = 2 / nodes * total
+    return math.sqrt(max(0.0, 2 - 2 * math.sqrt((n - 1) / n) * mean_root))
+
+
+def w2_minimum(n: int, m: int) -> float:
+    """The least W2 that any n unit rows in R^m can reach. ValueError unless n >= 2, m >= 1.
+
+    n <= m + 1: the regular simplex, sqrt(2 - 2 sqrt((n-1)/m)). More rows: 0, by a spherical 2-design (a centred
+    unit-norm tight frame), which exists (Mimura 1990) unless m is odd and n = m + 2, where two orthogonal simplices
+    of (n-1)/2 and (n+1)/2 points do best (found by optimisation, a test repeats it; not proven), or m = 1 and n is
+    odd, where the mean is at least 1/n.
+    """
+    _check_size(n, m)
+    if n <= m + 1:
+        reached = math.sqrt((n - 1) / m)
+    elif m == 1 and n % 2:
+        reached = math.sqrt(1 - 1 / n**2)
+    elif m % 2 and n == m + 2:
+        small, large = (n - 1) // 2, (n + 1) // 2
+        reached = (math.sqrt(small * (small - 1)) + math.sqrt(large * (large - 1))) / math.sqrt(m * n)
+    else:
+        reached = 1.0
+    return math.sqrt(max(0.0, 2 - 2 * reached))
+
+
+class _NuclearNorm(torch.autograd.Function):
+    """||Z_c||_* = <P, Z_c> with its polar factor P as the gradient."""
+
+    @staticmethod
+    def forward(ctx, centred: Tensor, polar: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(polar)
+        return (polar * centred).sum(dtype=dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        (polar,) = ctx.saved_tensors
+        return gradient.to(polar.dtype) * polar, None, None
+
+
+def _polar_by_eigh(x: Tensor, group: Any) -> Tensor:
+    """U V^T of x = U diag(s) V^T (rows, m), by eigenvalues of the smaller-side Gram matrix, of x^T x with a group."""
+    tall = group is not None or x.shape[0] >= x.shape[1]
+    gram = _all_reduce(x.T @ x, group) if tall else x @ x.T
+    if not bool(torch.isfinite(gram).all()):  # eigh would raise; a NaN loss is for the training loop to name
+        return torch.full_like(x, torch.nan)
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    present = eigenvalues > _noise(eigenvalues)
+    roots = torch.where(present, eigenvalues, 1).rsqrt() * present
+    inverse_root = (vectors * roots) @ vectors.T
+    return x @ inverse_root if tall else inverse_root @ x
+
+
+def _polar_by_products(x: Tensor, group: Any) -> Tensor:
+    """U V^T of x = U diag(s) V^T (rows, m), by odd polynomials in x, each of which brings all singular values nearer
+    to 1 at the cost of three matrix products (Amsel, Persson, Musco, Gower: The Polar Express, 2025)."""
+    tall = group is not None or x.shape[0] >= x.shape[1]
+    x = x if tall else x.T
+    gram = _all_reduce(x.T @ x, group)
+    # sqrt ||x^T x||_F bounds the largest singular value; 1.01 keeps rounding, also TF32's, below the bound.
+    bound = 1.01 * torch.linalg.matrix_norm(gram).sqrt()
+    scale = torch.where(bound > 0, 1 / bound, 0)
+    x, gram = x * scale, gram * scale.square()
+    for k, (a, b, c) in enumerate(_POLYNOMIALS):
+        if k:
+            gram = _all_reduce(x.T @ x, group)
+        x = torch.addmm(x, x, torch.addmm(gram, gram, gram, beta=b, alpha=c), beta=a)
+    return x if tall else x.T
+
+
+def _minimax_polynomials(lower: float, count: int) -> list[tuple[float, float, float]]:
+    """Coefficients (a, b, c) of p_k(x) = a x + b x^3 + c x^5, each the best approximation of 1 on the interval that
+    the one before maps [lower, 1] to: the error takes the values +E, -E, +E, -E at the ends and at two points q < r
+    between, the zeros of p', found by exchange (Remez)."""
+    upper, polynomials = 1.0, []
+    for _ in range(count):
+        q, r = (3 * lower + upper) / 4, (lower + 3 * upper) / 4
+        for _ in range(40):
+            x = torch.tensor([lower, q, r, upper], dtype=torch.float64, device="cpu")
+            signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64, device="cpu")
+            a, b, c, error = torch.linalg.solve(torch.stack([x, x**3, x**5, signs], 1), torch.ones_like(x)).tolist()
+            discriminant = math.sqrt(max(0.0, 9 * b * b - 20 * a * c))
+            q, r = (math.sqrt((-3 * b + sign * discriminant) / (10 * c)) for sign in (-1, 1))
+        polynomials.append((a, b, c))
+        lower, upper = 1 - abs(error), 1 + abs(error)
+        if upper - lower < 1e-4:  # the limit of the sequence; the exchange is ill-conditioned on a tiny interval
+            polynomials += [(15 / 8, -10 / 8, 3 / 8)] * (count - len(polynomials))
+            break
+    return polynomials
+
+
+_POLYNOMIALS = _minimax_polynomials(lower=3e-4, count=9)
+
+
+def _unit_rows(z: Tensor, smallest: float) -> Tensor:
+    """Rows over their norm; rows below the smallest normal number, zero rows among them, become zero. Each row is
+    first divided by its largest entry, so that no square overflows or vanishes."""
+    largest = z.detach().abs().amax(dim=1, keepdim=True)
+    zero = largest < smallest
+    z = z / torch.where(zero, 1, largest)
+    norm = torch.linalg.vector_norm(torch.where(zero, 1, z), dim=1, keepdim=True)
+    return torch.where(zero, 0, z / norm)
+
+
+def _mean(z: Tensor, n: Tensor, group: Any) -> Tensor:
+    return (_all_reduce(z.sum(dim=0, dtype=n.dtype), group) / n).to(z.dtype)
+
+
+def _root(value: Tensor, rounding: float) -> Tensor:
+    """sqrt(value), with a zero derivative where value is 0 to rounding and the slope would be infinite."""
+    away = ~(value <= rounding)  # also NaN, which must stay visible
+    return torch.where(away, torch.where(away, value, 1).sqrt(), value.detach().clamp(min=0).sqrt())
+
+
+def _noise(eigenvalues: Tensor) -> Tensor:
+    """What rounding leaves of a zero eigenvalue of a Gram matrix (ascending eigenvalues)."""
+    return 4 * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
+
+
+def _all_reduce(x: Tensor, group: Any) -> Tensor:
+    """The sum over the ranks of `group`; x itself without one. Not differentiated."""
+    if group is None:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x, group=group)
+    return x
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
+
+
+def _check_matrix(z: Tensor, least_rows: int) -> None:
+    if z.ndim != 2 or z.shape[0] < least_rows or z.shape[1] < 1 or not z.is_floating_point():
+        raise ValueError(
+            f"expected a floating-point matrix of n >= {least_rows} rows and m >= 1 features, "
+            f"got {z.dtype} of shape {tuple(z.shape)}"
+        )
+
+
+def _check_size(n: int, m: int) -> None:
+    if n < 2 or m < 1:
+        raise ValueError(f"need n >= 2 rows of m >= 1 features, got n = {n}, m = {m}")
