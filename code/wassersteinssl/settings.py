@@ -1,5 +1,135 @@
-"""Settings of a run. Imports nothing heavy: --help and a wrong option answer before torch is loaded."""
+"""The settings of a run and their command line.
+
+Imports nothing heavy: --help and a wrong option answer before torch is loaded. A method file adds its own settings by
+subclassing `Settings`; each field is an option of the same name with dashes.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+DATASETS = ("cifar10", "cifar100", "stl10", "tinyimagenet", "digits", "folder")
 
 
 class UserError(Exception):
     """A mistake of the user's, told in one line; a program that meets it exits with status 2."""
+
+
+def option(default: Any, help: str, *, check: Callable[[str], Any] | None = None, choices: tuple = ()) -> Any:
+    """A dataclass field that is also a command-line option; `check` turns its text into a value or complains."""
+    return field(default=default, metadata={"help": help, "check": check or type(default), "choices": choices})
+
+
+def _number(text: str, kind: type, least: float, above: bool) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+    if not math.isfinite(value) or value < least or (above and value == least):
+        raise argparse.ArgumentTypeError(f"must be {'above' if above else 'at least'} {least:g}, not {text}")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number, at least 1."""
+    return _number(text, int, 1, above=False)
+
+
+def whole(text: str) -> int:
+    """A whole number, at least 0."""
+    return _number(text, int, 0, above=False)
+
+
+def positive(text: str) -> float:
+    return _number(text, float, 0, above=True)
+
+
+def not_negative(text: str) -> float:
+    return _number(text, float, 0, above=False)
+
+
+def pair_size(text: str) -> int:
+    """A whole number, at least 2: batch-norm and W2 need two rows."""
+    return _number(text, int, 2, above=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every method shares. The defaults are the paper's, for CIFAR-10."""
+
+    dataset: str = option("cifar10", "the images; digits needs no download", choices=DATASETS)
+    data_dir: str = option("", "where data sets lie or are downloaded to (default: data/ of the repository)")
+    limit_train: int | None = option(None, "train on this many images only, balanced over classes", check=count)
+    normalization: str = option(
+        "dataset", "subtract each data set's own mean or, as the paper, CIFAR-10's", choices=("dataset", "cifar10")
+    )
+
+    uniformity: str = option("none", "the uniformity term to add to the method's loss")
+    alpha_max: float | None = option(None, "its weight at the start (default: the method's)", check=not_negative)
+    alpha_min: float | None = option(None, "its weight at the end; linear in between", check=not_negative)
+
+    epochs: int = option(500, "of pre-training", check=count)
+    batch_size: int = option(256, "images a step, two views each", check=pair_size)
+    weight_lr: float = option(0.2, "learning rate of weights, for a batch of 256", check=positive)
+    vector_lr: float = option(0.005, "learning rate of biases and batch-norm, for a batch of 256", check=positive)
+    warmup_epochs: float | None = option(
+        None, "of linear warm-up (default: 10, and at most a tenth of --epochs)", check=not_negative
+    )
+    width: int = option(64, "channels of the ResNet-18's first stage; 16 trains on a CPU", check=count)
+    hidden_dim: int = option(2048, "of the projector", check=count)
+    dim: int = option(256, "of the projector's output z", check=count)
+
+    linear_epochs: int = option(100, "of linear evaluation", check=count)
+    monitor_every: int = option(5, "epochs between kNN, W2, L_U, A of the test images; 0: never", check=whole)
+
+    seed: int = option(12, "of everything random", check=whole)
+    precision: str = option("fp32", "bf16: mixed precision", choices=("fp32", "bf16"))
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    run_dir: str = option("", "the run's folder (default: runs/DATASET/METHOD+TERM-wWIDTH-eEPOCHS-sSEED)")
+    stage: str = option("all", "what to do", choices=("all", "pretrain", "evaluate"))
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up: the paper's 10 of 500; a short run would spend half its time there."""
+        return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
+
+    # Settings that may differ when a run is continued: where it runs, not what it computes.
+    PLACE = ("data_dir", "device", "run_dir", "stage")
+
+
+Any_Settings = TypeVar("Any_Settings", bound=Settings)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+
+
+def parse(kind: type[Any_Settings], description: str | None, arguments: list[str] | None = None) -> Any_Settings:
+    """The settings that the command line asks for. Ends the program with status 2 and one line if it makes no sense."""
+    parser = _Parser(
+        prog=Path(sys.argv[0]).name,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for entry in fields(kind):
+        parser.add_argument("--" + entry.name.replace("_", "-"), **_argument(entry))
+    settings = kind(**vars(parser.parse_args(arguments)))
+    if settings.alpha_min is not None and settings.alpha_max is None:
+        parser.error("--alpha-min needs --alpha-max")
+    return settings
+
+
+def _argument(entry: Field) -> dict[str, Any]:
+    if entry.default is MISSING or not entry.metadata:
+        raise TypeError(f"settings field {entry.name} must be declared with option(...)")
+    default = "" if entry.default in (None, "") else f" (default: {entry.default})"
+    argument = {"default": entry.default, "help": (entry.metadata["help"] + default).replace("%", "%%")}
+    if entry.metadata["choices"]:
+        return {**argument, "choices": entry.metadata["choices"]}
+    return {**argument, "type": entry.metadata["check"], "metavar": entry.name.split("_")[-1].upper()}

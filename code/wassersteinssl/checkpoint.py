@@ -1,0 +1,91 @@
+"""Checkpoints that survive a kill, a full disk and a flipped bit.
+
+A checkpoint is `checkpoint-STEP-DIGEST.pt`: written under a temporary name, flushed to the disk, then renamed; DIGEST
+is the start of its SHA-256, checked on loading (torch loads a damaged file without a word). The two newest are kept.
+"""
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wassersteinssl.settings import UserError
+
+KEPT = 2
+_NAME = re.compile(r"checkpoint-(\d+)-([0-9a-f]{16})\.pt")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """All of the content under `path`, or what was there before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
+    """Write a checkpoint and drop all but the newest two. With the disk full: a line on stderr, what there was is
+    kept, and False."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    path = folder / f"checkpoint-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        missing = max(0, len(content) - shutil.disk_usage(folder).free) / 2**20
+        print(
+            f"no checkpoint written: the disk of {folder} is full, {missing:.1f} MiB more are needed; "
+            "the previous checkpoint is kept, the run goes on",
+            file=sys.stderr,
+        )
+        return False
+    for _, old in _found(folder)[KEPT:]:
+        old.unlink()
+    return True
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint, on the CPU; None if there is none. A damaged one is named on stderr and the one
+    before it used; UserError if all are damaged. Sweeps what a killed writer left."""
+    for orphan in folder.glob(".*.part"):
+        orphan.unlink()
+    found = _found(folder)
+    for digest, path in found:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest().startswith(digest):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        print(f"{path} is damaged (its SHA-256 differs from its name); trying an older one", file=sys.stderr)
+    if found:
+        raise UserError(f"every checkpoint in {folder} is damaged: remove them to start anew")
+    return None
+
+
+def _found(folder: Path) -> list[tuple[str, Path]]:
+    """(digest, path), newest first."""
+    matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [(match[2], path) for match, path in sorted(matches, key=lambda found: -int(found[0][1]))]
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # makes the rename itself survive a power cut
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,366 @@
+"""How good a representation is: features, nearest neighbours, the linear probe, Table 2's measures, the spectrum.
+
+Everything runs on the device of its inputs, in chunks of bounded memory, and reads a number back only at the end.
+Accuracies are percentages. Legend of shapes: n rows, d features h of the backbone, m features z of the projector,
+C classes.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wassersteinssl import augment
+from wassersteinssl.data import ImageSet, Split
+from wassersteinssl.settings import UserError
+from wassersteinssl.uniformity import alignment, lu_uniformity
+from wassersteinssl.w2 import W2Metric, w2_floor
+
+CHUNK_ELEMENTS = 2**25  # of the largest temporary matrix: 128 MiB of float32
+
+
+# ---- features --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def frozen(module: Any) -> Iterator[None]:
+    """No gradients, and evaluation mode for a network: batch-norm uses its running statistics and leaves them alone.
+
+    The mode of every submodule is restored. A plain function is called as it is.
+    """
+    modes = [(m, m.training) for m in module.modules()] if isinstance(module, nn.Module) else []
+    try:
+        for m, _ in modes:
+            m.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def _encode(encoder_fn: Callable[[Tensor], Tensor], images: Tensor, precision: str) -> Tensor:
+    """(b, 3, H, W) -> float32 (b, d); the forward pass alone may run in bfloat16."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return encoder_fn(images.contiguous(memory_format=torch.channels_last)).float()
+
+
+def _view(images: Tensor, augmentation: augment.Augmentation, generator: torch.Generator, data: ImageSet) -> Tensor:
+    """One augmented and normalised view of each image (b, 3, H, W) uint8."""
+    height, width = images.shape[2:]
+    parameters = augment.draw(augmentation, len(images), (height, width), generator)
+    return augment.apply(images, parameters.to(images.device, non_blocking=True), augmentation, data.mean, data.std)
+
+
+def extract(
+    encoder_fn: Callable[[Tensor], Tensor],
+    split: Split,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int | None = None,
+    device: torch.device | str,
+    precision: str = "fp32",
+) -> tuple[Tensor, Tensor]:
+    """Features (n, d) in float32 and labels (n,) of a split's images, un-augmented, in the split's order.
+
+    A network runs in evaluation mode. Without a batch_size, one that suits the image size and the device is taken.
+    """
+    if len(split) == 0:
+        raise UserError("no images to extract features from")
+    batch_size = batch_size or _forward_batch(split.size, device)
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
+    with frozen(encoder_fn):
+        for images, y in split.batches(torch.arange(len(split)).split(batch_size), device):
+            features.append(_encode(encoder_fn, augment.normalize(images, mean, std), precision))
+            labels.append(y)
+    return torch.cat(features), torch.cat(labels)
+
+
+# ---- nearest neighbours and top-k ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def knn_predict(train_h: Tensor, train_y: Tensor, test_h: Tensor, *, k: int = 200, classes: int) -> Tensor:
+    """The class (n',) that wins the weighted vote of the k nearest training rows; k counts at most n.
+
+    vote(c) = sum over the k largest s_i with y_i = c of exp(s_i), s_i the cosine similarity (Wu et al., arXiv
+    1805.01978, at temperature 1, as the paper has it). train_h (n, d), test_h (n', d); labels in 0..classes-1.
+    """
+    bank = F.normalize(train_h.float()).T  # (d, n)
+    predictions = []
+    for h in test_h.split(max(1, CHUNK_ELEMENTS // len(train_h))):
+        similarity, neighbour = (F.normalize(h.float()) @ bank).topk(min(k, len(train_h)))  # (rows, n) -> (rows, k)
+        votes = similarity.new_zeros(len(h), classes)
+        predictions.append(votes.scatter_add_(1, train_y[neighbour], similarity.exp()).argmax(1))
+    return torch.cat(predictions)
+
+
+def knn_accuracy(
+    train_h: Tensor, train_y: Tensor, test_h: Tensor, test_y: Tensor, *, k: int = 200, classes: int
+) -> float:
+    """Percent of test rows that `knn_predict` gets right."""
+    correct = knn_predict(train_h, train_y, test_h, k=k, classes=classes) == test_y
+    return 100 * correct.sum().item() / len(test_y)
+
+
+@torch.no_grad()
+def topk_accuracy(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> tuple[float, ...]:
+    """Percent of rows whose label is among the k largest of (n, C) logits, for each k; k counts at most C."""
+    best = logits.topk(min(max(ks), logits.shape[1])).indices  # (n, max k)
+    hits = (best == labels[:, None]).sum(0).cumsum(0).tolist()  # hits[k-1]: rows whose label is among the first k
+    return tuple(100 * hits[min(k, len(hits)) - 1] / len(labels) for k in ks)
+
+
+# ---- the linear probe ------------------------------------------------------------------------------------------------
+
+
+class LinearProbe:
+    """Softmax regression on frozen features, by the paper's recipe.
+
+    logits = W h + b, W (C, d) drawn from N(0, 0.01^2), b = 0; mean cross-entropy in float32; SGD with momentum. The
+    learning rate falls along half a cosine, step by step: lr_t = lr (1 + cos(pi t / T)) / 2, T = epochs * batches.
+    `state_dict` holds all there is: a probe that loads it goes on bitwise as if it had never stopped.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        *,
+        total_steps: int,
+        batch_size: int = 256,
+        lr: float = 0.3,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        seed: int = 12,
+        device: torch.device | str = "cpu",
+    ):
+        self.total_steps, self.batch_size, self.lr, self.step = total_steps, batch_size, lr, 0
+        self.linear = nn.Linear(dim, classes)
+        nn.init.normal_(self.linear.weight, std=0.01, generator=augment.generator(seed, 0, 0, "probe weights"))
+        nn.init.zeros_(self.linear.bias)
+        self.linear.to(device)
+        self.optimizer = torch.optim.SGD(self.linear.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+
+    def learn(self, h: Tensor, y: Tensor) -> Tensor:
+        """SGD over the rows of h (n, d) in their order, batch by batch; the losses' sum over rows, on the device."""
+        loss_sum = torch.zeros((), device=h.device)
+        for h_batch, y_batch in zip(h.split(self.batch_size), y.split(self.batch_size), strict=True):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * (1 + math.cos(math.pi * self.step / self.total_steps)) / 2
+            loss = F.cross_entropy(self.linear(h_batch), y_batch)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            loss_sum += loss.detach() * len(y_batch)
+            self.step += 1
+        return loss_sum
+
+    @torch.no_grad()
+    def accuracy(self, h: Tensor, y: Tensor) -> tuple[float, ...]:
+        """Top-1 and top-5 accuracy in percent."""
+        return topk_accuracy(self.linear(h), y)
+
+    def state_dict(self) -> dict:
+        state = {"step": self.step, "linear": self.linear.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return copy.deepcopy(state)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step = state["step"]
+        self.linear.load_state_dict(state["linear"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def linear_probe(
+    backbone: nn.Module,
+    data: ImageSet,
+    *,
+    crop: augment.Augmentation = augment.CROP_AND_FLIP,
+    epochs: int = 100,
+    batch_size: int = 256,
+    lr: float = 0.3,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-6,
+    seed: int = 12,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    forward_batch: int | None = None,
+    state: dict | None = None,
+    on_epoch: Callable[[dict], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict:
+    """Linear evaluation of a frozen backbone on an ImageSet: {"acc1", "acc5", "best_acc1", "best_epoch", "history",
+    "complete"}, percent, of the last epoch; `best_*` is over epochs and chosen on the test set, hence flattering.
+
+    Training images are cropped and flipped anew every epoch, as `crop` says; test images are encoded once, as they
+    are. The backbone's batch-norm statistics are frozen. Because the backbone is, too, `forward_batch` images go
+    through it at once, a matter of speed alone: order and crops are functions of (seed, epoch, step).
+
+    on_epoch(state) is called after every epoch with all that a continuation needs, loadable with weights_only=True;
+    `state` continues from there, and on CPU ends bitwise equal. should_stop() is asked before every forward batch: the
+    result so far is returned with "complete" False, and the unfinished epoch is forgotten.
+    """
+    if epochs < 1:
+        raise UserError(f"the linear evaluation needs at least 1 epoch, not {epochs}")
+    test_h, test_y = extract(backbone, data.test, data.mean, data.std, device=device, precision=precision)
+    n, dim, classes = len(data.train), test_h.shape[1], len(data.classes)
+    options = {"batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "seed": seed}
+    settings = {**options, "epochs": epochs, "crop": asdict(crop), "dim": dim, "classes": classes, "n_train": n}
+    probe = LinearProbe(dim, classes, total_steps=epochs * math.ceil(n / batch_size), device=device, **options)  # type: ignore[arg-type]
+    history: list[dict] = []
+    if state is not None:
+        _check_same(state["settings"], settings)
+        probe.load_state_dict(state["probe"])
+        history = copy.deepcopy(state["history"])
+    forward_batch = forward_batch or _forward_batch(data.train.size, device)
+
+    for epoch in range(len(history), epochs):
+        loss_sum = torch.zeros((), device=device)
+        for h, y in _augmented_features(
+            backbone, data, crop, seed, epoch, batch_size, forward_batch, device, precision
+        ):
+            if should_stop is not None and should_stop():
+                return _result(history, epochs)
+            loss_sum += probe.learn(h, y)
+        loss = loss_sum.item() / n
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"linear evaluation: the loss of epoch {epoch} is {loss}")
+        acc1, acc5 = probe.accuracy(test_h, test_y)
+        history.append({"epoch": epoch, "loss": loss, "acc1": acc1, "acc5": acc5})
+        if on_epoch is not None:
+            on_epoch({"settings": settings, "probe": probe.state_dict(), "history": copy.deepcopy(history)})
+    return _result(history, epochs)
+
+
+def _augmented_features(
+    backbone: nn.Module,
+    data: ImageSet,
+    crop: augment.Augmentation,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    forward_batch: int,
+    device: torch.device | str,
+    precision: str,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of cropped and flipped training images as (features, labels), `forward_batch` images at a time."""
+    split = data.train
+    order = torch.randperm(len(split), generator=augment.generator(seed, epoch, 0, "probe order"))
+    batches_at_once = max(1, forward_batch // batch_size)
+    step = 0
+    for images, y in split.batches(order.split(batches_at_once * batch_size), device):
+        views = []
+        for batch in images.split(batch_size):
+            views.append(_view(batch, crop, augment.generator(seed, epoch, step, "probe crop"), data))
+            step += 1
+        with frozen(backbone):
+            h = _encode(backbone, torch.cat(views), precision)
+        yield h, y
+
+
+def _forward_batch(size: tuple[int, int], device: torch.device | str) -> int:
+    """Images a forward pass of the frozen backbone: many fill a GPU, few stay in a CPU's caches."""
+    at_32 = 512 if torch.device(device).type == "cpu" else 2048
+    return max(1, at_32 * 32 * 32 // (size[0] * size[1]))
+
+
+def _check_same(then: dict, now: dict) -> None:
+    for name, value in now.items():
+        if then.get(name) != value:
+            raise UserError(f"this linear evaluation was begun with {name} {then.get(name)}, not {value}")
+
+
+def _result(history: list[dict], epochs: int) -> dict:
+    result: dict = {"acc1": None, "acc5": None, "best_acc1": None, "best_epoch": None}
+    if history:
+        best = max(history, key=lambda line: line["acc1"])
+        result = {"acc1": history[-1]["acc1"], "acc5": history[-1]["acc5"]}
+        result |= {"best_acc1": best["acc1"], "best_epoch": best["epoch"]}
+    return {**result, "history": history, "complete": len(history) == epochs}
+
+
+# ---- measures of the representation ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def spectrum(z: Tensor) -> Tensor:
+    """Singular values of the covariance of the rows of z (n, m), descending, float64 (m,): the paper's figure 7.
+
+    S = (1/n) sum_i (z_i - mu)(z_i - mu)^T is positive semi-definite, so its singular values are its eigenvalues; those
+    that rounding made negative are 0. The rows are taken as they are: normalise first if unit rows are meant.
+    """
+    covariance = W2Metric(normalize=False).update(z).covariance
+    return torch.linalg.eigvalsh(covariance).clamp(min=0).flip(0)
+
+
+@torch.no_grad()
+def representation_metrics(z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor) -> dict[str, float]:
+    """Table 2's measures, on projector outputs (n, m), whose rows each measure scales to unit length.
+
+    w2 and lu of the un-augmented test images, alignment of two augmented views of each; w2_floor is what w2 would be
+    for n uniform rows, without which w2 means little. ValueError if a row is not finite.
+    """
+    return {
+        "w2": W2Metric().update(z_test).compute(),
+        "w2_floor": w2_floor(*z_test.shape),
+        "lu": lu_uniformity(z_test).item(),
+        "alignment": alignment(z_view_a, z_view_b).item(),
+    }
+
+
+def measure(
+    method: Any,
+    data: ImageSet,
+    augmentation: augment.Augmentation,
+    *,
+    train_limit: int | None,
+    seed: int,
+    device: torch.device | str,
+    precision: str = "fp32",
+) -> tuple[dict[str, float], Tensor]:
+    """Table 2's measures and kNN accuracy of a method with `backbone` and `projector`, and its z (n_test, m).
+
+    knn1: test images by their neighbours among the training images (at most `train_limit`, balanced over classes). w2,
+    lu: of the z of un-augmented test images; alignment: of two augmented views of each, the same at every call.
+    """
+
+    def features(split: Split) -> tuple[Tensor, Tensor]:
+        return extract(method.backbone, split, data.mean, data.std, device=device, precision=precision)
+
+    train = data.train if train_limit is None or train_limit >= len(data.train) else data.train.take(train_limit)
+    (train_h, train_y), (test_h, test_y) = features(train), features(data.test)
+    knn1 = knn_accuracy(train_h, train_y, test_h, test_y, classes=len(data.classes))
+    with frozen(method.projector):
+        z = method.projector(test_h)
+        z_a, z_b = (
+            method.projector(_features_of_view(method.backbone, data, augmentation, seed, view, device, precision))
+            for view in ("alignment a", "alignment b")
+        )
+    return {"knn1": knn1, **representation_metrics(z, z_a, z_b)}, z
+
+
+def _features_of_view(
+    backbone: nn.Module,
+    data: ImageSet,
+    augmentation: augment.Augmentation,
+    seed: int,
+    stream: str,
+    device: torch.device | str,
+    precision: str,
+) -> Tensor:
+    """Features (n_test, d) of one augmented view of every test image, in their order."""
+    features = []
+    batches = data.test.batches(torch.arange(len(data.test)).split(256), device)
+    with frozen(backbone):
+        for step, (images, _) in enumerate(batches):
+            view = _view(images, augmentation, augment.generator(seed, 0, step, stream), data)
+            features.append(_encode(backbone, view, precision))
+    return torch.cat(features)

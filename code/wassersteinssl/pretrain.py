@@ -1,0 +1,152 @@
+"""Pre-training: the loop, on one screen."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wassersteinssl import augment
+from wassersteinssl.data import ImageSet
+from wassersteinssl.method import Method
+from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
+from wassersteinssl.settings import Settings, UserError
+from wassersteinssl.uniformity import MEASURES
+
+
+class NonFiniteLoss(Exception):
+    """The loss is NaN or infinite; told before the weights are touched."""
+
+
+def pretrain(
+    method: Method,
+    data: ImageSet,
+    augmentation: augment.Augmentation,
+    settings: Settings,
+    device: torch.device,
+    *,
+    state: dict | None,
+    save: Callable[[int, dict], Any],
+    log: Callable[[dict], None],
+    monitor: Callable[[], dict],
+    stop: Callable[[], bool],
+) -> float | None:
+    """Train for settings.epochs; the seconds it took, over all continuations, or None if `stop()` asked for an end.
+
+    `state` continues a run, bitwise on a CPU: order and augmentation are functions of (seed, epoch, step). `save(step,
+    state)` is called after every epoch and before an end, `log(line)` with the means of every epoch.
+    """
+    split = (data.unlabeled or data.train).to(device)
+    n, batch_size, seed = len(split), settings.batch_size, settings.seed
+    steps = n // batch_size  # an epoch's; what is left of the order is dropped
+    if steps == 0:
+        raise UserError(f"--batch-size {batch_size} is larger than the training set of {n} images")
+    optimizer = LARS(
+        param_groups(method, settings.weight_lr, settings.vector_lr, batch_size=batch_size), lr=settings.weight_lr
+    )
+    total, warmup_steps = settings.epochs * steps, round(settings.warmup * steps)
+    term, alpha_max, alpha_min = uniformity_term(method, settings)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the method's loss and of the term, this epoch
+    done, seconds = 0, 0.0  # steps and time so far
+    if state is not None:
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        sums.copy_(state["sums"])
+        done, seconds = state["step"], state["seconds"]
+
+    def snapshot() -> dict:
+        return {
+            "method": method.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "sums": sums,
+            "step": done,
+            "logged": done // steps,  # lines of metrics.jsonl
+            "seconds": seconds + time.perf_counter() - start,
+        }
+
+    method.train()
+    start = time.perf_counter()
+    bar = tqdm(total=total, initial=done, desc="pretrain", unit="step", smoothing=0.05, disable=None)
+    for epoch in range(done // steps, settings.epochs):
+        began, first = time.perf_counter(), done % steps
+        alpha = alpha_max - epoch * (alpha_max - alpha_min) / settings.epochs
+        order = torch.randperm(n, generator=augment.generator(seed, epoch, 0, "order")).split(batch_size)[first:steps]
+        for step, (images, _) in enumerate(split.batches(order, device), first):
+            view_a, view_b = (
+                _view(images, augmentation, data, augment.generator(seed, epoch, step, view)) for view in "ab"
+            )
+            set_lr(optimizer, warmup_cosine(done, total, warmup_steps))
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                loss, z_a, z_b = method(view_a, view_b)
+            terms = [loss.detach()]
+            if term is not None:
+                uniformity = term(torch.cat([z_a, z_b]))
+                loss = loss + alpha * uniformity
+                terms.append(uniformity.detach())
+            if device.type == "cpu" and not loss.isfinite():  # elsewhere once an epoch: reading it would stall
+                _refuse(epoch, step, terms)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            done += 1
+            method.after_step(done / total)
+            sums[: len(terms)] += torch.stack(terms)
+            bar.update()
+            if stop() and done % steps:
+                save(done, snapshot())
+                bar.close()
+                return None
+        if not sums.isfinite().all():
+            _refuse(epoch, steps - 1, list(sums))
+        mean_loss, mean_uniformity = (sums / steps).tolist()
+        took = time.perf_counter() - began
+        line = {"epoch": epoch, "loss": mean_loss, "lr": warmup_cosine(done - 1, total, warmup_steps)}
+        if term is not None:
+            line |= {"loss_uniformity": mean_uniformity, "alpha": alpha}
+        line |= {"seconds": took, "images_per_second": (steps - first) * batch_size / took}
+        if settings.monitor_every and ((epoch + 1) % settings.monitor_every == 0 or epoch + 1 == settings.epochs):
+            line |= monitor()
+        bar.set_postfix({k: f"{v:.4g}" for k, v in line.items() if k in ("loss", "loss_uniformity", "knn1", "w2")})
+        if bar.disable:
+            print("  ".join(f"{k} {v:.5g}" for k, v in line.items()), flush=True)
+        sums.zero_()
+        log(line)
+        save(done, snapshot())
+        if stop() and done < total:
+            bar.close()
+            return None
+    bar.close()
+    return seconds + time.perf_counter() - start
+
+
+def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tensor], Tensor] | None, float, float]:
+    """The term to add and its weight at the start and the end. UserError if there is no such term or weight."""
+    name = settings.uniformity
+    if name == "none":
+        return None, 0.0, 0.0
+    usable = [key for key, measure in MEASURES.items() if measure.loss]
+    if name not in usable:
+        raise UserError(f"unknown --uniformity {name!r}: choose from none, {', '.join(usable)}")
+    alpha_max, alpha_min = settings.alpha_max, settings.alpha_min
+    if alpha_max is None:
+        if name not in method.ALPHA:
+            raise UserError(f"no default weight for --uniformity {name} with this method: give --alpha-max")
+        alpha_max, default_min = method.ALPHA[name]
+        alpha_min = default_min if alpha_min is None else alpha_min
+    return MEASURES[name].function, alpha_max, alpha_max if alpha_min is None else alpha_min
+
+
+def _view(images: Tensor, augmentation: augment.Augmentation, data: ImageSet, generator: torch.Generator) -> Tensor:
+    parameters = augment.draw(augmentation, len(images), data.train.size, generator)
+    view = augment.apply(
+        images, parameters.to(images.device, non_blocking=True), augmentation, data.mean, data.std
+    )
+    return view.contiguous(memory_format=torch.channels_last)
+
+
+def _refuse(epoch: int, step: int, terms: list[Tensor]) -> None:
+    names = ("loss", "uniformity")
+    values = ", ".join(f"{name} {value.item():g}" for name, value in zip(names, terms, strict=False))
+    raise NonFiniteLoss(f"not finite in epoch {epoch}, step {step}: {values}; the weights were not changed by it")
