@@ -21,8 +21,8 @@ from wassersteinssl.vision import torchvision  # noqa: F401  (before the next: i
 from torchvision.transforms import RandomResizedCrop  # isort: skip
 from torchvision.transforms.v2 import functional as F  # isort: skip
 
-PIXELS = dict(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)  # leaves the scale at 0..255
-CIFAR = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261))
+PIXELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # leaves the scale at 0..255
+CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.243, 0.261)}
 PAPER = Augmentation()
 BLENDS = {(0, 0): F.adjust_brightness, (1, 0): F.adjust_contrast, (0, 1): F.adjust_saturation}  # by (mean, grey) weight
 
@@ -77,8 +77,9 @@ def test_crop_resize_flip_equals_pil(size, output):
         pil = ImageOps.mirror(pil) if parameters.flip[i] else pil
         difference.append((ours[i] - from_pil(pil)).abs())
     difference = torch.stack(difference)
-    assert difference.mean() < 0.4  # PIL rounds twice to integers, each time by 0.25 on average
-    assert difference.max() < 2
+    assert difference.mean() < 0.4  # PIL rounds both passes to integers, each time by 0.25 on average
+    # Where the height shrinks, recent versions of PIL take the columns first, and cut other values to 0..255.
+    assert difference[parameters.box[2] <= output[0]].max() < 1.3
 
 
 def test_an_integer_output_size_is_a_square():
@@ -137,18 +138,25 @@ def test_solarize_equals_torchvision_and_pil(threshold):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (8, 8), (20, 36)])
-def test_blur_equals_scipy_and_resembles_pil(size):
+def test_blur_equals_scipy(size):
     images, parameters = noise(20, size), identity(20, size)
     parameters.sigma.copy_(torch.linspace(0.1, 2, 20))
     parameters.sigma[5] = 0
     ours = apply(images, parameters, PAPER, **PIXELS)
+    for i, sigma in enumerate(parameters.sigma.tolist()):
+        theirs = images[i].double().numpy()
+        if sigma > 0:
+            theirs = gaussian_filter(theirs, (0, sigma, sigma), mode="nearest", truncate=4)
+        torch.testing.assert_close(ours[i], torch.from_numpy(theirs).float(), atol=2e-3, rtol=0)
+
+
+def test_blur_resembles_pils():
+    coarse, parameters = noise(20, (8, 8)), identity(20)
+    images = torch.stack([F.pil_to_tensor(to_pil(image).resize((32, 32), Image.BICUBIC)) for image in coarse])
+    parameters.sigma.copy_(torch.linspace(0.1, 2, 20))
+    ours = apply(images, parameters, PAPER, **PIXELS)
     for image, our, sigma in zip(images, ours, parameters.sigma.tolist(), strict=True):
-        if sigma == 0:
-            torch.testing.assert_close(our, image.float(), atol=1e-3, rtol=0)
-            continue
-        scipy = gaussian_filter(image.double().numpy(), (0, sigma, sigma), mode="nearest", truncate=4)
-        torch.testing.assert_close(our, torch.from_numpy(scipy).float(), atol=2e-3, rtol=0)
-        pil = from_pil(to_pil(image).filter(ImageFilter.GaussianBlur(sigma)))  # three box filters
+        pil = from_pil(to_pil(image).filter(ImageFilter.GaussianBlur(sigma)))  # box filters, not a Gaussian
         assert (our - pil).abs().mean() < 1.5
 
 
@@ -202,8 +210,9 @@ def test_boxes_are_distributed_as_torchvisions(size):
     ):
         assert stats.ks_2samp(statistic(*ours), statistic(*theirs)).pvalue > 0.01
     top, left, height, width = ours
-    assert (top >= 0).all() and (left >= 0).all() and (height >= 1).all() and (width >= 1).all()
-    assert (top + height <= size[0]).all() and (left + width <= size[1]).all()
+    assert min(top.min(), left.min(), height.min() - 1, width.min() - 1) == 0
+    assert (top + height).max() == size[0]
+    assert (left + width).max() == size[1]
     at = (height == 20) & (width == 20)  # every position of a box, the last included, equally often
     counts = np.bincount(top[at].astype(int), minlength=size[0] - 19)
     assert stats.chisquare(counts).pvalue > 0.001
@@ -390,6 +399,17 @@ def test_autocast_does_not_round_the_pixels():
         assert torch.equal(plain, apply(images, parameters, CROP_AND_FLIP, **CIFAR))
 
 
+def test_linear_evaluation_keeps_the_crop_and_drops_the_colours():
+    assert augment.crop_only(PAPER) == CROP_AND_FLIP
+    digits = augment.crop_only(augment.FOR_DATASET["digits"])
+    parameters = draw(digits, 50, (8, 8), generator(0, 0, 0, 0))
+    assert parameters.flip.sum() == 0
+    assert parameters.box[2].min() * parameters.box[3].min() > 64 * 0.2
+    images = noise(50, (8, 8))[:, :1].repeat(1, 3, 1, 1)
+    ours = apply(images, parameters, digits, **PIXELS)
+    assert (ours.amax(1) - ours.amin(1)).max() == 0  # grey stays grey
+
+
 # --- What a CUDA graph and a compiler need ---------------------------------------------------------------------------
 
 
@@ -430,12 +450,12 @@ def test_apply_compiles_to_one_graph(backend):
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(flip=1.5),
-        dict(blur=-0.1),
-        dict(hue=0.6),
-        dict(contrast=2),
-        dict(crop_scale=(0, 1)),
-        dict(blur_sigma=(2, 1)),
+        {"flip": 1.5},
+        {"blur": -0.1},
+        {"hue": 0.6},
+        {"contrast": 2},
+        {"crop_scale": (0, 1)},
+        {"blur_sigma": (2, 1)},
     ],
 )
 def test_a_wrong_option_is_named(wrong):

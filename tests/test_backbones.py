@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+
 from wassersteinssl.backbones import predictor, projector, resnet18
 from wassersteinssl.settings import UserError
 from wassersteinssl.vision import torchvision

@@ -20,7 +20,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from wassersteinssl import data
+
+from wassersteinssl import data, data_archives, data_files, machine
 from wassersteinssl.data import Split, load
 from wassersteinssl.settings import UserError
 from wassersteinssl.vision import torchvision
@@ -66,7 +67,7 @@ def everything(split: Split, batch: int = 4) -> tuple[torch.Tensor, torch.Tensor
 
 
 def forbid_decoding(monkeypatch) -> None:
-    monkeypatch.setattr(data.Files, "_decode", lambda *_: pytest.fail("decoded although it is cached"))
+    monkeypatch.setattr(data_files.Files, "_decode", lambda *_: pytest.fail("decoded although it is cached"))
 
 
 # ---- image-folder trees ----
@@ -295,7 +296,7 @@ def test_full_disk_costs_only_a_note(tree, capsys, monkeypatch):
 
 def test_leftovers_of_a_killed_run_are_removed(tree):
     (tree / ".wassersteinssl").mkdir()
-    (tree / ".wassersteinssl" / ".folder-train-images.npy.123.tmp").write_text("half")
+    (tree / ".wassersteinssl" / ".folder-train-images.npy.123.part").write_text("half")
     load("folder", tree)
     assert len(cache_files(tree)) == 5
 
@@ -350,15 +351,15 @@ def test_streaming_needs_no_cache_and_writes_none(tree):
 
 def test_a_set_too_large_for_memory_streams(tree, monkeypatch):
     total = 3 * (5 + 2) * 3 * HEIGHT * WIDTH
-    monkeypatch.setattr(data, "_memory", lambda: 2 * total - 1)
+    monkeypatch.setattr(machine, "memory", lambda: 2 * total - 1)
     assert load("folder", tree).train.images is None
     assert load("folder", tree, stream=False).train.images is not None
-    monkeypatch.setattr(data, "_memory", lambda: 2 * total)
+    monkeypatch.setattr(machine, "memory", lambda: 2 * total)
     assert load("folder", tree).train.images is not None
 
 
 def test_memory_is_measured():
-    assert 1e6 < data._memory() < 1e15
+    assert 1e6 < machine.memory() < 1e15
 
 
 def test_a_file_that_breaks_while_streaming_is_named_in_one_line(tree):
@@ -433,6 +434,17 @@ def test_statistics_equal_float64_numpy(tree):
     np.testing.assert_allclose(images.std, pixels.std((0, 2, 3)), rtol=1e-12)
 
 
+@pytest.mark.parametrize("measured", [15, 14, 5, 2])  # every image, every second, third and eighth
+def test_statistics_are_the_same_in_memory_and_streaming(tree, monkeypatch, measured):
+    monkeypatch.setattr(data, "MEASURED", measured)
+    memory, streaming = load("folder", tree), load("folder", tree, stream=True)
+    assert (memory.mean, memory.std) == (streaming.mean, streaming.std)
+    pixels = expected_pixels(tree, "train")[:: {15: 1, 14: 2, 5: 3, 2: 8}[measured]] / 255
+    assert len(pixels) <= measured
+    np.testing.assert_allclose(memory.mean, pixels.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(memory.std, pixels.std((0, 2, 3)), rtol=1e-12)
+
+
 def test_a_constant_channel_has_no_zero_std(tree):
     for file in (tree / "train").glob("*/*.png"):
         array = picture(int(file.stem))
@@ -491,7 +503,7 @@ class Mini:
                 tar.addfile(member, io.BytesIO(content))
         self.archive = buffer.getvalue()
         self.sha256 = sha256(self.archive).hexdigest()
-        monkeypatch.setitem(data.ARCHIVES, name, (published.__name__, self.sha256))
+        monkeypatch.setitem(data_archives.ARCHIVES, name, (published.__name__, self.sha256))
         monkeypatch.setattr(published, "tgz_md5", md5(self.archive).hexdigest())
         for table in ("train_list", "test_list"):
             entries = [[file, md5(files[file]).hexdigest()] for file, _ in getattr(published, table)]
@@ -552,7 +564,7 @@ def test_cifar_archive_equals_torchvision(cifar, tmp_path, monkeypatch):
 def test_cifar_cache_needs_no_archive_and_no_unpickling(cifar, tmp_path, monkeypatch):
     archive = cifar.put(tmp_path / "data")
     first = load("cifar10", tmp_path / "data")
-    monkeypatch.setattr(data, "_read_published", lambda *_, **__: pytest.fail("unpacked although it is cached"))
+    monkeypatch.setattr(data_archives, "_read_published", lambda *_, **__: pytest.fail("unpacked again"))
     assert torch.equal(load("cifar10", tmp_path / "data").train.images, first.train.images)
     archive.unlink()
     assert torch.equal(load("cifar10", tmp_path / "data").test.images, first.test.images)
@@ -649,7 +661,7 @@ def test_interrupted_download_leaves_nothing(cifar, tmp_path, monkeypatch):
 
 def test_published_checksums_fit_torchvision():
     """torchvision is asked for sets by these class names; the digests are whole SHA-256 values."""
-    for published, digest in data.ARCHIVES.values():
+    for published, digest in data_archives.ARCHIVES.values():
         assert getattr(torchvision.datasets, published).filename.endswith(".tar.gz")
         assert len(bytes.fromhex(digest)) == 32
 

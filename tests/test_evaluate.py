@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
+
 from wassersteinssl import augment, evaluate
 from wassersteinssl.backbones import projector, resnet18
 from wassersteinssl.data import ImageSet, Split
@@ -330,6 +331,17 @@ def test_order_and_crops_change_with_seed_and_epoch(data, backbone):
     assert all(map(torch.equal, (h, y), first_features(1, 0)))
     assert not torch.equal(h, first_features(1, 1)[0])
     assert not torch.equal(h, first_features(2, 0)[0])
+
+
+def test_order_changes_with_the_epoch_and_crops_with_the_step(data):
+    """Of one image repeated, labelled with its place."""
+    image = torch.arange(192, dtype=torch.uint8).view(1, 3, 8, 8).expand(32, -1, -1, -1).contiguous()
+    repeated = replace(data, train=Split(torch.arange(32), (8, 8), image))
+    views, order = next(evaluate._augmented_features(nn.Flatten(), repeated, CROP, 0, 0, 16, 32, "cpu", "fp32"))
+    assert not torch.equal(views[:16], views[16:])
+    assert not torch.equal(order, torch.arange(32))
+    _, next_order = next(evaluate._augmented_features(nn.Flatten(), repeated, CROP, 0, 1, 16, 32, "cpu", "fp32"))
+    assert not torch.equal(order, next_order)
 
 
 def test_every_training_image_is_seen_once_an_epoch(data):

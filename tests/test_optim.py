@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+
 from wassersteinssl.backbones import projector
 from wassersteinssl.optim import LARS, cosine_momentum, ema_update, param_groups, set_lr, warmup_cosine
 

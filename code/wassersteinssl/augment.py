@@ -299,12 +299,10 @@ def apply(
     `parameters` come from `draw` with the same augmentation, n and (H, W), moved to that device. The output has the
     size of the images unless another is given.
     """
-    n, channels, H, W = images.shape
-    if images.dtype != torch.uint8 or channels != 3 or parameters.table.shape[1] != n:
-        raise ValueError(
-            f"expected uint8 images (n, 3, H, W) and parameters for n, got {images.dtype} {tuple(images.shape)} "
-            f"and parameters for {parameters.table.shape[1]}"
-        )
+    columns = parameters.table.shape[1]
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or len(images) != columns:
+        raise ValueError(f"expected ({columns}, 3, H, W) uint8 images, got {tuple(images.shape)} {images.dtype}")
+    n, _, H, W = images.shape
     h, w = (output_size, output_size) if isinstance(output_size, int) else output_size or (H, W)
     chunk = n
     if images.device.type == "cpu" and not torch.compiler.is_compiling():

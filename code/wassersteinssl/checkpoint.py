@@ -7,7 +7,6 @@ is the start of its SHA-256, checked on loading (torch loads a damaged file with
 import errno
 import hashlib
 import io
-import os
 import re
 import shutil
 import sys
@@ -16,24 +15,11 @@ from typing import Any
 
 import torch
 
+from wassersteinssl.files import sweep, write_atomically
 from wassersteinssl.settings import UserError
 
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d+)-([0-9a-f]{16})\.pt")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """All of the content under `path`, or what was there before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
@@ -63,8 +49,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
 def load(folder: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint, on the CPU; None if there is none. A damaged one is named on stderr and the one
     before it used; UserError if all are damaged. Sweeps what a killed writer left."""
-    for orphan in folder.glob(".*.part"):
-        orphan.unlink()
+    sweep(folder)
     found = _found(folder)
     for digest, path in found:
         content = path.read_bytes()
@@ -80,12 +65,3 @@ def _found(folder: Path) -> list[tuple[str, Path]]:
     """(digest, path), newest first."""
     matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     return [(match[2], path) for match, path in sorted(matches, key=lambda found: -int(found[0][1]))]
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # makes the rename itself survive a power cut
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

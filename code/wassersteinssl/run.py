@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 
 from wassersteinssl import __version__, augment, checkpoint, data, evaluate
-from wassersteinssl.checkpoint import write_atomically
+from wassersteinssl.files import write_atomically
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import NonFiniteLoss, pretrain, uniformity_term
 from wassersteinssl.settings import Settings, UserError

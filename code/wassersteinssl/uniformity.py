@@ -5,14 +5,14 @@ z: (n, m) features, a row a sample, normalised to unit rows inside unless `norma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from wassersteinssl.w2 import w2_uniformity
+from wassersteinssl.w2 import _unit_rows, w2_uniformity
 
 BLOCK = 2048  # rows of a pairwise block: its distances take 16 MiB in float32, whatever n is
 
@@ -22,7 +22,8 @@ def lu_uniformity(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tenso
 
     Exact over all n (n-1) / 2 pairs, in blocks of rows: beside z and, in the backward pass, its gradient, memory does
     not grow with n or m. About -2 t for uniform unit rows and large m, 0 when all rows are equal. Half-precision
-    input is computed in float32. ValueError, with the shape, for anything but a floating matrix of n >= 2 rows.
+    input is computed in float32, unnormalised rows in float64, where near rows keep their distance far from the mean.
+    A zero row stays zero. ValueError, with the shape, for anything but a floating matrix of n >= 2 rows.
     Wang & Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity, ICML 2020.
     """
     if z.ndim != 2 or z.shape[0] < 2 or z.shape[1] < 1 or not z.is_floating_point():
@@ -36,7 +37,8 @@ def lu_uniformity(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tenso
 def alignment(a: Tensor, b: Tensor, *, alpha: float = 2.0, normalize: bool = True) -> Tensor:
     """A = mean_i ||a_i - b_i||^alpha over positive pairs a_i, b_i, rows of two (n, m) views; lower is better.
 
-    In [0, 2^alpha] for unit rows. Wang & Isola 2020. ValueError unless both are floating matrices of one shape.
+    In [0, 2^alpha] for unit rows. Pairs that are equal have a zero gradient. Wang & Isola 2020.
+    ValueError unless both are floating matrices of one shape.
     """
     if a.shape != b.shape or a.ndim != 2 or 0 in a.shape or not (a.is_floating_point() and b.is_floating_point()):
         raise ValueError(
@@ -44,11 +46,12 @@ def alignment(a: Tensor, b: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
             f"and {b.dtype} of {tuple(b.shape)}"
         )
     with torch.autocast(a.device.type, enabled=False):
-        a, b = _at_least_float32(a), _at_least_float32(b)
+        a, b = (z.to(_at_least_float32(z.dtype)) for z in (a, b))
         if normalize:
-            a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-        square = (a - b).square().sum(dim=1)
-        return (square if alpha == 2 else square.pow(alpha / 2)).mean()
+            a, b = (_unit_rows(z, torch.finfo(z.dtype).tiny) for z in (a, b))
+        if alpha == 2:
+            return (a - b).square().sum(dim=1).mean()
+        return torch.linalg.vector_norm(a - b, dim=1).pow(alpha).mean()  # the norm's slope at 0 is 0, a root's infinite
 
 
 @dataclass(frozen=True)
@@ -87,65 +90,73 @@ class _LogMeanKernel(torch.autograd.Function):
         wide = torch.float32 if z.device.type == "mps" else torch.float64
         largest = torch.full((), -torch.inf, device=z.device, dtype=wide)
         total = torch.zeros((), device=z.device, dtype=wide)
-        shift, scale = _standardise(z, normalize)
-        for _, _, _, _, exponent in _blocks(z, shift, scale, t):
-            block_largest = exponent.max().to(wide)
-            new = torch.maximum(largest, block_largest)
-            total = total * (largest - new).exp() + (exponent - new.to(exponent.dtype)).exp_().sum(dtype=wide)
+        shift, scale = _standardise(z, normalize, wide)
+        for i, j, _, _, exponent in _blocks(z, shift, scale, t, normalize):
+            new = torch.maximum(largest, exponent.max().to(wide))
+            part = exponent.sub_(new.to(exponent.dtype)).exp_().sum(dim=1).sum(dtype=wide)
+            total = total * (largest - new).exp() + (part / 2 if i == j else part)  # i = j: each pair twice
             largest = new
         n = z.shape[0]
         log_sum = largest + total.log()
         ctx.save_for_backward(z, shift, scale, log_sum)
         ctx.t, ctx.normalize = t, normalize
-        return (log_sum - torch.log(torch.tensor(n * (n - 1) / 2, dtype=wide, device=z.device))).to(shift.dtype)
+        return (log_sum - math.log(n * (n - 1) / 2)).to(_at_least_float32(z.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
         z, shift, scale, log_sum = ctx.saved_tensors
-        out = torch.zeros(z.shape, dtype=shift.dtype, device=z.device)
-        for i, j, u, v, exponent in _blocks(z, shift, scale, ctx.t):
-            p = exponent.sub_(log_sum.to(exponent.dtype)).exp_()  # each pair's share of the sum
-            # d/du_i sum_j p_ij (-t ||u_i - v_j||^2) = -2 t (u_i sum_j p_ij - sum_j p_ij v_j), and likewise for v
-            out[i] += torch.addmm(u * p.sum(dim=1, keepdim=True), p, v, alpha=-1)
-            out[j] += torch.addmm(v * p.sum(dim=0).unsqueeze(1), p.T, u, alpha=-1)
-        out *= -2 * ctx.t * gradient
-        if ctx.normalize:  # through u = z / ||z||: drop the radial part, divide by the norm
-            for i in _rows(len(z)):
-                u = z[i].to(out.dtype) * scale[i]
-                out[i] = (out[i] - u * (out[i] * u).sum(dim=1, keepdim=True)) * scale[i]
+        with torch.autocast(z.device.type, enabled=False):
+            out = torch.zeros(z.shape, dtype=_at_least_float32(z.dtype), device=z.device)
+            for i, j, u, v, exponent in _blocks(z, shift, scale, ctx.t, ctx.normalize):
+                p = exponent.sub_(log_sum.to(exponent.dtype)).exp_()  # each pair's share of the sum
+                # d/du_i sum_j p_ij (-t ||u_i - v_j||^2) = -2 t (u_i sum_j p_ij - sum_j p_ij v_j), and likewise for v
+                out[i] += torch.addmm(u * p.sum(dim=1, keepdim=True), p, v, alpha=-1)
+                if i != j:
+                    out[j] += torch.addmm(v * p.sum(dim=0).unsqueeze(1), p.T, u, alpha=-1)
+            out *= -2 * ctx.t * gradient
+            if ctx.normalize:  # through u = z / ||z||: drop the radial part, divide by the norm
+                for i in _rows(len(z)):
+                    u = _standard_rows(z, i, shift, scale, normalize=True)
+                    out[i] = (out[i] - u * (out[i] * u).sum(dim=1, keepdim=True)) * scale[i]
         return out.to(z.dtype), None, None
 
 
-def _standardise(z: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+def _standardise(z: Tensor, normalize: bool, wide: torch.dtype) -> tuple[Tensor, Tensor]:
     """(shift, scale) with u = (z - shift) * scale: unit rows, or centred ones, whose distances are the same and whose
     squared norms do not swamp them."""
-    dtype = torch.promote_types(z.dtype, torch.float32)
-    if normalize:
-        norms = torch.cat([torch.linalg.vector_norm(z[i], dim=1, keepdim=True, dtype=dtype) for i in _rows(len(z))])
-        return torch.zeros((), dtype=dtype, device=z.device), 1 / norms.clamp(min=torch.finfo(dtype).tiny)
-    return z.mean(dim=0, dtype=dtype), torch.ones(len(z), 1, dtype=dtype, device=z.device)
+    if not normalize:
+        return z.mean(dim=0, dtype=wide), torch.ones(len(z), 1, dtype=wide, device=z.device)
+    norms = torch.cat([torch.linalg.vector_norm(z[i], dim=1, keepdim=True, dtype=wide) for i in _rows(len(z))])
+    zero = norms < torch.finfo(_at_least_float32(z.dtype)).tiny
+    return torch.zeros((), dtype=wide, device=z.device), torch.where(zero, 0, 1 / norms)
 
 
-def _blocks(z: Tensor, shift: Tensor, scale: Tensor, t: float) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
-    """Row slices i <= j, their standardised rows u and v, and -t ||u_i - v_j||^2, -inf where not i < j."""
+def _standard_rows(z: Tensor, i: slice, shift: Tensor, scale: Tensor, normalize: bool) -> Tensor:
+    rows = (z[i].to(scale.dtype) - shift) * scale[i]
+    return rows.to(_at_least_float32(z.dtype)) if normalize else rows
+
+
+def _blocks(
+    z: Tensor, shift: Tensor, scale: Tensor, t: float, normalize: bool
+) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+    """Row slices i <= j, their standardised rows u and v, and -t ||u_i - v_j||^2, with -inf for a row with itself."""
     for i in _rows(len(z)):
-        u = (z[i].to(shift.dtype) - shift) * scale[i]
+        u = _standard_rows(z, i, shift, scale, normalize)
         for j in _rows(len(z)):
-            if j.start < i.start:
+            if j.start < i.start or (i == j and len(u) == 1):
                 continue
-            v = u if i == j else (z[j].to(shift.dtype) - shift) * scale[j]
-            squares = u.square().sum(dim=1, keepdim=True) + v.square().sum(dim=1)
-            exponent = torch.addmm(squares, u, v.T, alpha=-2).clamp_(min=0).mul_(-t)
+            v = u if i == j else _standard_rows(z, j, shift, scale, normalize)
+            exponent = torch.addmm(v.square().sum(dim=1), u, v.T, alpha=-2)
+            exponent.add_(u.square().sum(dim=1, keepdim=True)).clamp_(min=0).mul_(-t)
             if i == j:
-                exponent.masked_fill_(torch.ones_like(exponent, dtype=torch.bool).tril_(), -torch.inf)
-            if exponent.numel() > 1:
-                yield i, j, u, v, exponent
+                exponent.fill_diagonal_(-torch.inf)
+            yield i, j, u, v, exponent
 
 
 def _rows(n: int) -> list[slice]:
     return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
-def _at_least_float32(z: Tensor) -> Tensor:
-    return z.to(torch.promote_types(z.dtype, torch.float32))
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -59,7 +59,8 @@ def w2_uniformity(
     to rounding give a finite value with a zero gradient from the covariance. Non-finite z gives NaN.
     Raises ValueError, with the shape, for anything but a floating (n >= 2, m >= 1) matrix, and for other solvers.
     """
-    _check_matrix(z, least_rows=2 if group is None else 1)
+    alone = group is None or dist.get_world_size(group) == 1
+    _check_matrix(z, least_rows=2 if alone else 1)
     if solver not in ("auto", "eigh", "polar"):
         raise ValueError(f'solver must be "auto", "eigh" or "polar", not {solver!r}')
     if solver == "auto":
@@ -202,7 +203,8 @@ class W2Metric:
         mean, scatter = mean.to(self._mean.device), scatter.to(self._mean.device)
         total = self.n + n
         step = mean - self._mean
-        self._scatter += scatter + torch.outer(step, step) * (self.n * n / total)
+        self._scatter = self._scatter + scatter + torch.outer(step, step) * (self.n * n / total)  # not in place: a
+        # state_dict taken before keeps what it holds
         self._mean = self._mean + step * (n / total)
         self.n = total
 

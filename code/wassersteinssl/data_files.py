@@ -1,0 +1,209 @@
+"""Image sets that are files in folders: image-folder trees and Tiny ImageNet.
+
+Order is the sorted order of the names, whatever the machine; a class's place among the sorted classes is its label.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from wassersteinssl.data_cache import Arrays, cached
+from wassersteinssl.files import reason
+from wassersteinssl.machine import cpus, fills_memory
+from wassersteinssl.settings import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class Listing(NamedTuple):
+    """The files of one split, in order, and the label of each."""
+
+    files: list[str]
+    labels: list[int]
+
+
+def read(
+    name: str, folder: Path, stream: bool | None
+) -> tuple[list[str], Mapping[str, tuple["np.ndarray | Files", np.ndarray]]]:
+    """The classes, and of each split the labels (n,) int64 and the images (n, 3, H, W), decoded or to be streamed."""
+    classes, listings = _list_tinyimagenet(folder) if name == "tinyimagenet" else _list_folder(folder)
+    first = listings["train"].files[0]
+    with _opened(first) as image:
+        size = (image.height, image.width)
+    readers = {split: Files(listing.files, size, first) for split, listing in listings.items()}
+    labels = {split: np.asarray(listing.labels, np.int64) for split, listing in listings.items()}
+    total = sum(map(len, labels.values())) * 3 * size[0] * size[1]
+    if fills_memory(total) if stream is None else stream:
+        for split, reader in readers.items():
+            reader.check(f"{name} {split}")
+        return classes, {split: (reader, labels[split]) for split, reader in readers.items()}
+
+    def build() -> tuple[list[str], Arrays]:
+        return classes, {split: (reader.decode(f"{name} {split}"), labels[split]) for split, reader in readers.items()}
+
+    source = _fingerprint(folder, classes, listings)
+    return cached(folder, name, lambda: source, build)
+
+
+# ---- listing ----
+
+
+def _scan(folder: Path, expected: str, wanted: Callable[[os.DirEntry], bool]) -> list[str]:
+    """Names of the wanted entries of a folder, hidden ones left out, sorted; at least one."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and wanted(entry))
+    if not names:
+        raise UserError(f"the folder {folder} holds no {expected}")
+    return names
+
+
+def _classes(folder: Path) -> list[str]:
+    return _scan(folder, "class folders", lambda entry: entry.is_dir())
+
+
+def _listing(folders: Sequence[Path]) -> Listing:
+    """The images of one folder a class; a folder's place is its label."""
+    expected = f"images ({', '.join(EXTENSIONS)})"
+    files, labels = [], []
+    for label, folder in enumerate(folders):
+        names = _scan(folder, expected, lambda entry: entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir())
+        files += [os.path.join(folder, name) for name in names]
+        labels += [label] * len(names)
+    return Listing(files, labels)
+
+
+def _list_folder(folder: Path) -> tuple[list[str], dict[str, Listing]]:
+    """Classes and files of an image-folder tree: train/<class>/* and test/<class>/*."""
+    for needed in (folder, folder / "train", folder / "test"):
+        if not needed.is_dir():
+            raise UserError(f"there is no folder {needed}: --data-dir must hold train/<class>/* and test/<class>/*")
+    classes = {split: _classes(folder / split) for split in ("train", "test")}
+    for split, other in (("train", "test"), ("test", "train")):
+        if missing := sorted(set(classes[split]) - set(classes[other])):
+            names = ", ".join(missing[:5]) + ("" if len(missing) <= 5 else f" and {len(missing) - 5} more")
+            raise UserError(f"{folder}: in {split}/ but not in {other}/: class {names}")
+    return classes["train"], {
+        split: _listing([folder / split / name for name in names]) for split, names in classes.items()
+    }
+
+
+def _list_tinyimagenet(folder: Path) -> tuple[list[str], dict[str, Listing]]:
+    """Classes and files of the official tiny-imagenet-200 folder; its validation images are the test split."""
+    root = folder / "tiny-imagenet-200" if (folder / "tiny-imagenet-200").is_dir() else folder
+    annotations = root / "val" / "val_annotations.txt"
+    if not annotations.is_file() or not (root / "train").is_dir():
+        raise UserError(f"{root} is not the unpacked tiny-imagenet-200 (no train/ or no val/val_annotations.txt)")
+    classes = _classes(root / "train")
+    train = _listing([root / "train" / name / "images" for name in classes])
+    label_of = {name: label for label, name in enumerate(classes)}
+    test = _listing([root / "val" / "images"]).files
+    try:
+        class_of = dict(line.split("\t")[:2] for line in annotations.read_text().splitlines())
+        labels = [label_of[class_of[Path(file).name]] for file in test]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{annotations} does not fit the images: {reason(error)}") from None
+    return classes, {"train": train, "test": Listing(test, labels)}
+
+
+def _fingerprint(folder: Path, classes: list[str], listings: dict[str, Listing]) -> dict:
+    """What tells that a tree has changed: the name, label, size and modification time of every file."""
+    digest, count, size, newest = hashlib.sha256(json.dumps(classes).encode()), 0, 0, 0
+    for split, listing in listings.items():
+        for file, label in zip(listing.files, listing.labels, strict=True):
+            stat = os.stat(file)
+            digest.update(os.fsencode(f"{split}/{label}/{file.removeprefix(str(folder)).lstrip(os.sep)}"))
+            digest.update(f"\0{stat.st_size}/{stat.st_mtime_ns}\0".encode())
+            count, size, newest = count + 1, size + stat.st_size, max(newest, stat.st_mtime_ns)
+    return {"files": count, "bytes": size, "newest_mtime_ns": newest, "sha256": digest.hexdigest()}
+
+
+# ---- decoding ----
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Image.Image]:
+    """An opened image; whatever goes wrong with it is told as a UserError that names the file."""
+    try:
+        with Image.open(file) as image:
+            yield image
+    except UserError:
+        raise
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise UserError(f"cannot read the image {file}: {reason(error)}") from None
+
+
+class Files(Dataset):
+    """Image files, which must all have the size (H, W) of `first`, the first training image."""
+
+    def __init__(self, files: Sequence[str], size: tuple[int, int], first: str) -> None:
+        self.files, self.size, self.first = files, size, first
+
+    def __getitems__(self, rows: list[int]) -> Tensor | UserError:
+        """Rows (b,) -> (b, 3, H, W). Returns the error: raised in a worker it would come back as a long traceback."""
+        try:
+            return torch.from_numpy(np.stack([self._decode(row) for row in rows]))
+        except UserError as error:
+            return error
+
+    def decode(self, title: str) -> np.ndarray:
+        """All images (n, 3, H, W), decoded by threads (PIL lets the others run while it decodes)."""
+        images = np.empty((len(self.files), 3, *self.size), np.uint8)
+
+        def fill(row: int) -> None:
+            images[row] = self._decode(row)
+
+        self._each(fill, f"decoding {title}")
+        return images
+
+    def check(self, title: str) -> None:
+        """Read every header, so that a wrong size is told before the training and not within it."""
+
+        def look(row: int) -> None:
+            with self._checked(row):
+                pass
+
+        self._each(look, f"checking {title}")
+
+    @contextmanager
+    def _checked(self, row: int) -> Iterator[Image.Image]:
+        file, (height, width) = self.files[row], self.size
+        with _opened(file) as image:
+            if (image.height, image.width) != self.size:
+                raise UserError(
+                    f"{file} is {image.width} x {image.height} pixels but {self.first} is {width} x {height}: "
+                    "all images of a set must have one size"
+                )
+            if image.mode.startswith(("I", "F")):  # as RGB these would be clipped to white
+                raise UserError(f"{file} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
+            yield image
+
+    def _decode(self, row: int) -> np.ndarray:
+        """One image (3, H, W) uint8; grey, palette and transparent images become plain RGB."""
+        with self._checked(row) as image:
+            opaque = image.convert("RGBA") if image.mode == "P" else image  # PIL warns about transparent palettes
+            return np.asarray(opaque.convert("RGB")).transpose(2, 0, 1)
+
+    def _each(self, work: Callable[[int], None], title: str) -> None:
+        """Do `work` for every row, in threads; the first error in the order of the rows is raised."""
+
+        def chunk(rows: range) -> int:
+            for row in rows:
+                work(row)
+            return len(rows)
+
+        rows = range(len(self.files))
+        with ThreadPoolExecutor(cpus()) as pool, tqdm(total=len(rows), desc=title, disable=None) as bar:
+            for done in pool.map(chunk, [rows[start : start + 256] for start in rows[::256]]):
+                bar.update(done)

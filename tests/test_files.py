@@ -1,0 +1,54 @@
+"""A file is written whole or not at all, whatever interrupts the writing."""
+
+import os
+
+import pytest
+
+from wassersteinssl.files import reason, sweep, write_atomically
+
+
+def test_bytes_and_a_writer_replace_what_was_there(tmp_path):
+    path = tmp_path / "file.json"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    write_atomically(path, lambda file: file.writelines([b"ne", b"west"]))
+    assert path.read_bytes() == b"newest"
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+@pytest.mark.parametrize("broken", ["write", "fsync", "replace"])
+def test_a_failure_keeps_the_old_content_and_leaves_nothing(tmp_path, monkeypatch, broken):
+    path = tmp_path / "file.json"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError("stopped")
+
+    def content(file):
+        file.write(b"half")
+        if broken == "write":
+            fail()
+
+    if broken != "write":
+        monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(OSError, match="stopped"):
+        write_atomically(path, content)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_what_a_killed_writer_leaves_is_swept_and_nothing_else(tmp_path):
+    while_writing: list[str] = []
+    write_atomically(tmp_path / "file.json", lambda _: while_writing.extend(os.listdir(tmp_path)))
+    assert len(while_writing) == 1
+    for name in (while_writing[0], "users.part"):
+        (tmp_path / name).write_text("half")
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["file.json", "users.part"]
+
+
+def test_a_reason_is_one_line():
+    assert reason(FileNotFoundError(2, "No such file", "name")) == "No such file"
+    assert reason(ValueError("two\n lines")) == "two lines"
+    assert reason(ValueError()) == "ValueError"
