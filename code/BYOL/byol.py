@@ -25,6 +25,7 @@ class BYOLSettings(Settings):
 SETTINGS = parse(BYOLSettings, __doc__) if __name__ == "__main__" else None  # --help answers before torch loads
 
 import copy
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ from wassersteinssl.run import main
 
 class BYOL(Method):
     # W2: the paper's. L_U: the paper does not publish its weight; the same is used.
-    ALPHA = {"w2": (0.2, 0.2), "lu": (0.2, 0.2)}
+    ALPHA: ClassVar = {"w2": (0.2, 0.2), "lu": (0.2, 0.2)}
 
     def __init__(self, settings: BYOLSettings):
         super().__init__(settings)

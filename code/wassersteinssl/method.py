@@ -1,6 +1,6 @@
 """The contract of a method: networks, a loss over two views, and what follows a step of the optimiser."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class Method(nn.Module):
     """Backbone (b, 3, H, W) -> h (b, 8 width) and projector h -> z (b, dim). A method adds what it needs."""
 
     # Default weights (alpha_max, alpha_min) of the uniformity terms.
-    ALPHA: dict[str, tuple[float, float]] = {}
+    ALPHA: ClassVar[dict[str, tuple[float, float]]] = {}
 
     def __init__(self, settings: Settings):
         super().__init__()

@@ -16,7 +16,7 @@ from wassersteinssl.settings import Settings, UserError
 from wassersteinssl.uniformity import MEASURES
 
 
-class NonFiniteLoss(Exception):
+class NonFiniteLoss(FloatingPointError):
     """The loss is NaN or infinite; told before the weights are touched."""
 
 
@@ -110,7 +110,8 @@ def pretrain(
             line |= monitor()
         bar.set_postfix({k: f"{v:.4g}" for k, v in line.items() if k in ("loss", "loss_uniformity", "knn1", "w2")})
         if bar.disable:
-            print("  ".join(f"{k} {v:.5g}" for k, v in line.items()), flush=True)
+            left = (total - done) / steps * took / 60
+            print("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {left:.1f} min", flush=True)
         sums.zero_()
         log(line)
         save(done, snapshot())
@@ -140,9 +141,7 @@ def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tenso
 
 def _view(images: Tensor, augmentation: augment.Augmentation, data: ImageSet, generator: torch.Generator) -> Tensor:
     parameters = augment.draw(augmentation, len(images), data.train.size, generator)
-    view = augment.apply(
-        images, parameters.to(images.device, non_blocking=True), augmentation, data.mean, data.std
-    )
+    view = augment.apply(images, parameters.to(images.device, non_blocking=True), augmentation, data.mean, data.std)
     return view.contiguous(memory_format=torch.channels_last)
 
 

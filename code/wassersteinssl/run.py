@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -22,11 +23,12 @@ from typing import Any, NoReturn
 import numpy as np
 import safetensors.torch
 import torch
+from tqdm import tqdm
 
 from wassersteinssl import __version__, augment, checkpoint, data, evaluate
 from wassersteinssl.files import write_atomically
 from wassersteinssl.method import Method
-from wassersteinssl.pretrain import NonFiniteLoss, pretrain, uniformity_term
+from wassersteinssl.pretrain import pretrain, uniformity_term
 from wassersteinssl.settings import Settings, UserError
 from wassersteinssl.vision import torchvision
 
@@ -46,102 +48,148 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
         finished = execute(method_class, settings)
     except UserError as error:
         sys.exit(_last_word(program, "error", error, 2))
-    except NonFiniteLoss as error:
+    except FloatingPointError as error:
         sys.exit(_last_word(program, "failed", error, 3))
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         sys.exit(_last_word(program, "error", f"out of memory: {reason}; try a smaller --batch-size", 2))
+    except KeyboardInterrupt:
+        sys.exit(_last_word(program, "stopped", "at the second Ctrl-C; the last checkpoint is kept", 130))
     sys.exit(0 if finished else STOPPED)
 
 
 def execute(method_class: type[Method], settings: Settings) -> bool:
-    """Pre-train and evaluate in the run's folder; whether all of it is done."""
-    name = method_class.__name__
-    device = _device(settings.device)
+    """Pre-train and evaluate in the run's folder; whether all that was asked for is done."""
     if settings.dataset == "folder" and not settings.data_dir:
         raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
+    device = _device(settings.device)
     images = data.load(
         settings.dataset, settings.data_dir or REPOSITORY / "data",
         limit_train=settings.limit_train, normalization=settings.normalization,
     )  # fmt: skip
-    if settings.batch_size > len(images.train):
-        raise UserError(f"--batch-size {settings.batch_size} exceeds the {len(images.train)} training images")
-    augmentation = augment.FOR_DATASET.get(settings.dataset, augment.Augmentation())
+    n = len(images.unlabeled or images.train)
+    if settings.batch_size > n:
+        raise UserError(f"--batch-size {settings.batch_size} exceeds the {n} training images")
     torch.manual_seed(settings.seed)
     method = method_class(settings)
     uniformity_term(method, settings)  # complains before anything is written
-    method.to(device, memory_format=torch.channels_last)
-    with RunFolder(_run_path(name, settings), name, settings) as folder, _Signals() as signals:
+    method.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    name = method_class.__name__
+    with RunFolder(_run_path(name, settings), name, settings) as folder, Signals() as signals:
         if folder.result.exists():
             print(f"{folder.path}: done already")
             return True
-        state = checkpoint.load(folder.path)
-
-        def measures(train_limit: int | None) -> tuple[dict[str, float], torch.Tensor]:
-            return evaluate.measure(
-                method, images, augmentation, train_limit=train_limit, seed=settings.seed, device=device,
-                precision=settings.precision,
-            )  # fmt: skip
-
-        if state is None or "probe" not in state:
-            if settings.stage == "evaluate":
-                raise UserError(f"{folder.path} holds no finished pre-training to evaluate")
-            folder.truncate_metrics(state)
-            seconds = pretrain(
-                method, images, augmentation, settings, device,
-                state=state, save=folder.save, log=folder.log, monitor=lambda: measures(MONITOR_BANK)[0],
-                stop=signals.stop,
-            )  # fmt: skip
-            if seconds is None:
-                print(f"{folder.path}: stopped, checkpoint written; the same command continues it", file=sys.stderr)
-                return False
-            folder.save_encoder(method)
-            state = {"method": method.state_dict(), "seconds": seconds, "probe": None, "evaluate_seconds": 0.0}
-            state["step"] = settings.epochs * (len(images.unlabeled or images.train) // settings.batch_size)
-            folder.save(state["step"] + 1, state)
-        else:
-            method.load_state_dict(state["method"])
-        if settings.stage == "pretrain":
-            return True
-
-        start, before = time.perf_counter(), state["evaluate_seconds"]
-
-        def save_probe(probe: dict) -> None:
-            spent = before + time.perf_counter() - start
-            assert state is not None
-            folder.save(
-                state["step"] + 2 + len(probe["history"]), {**state, "probe": probe, "evaluate_seconds": spent}
-            )
-
-        probe = evaluate.linear_probe(
-            method.backbone, images, crop=augment.crop_only(augmentation), epochs=settings.linear_epochs,
-            seed=settings.seed, device=device, precision=settings.precision, state=state["probe"],
-            on_epoch=save_probe, should_stop=signals.stop,
-        )  # fmt: skip
-        if not probe["complete"]:
+        print(
+            f"{name}, uniformity {settings.uniformity}: {n} training and {len(images.test)} test images of "
+            f"{settings.dataset}, {settings.epochs} epochs, {hardware(device)}; run folder {folder.path}",
+            flush=True,
+        )
+        job = Job(method, images, settings, device, folder, signals.stop)
+        finished = job.pretrain() and (settings.stage == "pretrain" or job.evaluate())
+        if not finished:
             print(f"{folder.path}: stopped, checkpoint written; the same command continues it", file=sys.stderr)
+        return finished
+
+
+@dataclasses.dataclass
+class Job:
+    """The two stages of a run. `state` is its last checkpoint; it holds "probe" once pre-training is done."""
+
+    method: Method
+    images: data.ImageSet
+    settings: Settings
+    device: torch.device
+    folder: "RunFolder"
+    stop: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self.state = checkpoint.load(self.folder.path)
+        self.augmentation = augment.FOR_DATASET.get(self.settings.dataset, augment.Augmentation())
+
+    def pretrain(self) -> bool:
+        """Train, or take the finished network from the checkpoint; False if stopped."""
+        if self.state is not None and "probe" in self.state:
+            self.method.load_state_dict(self.state["method"])
+            return True
+        if self.settings.stage == "evaluate":
+            raise UserError(f"{self.folder.path} holds no finished pre-training to evaluate")
+        self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
+        try:
+            seconds = pretrain(
+                self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
+                save=self.folder.save, log=self.folder.log, monitor=lambda: self.measure(MONITOR_BANK)[0],
+                stop=self.stop,
+            )  # fmt: skip
+        except FloatingPointError as error:
+            self.folder.fail(str(error))
+            raise
+        if seconds is None:
             return False
-        table, z = measures(None)
-        folder.save_spectrum(z)
-        trained = (len(images.unlabeled or images.train) // settings.batch_size) * settings.batch_size * settings.epochs
+        self.folder.save_encoder(self.method)
+        self.state = {
+            "method": self.method.state_dict(),
+            "probe": None,
+            "pretrain_seconds": seconds,
+            "evaluate_seconds": 0.0,
+        }
+        self.folder.save(self.images_seen() + 1, self.state)
+        return True
+
+    def evaluate(self) -> bool:
+        """Linear evaluation, kNN and Table 2's measures, written to result.json; False if stopped."""
+        assert self.state is not None
+        settings, state, start = self.settings, self.state, time.perf_counter()
+        begun = len(state["probe"]["history"]) if state["probe"] else 0
+        bar = tqdm(total=settings.linear_epochs, initial=begun, desc="linear evaluation", unit="epoch", disable=None)
+
+        def spent() -> float:
+            return state["evaluate_seconds"] + time.perf_counter() - start
+
+        def on_epoch(probe: dict) -> None:
+            step = self.images_seen() + 1 + len(probe["history"])
+            self.folder.save(step, {**state, "probe": probe, "evaluate_seconds": spent()})
+            bar.set_postfix(acc1=f"{probe['history'][-1]['acc1']:.2f}")
+            bar.update()
+
+        with bar:
+            probe = evaluate.linear_probe(
+                self.method.backbone, self.images, crop=augment.crop_only(self.augmentation),
+                epochs=settings.linear_epochs, seed=settings.seed, device=self.device, precision=settings.precision,
+                state=state["probe"], on_epoch=on_epoch, should_stop=self.stop,
+            )  # fmt: skip
+        if not probe["complete"]:
+            return False
+        measures, z = self.measure(None)
+        self.folder.save_spectrum(z)
         result = {
-            "method": name,
+            "method": type(self.method).__name__,
             **{key: getattr(settings, key) for key in ("uniformity", "dataset", "seed", "epochs")},
             **{key: probe[key] for key in ("acc1", "acc5", "best_acc1")},
-            **table,
-            "n_test": len(images.test),
+            **measures,
+            "n_test": len(self.images.test),
             "dim": settings.dim,
-            "pretrain_seconds": state["seconds"],
-            "evaluate_seconds": before + time.perf_counter() - start,
-            "images_per_second": trained / state["seconds"],
-            "device": hardware(device),
+            "pretrain_seconds": state["pretrain_seconds"],
+            "evaluate_seconds": spent(),
+            "images_per_second": self.images_seen() / state["pretrain_seconds"],
+            "device": hardware(self.device),
             "complete": True,
-            "config": folder.config,
+            "config": self.folder.config,
         }
-        folder.finish(result)
+        self.folder.finish(result)
         shown = ("acc1", "acc5", "best_acc1", "knn1", "w2", "w2_floor", "lu", "alignment")
-        print(f"{folder.path}: " + "  ".join(f"{key} {result[key]:.4g}" for key in shown))
-    return True
+        print(f"{self.folder.path}: " + "  ".join(f"{key} {result[key]:.4g}" for key in shown))
+        return True
+
+    def measure(self, train_limit: int | None) -> tuple[dict[str, float], torch.Tensor]:
+        return evaluate.measure(
+            self.method, self.images, self.augmentation, train_limit=train_limit, seed=self.settings.seed,
+            device=self.device, precision=self.settings.precision,
+        )  # fmt: skip
+
+    def images_seen(self) -> int:
+        """In all of pre-training, views of one image counted once."""
+        batch_size = self.settings.batch_size
+        return len(self.images.unlabeled or self.images.train) // batch_size * batch_size * self.settings.epochs
 
 
 MONITOR_BANK = 10_000  # training images that the kNN of the monitor looks at; the final one uses all
@@ -175,6 +223,7 @@ class RunFolder:
                 raise UserError(f"{self.path} is not empty and no run's folder: choose another --run-dir")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
+            (self.path / "failed.json").unlink(missing_ok=True)
             if not config.exists():
                 write_atomically(config, _json(self.config))
         except OSError as error:
@@ -183,6 +232,11 @@ class RunFolder:
 
     def __exit__(self, *_: Any) -> None:
         self._lock_file.close()
+
+    def fail(self, reason: str) -> None:
+        """Mark the run as failed; a later start of the same command tries again and removes the mark."""
+        newest = max((path.name for path in self.path.glob("checkpoint-*.pt")), default=None)
+        write_atomically(self.path / "failed.json", _json({"reason": reason, "last_checkpoint": newest}))
 
     def _check_same(self, config: Path) -> None:
         try:
@@ -215,14 +269,11 @@ class RunFolder:
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def truncate_metrics(self, state: dict | None) -> None:
-        """Drop the lines of epochs that will be trained again, and half a line that a kill left."""
+    def truncate_metrics(self, logged: int) -> None:
+        """Keep the first `logged` lines: those of epochs that will be trained again go, and half a line of a kill."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        logged = state["logged"] if state else 0
-        lines = path.read_text(errors="replace").splitlines(keepends=True)[:logged]
-        write_atomically(path, "".join(lines).encode())
+        if path.exists():
+            write_atomically(path, b"".join(path.read_bytes().splitlines(keepends=True)[:logged]))
 
     def save_encoder(self, method: Method) -> None:
         tensors = {
@@ -243,14 +294,14 @@ class RunFolder:
         write_atomically(self.result, _json(result))
 
 
-class _Signals:
+class Signals:
     """Ctrl-C, SIGTERM and SIGUSR1 ask for a checkpoint and an end; a second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
         self._asked = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "_Signals":
+    def __enter__(self) -> "Signals":
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
             number = getattr(signal, name, None)
             if number is not None:

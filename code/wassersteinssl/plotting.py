@@ -1,0 +1,51 @@
+"""One style for every figure: fonts that come with matplotlib, legible at column width, told apart without colour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; with markers and dashes also in grey.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
+COLUMN = 3.3  # inches: one column of a two-column page
+
+plt.rcParams.update(
+    {
+        "font.family": "DejaVu Sans",
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "legend.fontsize": 7,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "grid.linewidth": 0.5,
+        "lines.linewidth": 1.3,
+        "lines.markersize": 4,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": 300,
+        "pdf.fonttype": 42,  # fonts embedded as text, not as shapes
+    }
+)
+
+
+def line_style(k: int) -> dict:
+    """Colour, dash and marker of the k-th series."""
+    return {"color": COLORS[k % 7], "linestyle": DASHES[k % 7], "marker": MARKERS[k % 7]}
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write PATH.png (300 dpi) and PATH.pdf; the paths."""
+    written = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
+    for target in written:
+        figure.savefig(target, metadata={"CreationDate": None} if target.suffix == ".pdf" else None)
+    plt.close(figure)
+    return written

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Sourced by reproduce.sh and run_tests.sh: make_environment REQUIREMENTS... puts the pinned packages and this
+# repository into .venv, once; it sets $python. Nothing outside this folder is written but the installer's own cache.
+#
+#   PYTHON=python3.12 ./reproduce.sh     another Python to build .venv with (3.11 to 3.13)
+#   PYTHON_ENV=/path/to/venv             use that environment as it is and install nothing
+
+make_environment() {
+  local wanted stamp candidate base=
+  if [ -n "${PYTHON_ENV:-}" ]; then
+    python=$PYTHON_ENV/bin/python
+    "$python" -c 'import torch' || { echo "error: no torch in PYTHON_ENV=$PYTHON_ENV" >&2; return 1; }
+    export PYTHONPATH=$root/code${PYTHONPATH:+:$PYTHONPATH}
+    return
+  fi
+  python=$root/.venv/bin/python stamp=$root/.venv/installed
+  wanted=$(cat "$root/pyproject.toml" "${@/#/$root/}" | cksum)
+  if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    return
+  fi
+  if ! "$python" -c '' 2>/dev/null; then
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+      if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+        base=$candidate
+        break
+      fi
+    done
+    [ -n "$base" ] || { echo "error: needs Python 3.11 to 3.13 (set PYTHON=/path/to/python)" >&2; return 1; }
+    echo "making .venv with $("$base" --version)"
+    if command -v uv >/dev/null; then
+      uv venv --quiet --python "$base" "$root/.venv"
+    else
+      "$base" -m venv --clear "$root/.venv"
+    fi
+  fi
+  echo "installing ${*} into .venv (torch is large: minutes the first time)"
+  local install=("$python" -m pip install --quiet --disable-pip-version-check)
+  if command -v uv >/dev/null; then
+    install=(uv pip install --quiet --python "$python")
+  fi
+  "${install[@]}" "${@/#/-r$root/}"
+  "${install[@]}" --no-deps --editable "$root"
+  echo "$wanted" >"$stamp"
+}
