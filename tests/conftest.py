@@ -1,0 +1,51 @@
+"""Shared by the tests: determinism, and the method programs as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BYOL = REPOSITORY / "code" / "BYOL" / "byol.py"
+
+# The smallest run that goes through everything: seconds on one core.
+TINY = (
+    "--dataset digits --limit-train 200 --width 2 --hidden-dim 16 --dim 8 --batch-size 64 --epochs 3 "
+    "--linear-epochs 2 --monitor-every 2"
+).split()
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
+settings.load_profile("repeatable")
+torch.set_num_threads(1)
+
+
+def environment() -> dict[str, str]:
+    """That of the tests, without the path to the package: programs must find it by themselves."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return {**kept, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def byol(tmp_path):
+    """byol("--seed", 3, folder="a") runs the program with TINY's options and more; the finished process."""
+
+    def run(*options, folder="run", program=BYOL, timeout=180, **keywords):
+        command = [sys.executable, str(program), *TINY, "--run-dir", str(tmp_path / folder), *map(str, options)]
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, **keywords)
+
+    return run
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(content: dict) -> dict:
+    """A result or a metrics line without what differs from run to run: times, paths, the command."""
+    changing = ("seconds", "images_per_second", "config")
+    return {key: value for key, value in content.items() if not key.endswith(changing)}

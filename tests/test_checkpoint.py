@@ -1,0 +1,92 @@
+"""Checkpoints under damage, a full disk and a killed writer."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from wassersteinssl import checkpoint
+from wassersteinssl.settings import UserError
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    state = {"weights": torch.randn(3), "step": 7, "nested": {"list": [1, 2.5, None]}}
+    assert checkpoint.save(tmp_path, 7, state)
+    loaded = checkpoint.load(tmp_path)
+    assert torch.equal(loaded["weights"], state["weights"])
+    assert loaded["step"] == 7
+    assert loaded["nested"] == state["nested"]
+
+
+def test_an_empty_folder_holds_none(tmp_path):
+    assert checkpoint.load(tmp_path) is None
+
+
+def test_the_newest_of_two_kept_is_loaded(tmp_path):
+    for step in (9, 10, 100):
+        checkpoint.save(tmp_path, step, {"step": step})
+    assert [name.split("-")[1] for name in names(tmp_path)] == ["000000010", "000000100"]
+    assert checkpoint.load(tmp_path)["step"] == 100
+
+
+@pytest.mark.parametrize("position", [0, 0.3, 0.99])
+def test_one_flipped_bit_is_noticed_and_the_older_checkpoint_used(tmp_path, capsys, position):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"step": step, "weights": torch.ones(100)})
+    newest = tmp_path / names(tmp_path)[-1]
+    content = bytearray(newest.read_bytes())
+    content[int(position * len(content))] ^= 1
+    newest.write_bytes(content)
+    assert checkpoint.load(tmp_path)["step"] == 1
+    assert newest.name in capsys.readouterr().err
+
+
+def test_a_truncated_newest_checkpoint_is_passed_over(tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"step": step})
+    newest = tmp_path / names(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:-10])
+    assert checkpoint.load(tmp_path)["step"] == 1
+
+
+def test_with_all_damaged_the_user_is_told(tmp_path):
+    checkpoint.save(tmp_path, 1, {"step": 1})
+    (tmp_path / names(tmp_path)[0]).write_bytes(b"")
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, capsys):
+    checkpoint.save(tmp_path, 1, {"step": 1})
+    before = names(tmp_path)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert not checkpoint.save(tmp_path, 2, {"step": 2})
+    assert "is full" in capsys.readouterr().err
+    assert names(tmp_path) == before
+    assert checkpoint.load(tmp_path)["step"] == 1
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    (tmp_path / ".checkpoint-000000001-0123456789abcdef.pt.99.part").write_bytes(b"half")
+    assert checkpoint.load(tmp_path) is None
+    assert names(tmp_path) == []
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    checkpoint.save(tmp_path, 1, {"evil": Evil()})
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        checkpoint.load(tmp_path)
+    assert not (tmp_path / "owned").exists()

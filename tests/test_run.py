@@ -1,0 +1,348 @@
+"""Whole runs on the embedded digits: what they leave, that they repeat, continue and refuse nonsense."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import BYOL, REPOSITORY, TINY, environment, metrics, timeless
+from PIL import Image
+
+from wassersteinssl import pretrain, run
+from wassersteinssl.settings import UserError, parse
+from wassersteinssl.uniformity import MEASURES
+
+DESIGNED = (
+    "method uniformity dataset seed epochs acc1 acc5 best_acc1 knn1 w2 w2_floor lu alignment n_test dim "
+    "pretrain_seconds evaluate_seconds images_per_second device complete config"
+).split()
+
+
+@pytest.fixture(scope="module")
+def module():
+    spec = importlib.util.spec_from_file_location("byol_program", BYOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["byol_program"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def execute(module, folder, *options):
+    """A run inside this process."""
+    settings = parse(module.BYOLSettings, "", [*TINY, "--run-dir", str(folder), *map(str, options)])
+    return run.execute(module.BYOL, settings)
+
+
+@pytest.fixture(scope="module")
+def finished(module, tmp_path_factory):
+    """A finished run with the W2 term."""
+    folder = tmp_path_factory.mktemp("runs") / "w2"
+    assert execute(module, folder, "--uniformity", "w2")
+    return folder
+
+
+def outcome(folder):
+    """All that a run computed, without times."""
+    result = timeless(json.loads((folder / "result.json").read_text()))
+    weights = safetensors.torch.load_file(folder / "encoder.safetensors")
+    return result, [timeless(line) for line in metrics(folder)], weights, np.load(folder / "spectrum.npy")
+
+
+def assert_bitwise_equal(folder, other):
+    (result, lines, weights, spectrum), (result_b, lines_b, weights_b, spectrum_b) = outcome(folder), outcome(other)
+    assert result == result_b
+    assert lines == lines_b
+    assert weights.keys() == weights_b.keys()
+    assert all(torch.equal(weights[key], weights_b[key]) for key in weights)
+    assert np.array_equal(spectrum, spectrum_b)
+
+
+# ---- what a run leaves ----
+
+
+def test_a_run_leaves_the_files_of_the_design(finished):
+    result = json.loads((finished / "result.json").read_text())
+    assert list(result) == DESIGNED
+    assert result["complete"] is True
+    assert result["method"] == "BYOL"
+    assert 0 <= result["acc1"] <= result["best_acc1"] <= 100
+    assert result["acc1"] <= result["acc5"]
+    assert 0 <= result["w2"] <= 2**0.5
+    assert result["lu"] <= 0 <= result["alignment"]
+    assert result["config"]["settings"]["uniformity"] == "w2"
+    assert result["config"]["versions"]["torch"] == torch.__version__
+    lines = metrics(finished)
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert ["knn1" in line for line in lines] == [False, True, True]  # every second epoch and the last
+    spectrum = np.load(finished / "spectrum.npy", allow_pickle=False)
+    assert spectrum.shape == (8,)
+    assert (np.diff(spectrum) <= 0).all()
+    assert len(list(finished.glob("checkpoint-*.pt"))) == 2
+
+
+def test_the_exported_encoder_gives_the_measured_embeddings(module, finished):
+    method = module.BYOL(parse(module.BYOLSettings, "", TINY))
+    missing, unexpected = method.load_state_dict(
+        safetensors.torch.load_file(finished / "encoder.safetensors"), strict=False
+    )
+    assert not unexpected
+    assert all(name.startswith(("predictor.", "target.")) for name in missing)
+    images = run.data.load("digits", None, limit_train=200)
+    measured, _ = run.evaluate.measure(
+        method, images, run.augment.FOR_DATASET["digits"], train_limit=None, seed=12, device="cpu"
+    )
+    result = json.loads((finished / "result.json").read_text())
+    assert {key: result[key] for key in measured} == measured
+
+
+def test_the_weight_of_the_term_falls_linearly(module, tmp_path):
+    options = "--uniformity w2 --alpha-max 3 --alpha-min 0 --stage pretrain --monitor-every 0".split()
+    assert execute(module, tmp_path / "run", *options)
+    assert [line["alpha"] for line in metrics(tmp_path / "run")] == pytest.approx([3, 2, 1])
+
+
+def test_a_vanilla_run_never_computes_a_term(module, tmp_path, monkeypatch):
+    def poisoned(_):
+        raise AssertionError("computed")
+
+    for name in ("w2", "lu"):
+        record = MEASURES[name]
+        monkeypatch.setitem(pretrain.MEASURES, name, type(record)(poisoned, *list(vars(record).values())[1:]))
+    assert execute(module, tmp_path / "run", "--stage", "pretrain", "--monitor-every", 0)
+    assert "loss_uniformity" not in metrics(tmp_path / "run")[0]
+    with pytest.raises(AssertionError, match="computed"):
+        execute(module, tmp_path / "other", "--uniformity", "w2")
+
+
+def test_the_term_makes_the_embedding_more_uniform(module, tmp_path):
+    w2 = {}
+    for term in ("none", "lu", "w2"):
+        folder = tmp_path / term
+        options = ("--uniformity", term, "--alpha-max", 5, "--stage", "pretrain", "--epochs", 8, "--monitor-every", 8)
+        execute(module, folder, *options)
+        w2[term] = metrics(folder)[-1]["w2"]
+    assert w2["w2"] < w2["none"] - 0.05
+    assert w2["lu"] < w2["none"]
+
+
+# ---- repeating and continuing ----
+
+
+def test_the_same_command_gives_the_same_numbers(module, finished, tmp_path):
+    execute(module, tmp_path / "again", "--uniformity", "w2")
+    assert_bitwise_equal(finished, tmp_path / "again")
+
+
+def test_another_seed_gives_other_numbers(module, finished, tmp_path):
+    execute(module, tmp_path / "other", "--uniformity", "w2", "--seed", 13, "--stage", "pretrain")
+    assert metrics(tmp_path / "other")[0]["loss"] != metrics(finished)[0]["loss"]
+
+
+def test_a_finished_run_is_not_repeated(module, finished, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir() if path.name != "lock"}
+    assert execute(module, finished, "--uniformity", "w2")
+    assert "done already" in capsys.readouterr().out
+    assert before == {path.name: path.stat().st_mtime_ns for path in finished.iterdir() if path.name != "lock"}
+
+
+@pytest.mark.parametrize("after", [1, 4, 8, 10])  # steps: 3 an epoch, then 3 a pass of the linear evaluation
+def test_stopped_at_any_step_a_run_continues_bitwise(module, finished, tmp_path, monkeypatch, after):
+    asked = iter(range(10**6))
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Signals, "stop", lambda self: next(asked) >= after - 1)
+        assert not execute(module, tmp_path / "run", "--uniformity", "w2")
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert execute(module, tmp_path / "run", "--uniformity", "w2")
+    assert_bitwise_equal(finished, tmp_path / "run")
+
+
+def test_pretraining_and_evaluating_apart_is_the_same(module, finished, tmp_path):
+    with pytest.raises(UserError, match="no finished pre-training"):
+        execute(module, tmp_path / "run", "--uniformity", "w2", "--stage", "evaluate")
+    for stage in ("pretrain", "evaluate"):
+        execute(module, tmp_path / "run", "--uniformity", "w2", "--stage", stage)
+    assert_bitwise_equal(finished, tmp_path / "run")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_terminated_or_killed_program_continues_bitwise(finished, tmp_path, byol):
+    command = [sys.executable, str(BYOL), *TINY, "--uniformity", "w2", "--run-dir", str(tmp_path / "run")]
+    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
+        process = subprocess.Popen(
+            command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        seen = len(list((tmp_path / "run").glob("checkpoint-*.pt")))
+        for line in process.stdout:  # one line says that training starts, then one an epoch
+            if line.startswith("epoch") or (seen and line.startswith("BYOL")):
+                break
+        time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode in (status, 0), errors  # 0: it was quicker than the signal
+        if number == signal.SIGKILL:
+            with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+                file.write('{"epoch": 7, "lo')  # half a line
+    done = byol("--uniformity", "w2")
+    assert done.returncode == 0, done.stderr
+    assert_bitwise_equal(finished, tmp_path / "run")
+
+
+# ---- refusing ----
+
+
+def test_another_configuration_is_refused_and_named(module, finished):
+    before = (finished / "result.json").read_bytes()
+    with pytest.raises(UserError, match=r"another configuration: epochs 3, now 4; seed 12, now 13"):
+        execute(module, finished, "--uniformity", "w2", "--seed", 13, "--epochs", 4)
+    assert (finished / "result.json").read_bytes() == before
+
+
+def test_a_second_writer_is_refused(module, tmp_path):
+    settings = parse(module.BYOLSettings, "", TINY)
+    with (
+        run.RunFolder(tmp_path / "run", "BYOL", settings),
+        pytest.raises(UserError, match="another process"),
+        run.RunFolder(tmp_path / "run", "BYOL", settings),
+    ):
+        pass
+
+
+def test_a_folder_of_something_else_is_refused(module, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="no run's folder"):
+        execute(module, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"method": "BYOL"}', '{"settings": 3}'])
+def test_a_damaged_config_is_named(module, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        execute(module, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(module, tmp_path):
+    with pytest.raises(pretrain.NonFiniteLoss, match=r"epoch 0, step \d: loss nan"):
+        execute(module, tmp_path / "run", "--weight-lr", 1e30, "--vector-lr", 1e30)
+    assert "loss nan" in json.loads((tmp_path / "run" / "failed.json").read_text())["reason"]
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """An image folder of two classes, twelve training and four test images."""
+    for split, n in (("train", 6), ("test", 2)):
+        for label in ("cat", "dog"):
+            (tmp_path / "tree" / split / label).mkdir(parents=True)
+            for k in range(n):
+                image = Image.fromarray(np.full((8, 8, 3), 40 * k, np.uint8))
+                image.save(tmp_path / "tree" / split / label / f"{k}.png")
+    return tmp_path / "tree"
+
+
+def test_a_folder_of_images_trains(module, tree, tmp_path):
+    options = ("--dataset", "folder", "--data-dir", tree, "--limit-train", 12, "--batch-size", 4)
+    assert execute(module, tmp_path / "run", *options)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "words"),
+    [
+        (lambda tree: shutil.rmtree(tree), (), "there is no folder"),
+        (lambda tree: shutil.rmtree(tree / "test" / "dog"), (), "class dog"),
+        (lambda tree: (tree / "train" / "cat" / "3.png").write_text("no image"), (), "3.png"),
+        (lambda tree: Image.new("RGB", (9, 9)).save(tree / "train" / "dog" / "2.png"), (), "9 x 9"),
+        (lambda tree: None, ("--batch-size", 64), "--batch-size 64 exceeds the 12"),
+        (lambda tree: None, ("--data-dir", ""), "needs --data-dir"),
+        (lambda tree: None, ("--uniformity", "entropy"), "choose from none, w2, lu"),
+        (lambda tree: None, ("--device", "cuda:77"), "--device cuda:77"),
+        (lambda tree: None, ("--limit-train", 13), "--limit-train 13"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_nothing_is_written(module, tree, tmp_path, spoil, options, words):
+    spoil(tree)
+    standard = ("--dataset", "folder", "--data-dir", tree, "--limit-train", 12, "--batch-size", 4)
+    with pytest.raises(UserError) as error:
+        execute(module, tmp_path / "run", *standard, *options)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--dataset", "imagenet"),
+        ("--epochs", "-1"),
+        ("--epochs", "2.5"),
+        ("--batch-size", "1"),
+        ("--weight-lr", "nan"),
+        ("--alpha-min", "1"),
+        ("--no-such-option",),
+        ("--epoch", "3"),  # no abbreviations: a later option must not change what an old command means
+    ],
+)
+def test_a_wrong_option_ends_with_status_2_and_one_line(module, options, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(module.BYOLSettings, "", list(options))
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "error:" in message
+
+
+def test_the_program_tells_a_mistake_in_one_line_with_status_2(byol, tmp_path):
+    done = byol("--batch-size", 4096)
+    assert done.returncode == 2
+    assert done.stderr == "byol.py: error: --batch-size 4096 exceeds the 200 training images\n"
+    assert not (tmp_path / "run").exists()
+
+
+# ---- launchers ----
+
+
+def test_help_answers_without_torch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    shown = subprocess.run(
+        [sys.executable, str(BYOL), "--help"],
+        env={**environment(), "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "--alpha-max" in shown.stdout
+
+
+@pytest.mark.parametrize("launcher", sorted(path.name for path in BYOL.parent.glob("run_*.sh")))
+def test_without_options_a_launcher_runs_cifar10_then_cifar100(launcher, tmp_path):
+    folder = tmp_path / "a path with spaces"
+    shutil.copytree(REPOSITORY / "code", folder / "code", ignore=shutil.ignore_patterns("__pycache__", "results"))
+    stub = tmp_path / "python stub"
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    shown = subprocess.run(
+        ["bash", str(folder / "code" / "BYOL" / launcher), "--seed", "3"],
+        cwd=tmp_path, env={**environment(), "PYTHON": str(stub)}, capture_output=True, text=True,
+    )  # fmt: skip
+    term = {"run_vanilla_byol.sh": "none", "run_byol+lu.sh": "lu", "run_byol+w2.sh": "w2"}[launcher]
+    program = folder / "code" / "BYOL" / "byol.py"
+    expected = [f"{program} --uniformity {term} --seed 3 --dataset {name}" for name in ("cifar10", "cifar100")]
+    assert [line.replace("/BYOL/../BYOL", "/BYOL") for line in shown.stdout.splitlines()] == expected, shown.stderr
+
+
+def test_a_launcher_trains_from_any_folder_and_passes_options_on(tmp_path):
+    folder = tmp_path / "with space"
+    folder.mkdir()
+    options = [*TINY, "--stage", "pretrain", "--run-dir", str(folder / "my run")]
+    done = subprocess.run(
+        ["bash", str(BYOL.parent / "run_byol+w2.sh"), *options],
+        cwd=folder, env={**environment(), "PYTHON": sys.executable}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "my run" / "config.json").read_text())["settings"]["uniformity"] == "w2"
