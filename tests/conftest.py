@@ -47,5 +47,5 @@ def metrics(folder: Path) -> list[dict]:
 
 def timeless(content: dict) -> dict:
     """A result or a metrics line without what differs from run to run: times, paths, the command."""
-    changing = ("seconds", "images_per_second", "config")
+    changing = ("seconds", "images_per_second", "memory_mb", "config")
     return {key: value for key, value in content.items() if not key.endswith(changing)}

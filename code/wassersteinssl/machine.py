@@ -1,7 +1,15 @@
-"""What this process may use of the machine: often less than the machine has, under Slurm and in containers."""
+"""What this process may use of the machine, often less than the machine has (Slurm, containers), and what it used."""
 
 import os
+import sys
 from pathlib import Path
+
+import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 
 def cpus() -> int:
@@ -27,3 +35,12 @@ def memory() -> float:
 def fills_memory(size: int) -> bool:
     """Whether `size` bytes are too many to be kept in memory: more than half of it."""
     return size > memory() / 2
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes so far: of tensors on a GPU, else of the whole process; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -10,10 +10,14 @@ from tqdm import tqdm
 
 from wassersteinssl import augment
 from wassersteinssl.data import ImageSet
+from wassersteinssl.machine import peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
 from wassersteinssl.settings import Settings, UserError
 from wassersteinssl.uniformity import MEASURES
+
+
+NAMES = ("loss", "uniformity")  # of the terms: the method's own and the added one
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -68,7 +72,10 @@ def pretrain(
 
     method.train()
     start = time.perf_counter()
-    bar = tqdm(total=total, initial=done, desc="pretrain", unit="step", smoothing=0.05, disable=None)
+    bar = tqdm(
+        total=total * batch_size, initial=done * batch_size, desc="pretrain", unit=" images", unit_scale=True,
+        smoothing=0.05, disable=None,
+    )  # fmt: skip
     for epoch in range(done // steps, settings.epochs):
         began, first = time.perf_counter(), done % steps
         alpha = alpha_max - epoch * (alpha_max - alpha_min) / settings.epochs
@@ -93,7 +100,9 @@ def pretrain(
             done += 1
             method.after_step(done / total)
             sums[: len(terms)] += torch.stack(terms)
-            bar.update()
+            bar.update(batch_size)
+            if device.type == "cpu" and not bar.disable:  # elsewhere once an epoch
+                bar.set_postfix(_shown(epoch, terms), refresh=False)
             if stop() and done % steps:
                 save(done, snapshot())
                 bar.close()
@@ -106,9 +115,10 @@ def pretrain(
         if term is not None:
             line |= {"loss_uniformity": mean_uniformity, "alpha": alpha}
         line |= {"seconds": took, "images_per_second": (steps - first) * batch_size / took}
+        line |= {"peak_memory_mb": round(peak_memory(device) / 2**20)}
         if settings.monitor_every and ((epoch + 1) % settings.monitor_every == 0 or epoch + 1 == settings.epochs):
             line |= monitor()
-        bar.set_postfix({k: f"{v:.4g}" for k, v in line.items() if k in ("loss", "loss_uniformity", "knn1", "w2")})
+        bar.set_postfix(_shown(epoch, [mean_loss, mean_uniformity][: len(terms)]))
         if bar.disable:
             left = (total - done) / steps * took / 60
             print("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {left:.1f} min", flush=True)
@@ -145,7 +155,10 @@ def _view(images: Tensor, augmentation: augment.Augmentation, data: ImageSet, ge
     return view.contiguous(memory_format=torch.channels_last)
 
 
+def _shown(epoch: int, terms: list) -> dict[str, str]:
+    return {"epoch": str(epoch), **{name: f"{float(v):.3f}" for name, v in zip(NAMES, terms, strict=False)}}
+
+
 def _refuse(epoch: int, step: int, terms: list[Tensor]) -> None:
-    names = ("loss", "uniformity")
-    values = ", ".join(f"{name} {value.item():g}" for name, value in zip(names, terms, strict=False))
+    values = ", ".join(f"{name} {value.item():g}" for name, value in zip(NAMES, terms, strict=False))
     raise NonFiniteLoss(f"not finite in epoch {epoch}, step {step}: {values}; the weights were not changed by it")
