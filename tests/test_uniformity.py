@@ -86,7 +86,7 @@ def test_the_real_block_size_is_no_seam(n):
     value, gradient = value_and_gradient(lu_uniformity, z)
     expected, expected_gradient = pdist_lu(z)
     assert value == pytest.approx(expected, rel=1e-5)
-    assert relative(gradient, expected_gradient) < 1e-5
+    assert relative(gradient, expected_gradient) < 1e-4
 
 
 @pytest.mark.parametrize(("n", "m"), [(512, 256), (50, 2), (100, 1), (2, 1000)])
@@ -228,9 +228,10 @@ def test_two_uses_in_one_graph_add_their_gradients():
 
 def test_a_second_derivative_raises():
     z = randn(9, 4).requires_grad_()
-    (gradient,) = torch.autograd.grad(lu_uniformity(z), z, create_graph=True)
+    value = lu_uniformity(z)
+    (gradient,) = torch.autograd.grad(value, z, create_graph=True)
     with pytest.raises(RuntimeError, match="twice"):
-        gradient.sum().backward()
+        (value + gradient.square().sum()).backward()
 
 
 def test_errors_name_the_shape():
@@ -252,7 +253,7 @@ sys.path.insert(0, sys.argv[1])
 from wassersteinssl.uniformity import lu_uniformity
 torch.set_num_threads(1)
 lu_uniformity(torch.randn(64, 8, requires_grad=True)).backward()
-z = torch.randn(12_000, 64, requires_grad=True)
+z = torch.randn(12_000, 256, requires_grad=True)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 lu_uniformity(z).backward()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024))

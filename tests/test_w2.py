@@ -473,12 +473,13 @@ def test_two_uses_in_one_graph_add_their_gradients(solver):
 
 @both_solvers
 @both_scalings
-def test_a_second_derivative_raises(normalize, solver):
+@pytest.mark.parametrize("squared", [False, True])
+def test_a_second_derivative_raises_also_beside_a_first_one(squared, normalize, solver):
     z = randn(9, 4).requires_grad_()
-    value = w2_uniformity(z, normalize=normalize, solver=solver)
+    value = w2_uniformity(z, normalize=normalize, squared=squared, solver=solver)
     (gradient,) = torch.autograd.grad(value, z, create_graph=True)
     with pytest.raises(RuntimeError, match="twice"):
-        gradient.square().sum().backward()
+        (value + gradient.square().sum()).backward()
 
 
 class NoHostReads(TorchDispatchMode):

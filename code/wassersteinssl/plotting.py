@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
@@ -42,10 +39,9 @@ def line_style(k: int) -> dict:
     return {"color": COLORS[k % 7], "linestyle": DASHES[k % 7], "marker": MARKERS[k % 7]}
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write PATH.png (300 dpi) and PATH.pdf; the paths."""
-    written = [path.with_suffix(suffix) for suffix in (".png", ".pdf")]
+def save(figure: Figure, path: str | Path) -> list[Path]:
+    """Write PATH.png (300 dpi) and PATH.pdf; the paths. The same figure gives the same bytes."""
+    written = [Path(path).with_suffix(suffix) for suffix in (".png", ".pdf")]
     for target in written:
         figure.savefig(target, metadata={"CreationDate": None} if target.suffix == ".pdf" else None)
-    plt.close(figure)
     return written

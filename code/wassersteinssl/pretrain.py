@@ -16,7 +16,6 @@ from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
 from wassersteinssl.settings import Settings, UserError
 from wassersteinssl.uniformity import MEASURES
 
-
 NAMES = ("loss", "uniformity")  # of the terms: the method's own and the added one
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wassersteinssl.w2 import _unit_rows, w2_uniformity
+from wassersteinssl.w2 import _FirstDerivative, _unit_rows, w2_uniformity
 
 BLOCK = 2048  # rows of a pairwise block: its distances take 16 MiB in float32, whatever n is
 
@@ -23,7 +23,7 @@ def lu_uniformity(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tenso
     Exact over all n (n-1) / 2 pairs, in blocks of rows: beside z and, in the backward pass, its gradient, memory does
     not grow with n or m. About -2 t for uniform unit rows and large m, 0 when all rows are equal. Half-precision
     input is computed in float32, unnormalised rows in float64, where near rows keep their distance far from the mean.
-    A zero row stays zero. ValueError, with the shape, for anything but a floating matrix of n >= 2 rows.
+    A zero row stays zero. The first derivative only. ValueError, with the shape, for anything but a floating matrix of n >= 2 rows.
     Wang & Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity, ICML 2020.
     """
     if z.ndim != 2 or z.shape[0] < 2 or z.shape[1] < 1 or not z.is_floating_point():
@@ -49,9 +49,11 @@ def alignment(a: Tensor, b: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
         a, b = (z.to(_at_least_float32(z.dtype)) for z in (a, b))
         if normalize:
             a, b = (_unit_rows(z, torch.finfo(z.dtype).tiny) for z in (a, b))
+        square = (a - b).square().sum(dim=1)
         if alpha == 2:
-            return (a - b).square().sum(dim=1).mean()
-        return torch.linalg.vector_norm(a - b, dim=1).pow(alpha).mean()  # the norm's slope at 0 is 0, a root's infinite
+            return square.mean()
+        equal = square == 0  # where a power below 2 has a slope without bound or direction
+        return torch.where(equal, 0, torch.where(equal, 1, square).pow(alpha / 2)).mean()
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,9 @@ class _LogMeanKernel(torch.autograd.Function):
         return (log_sum - math.log(n * (n - 1) / 2)).to(_at_least_float32(z.dtype))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
         z, shift, scale, log_sum = ctx.saved_tensors
-        with torch.autocast(z.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             out = torch.zeros(z.shape, dtype=_at_least_float32(z.dtype), device=z.device)
             for i, j, u, v, exponent in _blocks(z, shift, scale, ctx.t, ctx.normalize):
                 p = exponent.sub_(log_sum.to(exponent.dtype)).exp_()  # each pair's share of the sum
@@ -119,7 +120,7 @@ class _LogMeanKernel(torch.autograd.Function):
                 for i in _rows(len(z)):
                     u = _standard_rows(z, i, shift, scale, normalize=True)
                     out[i] = (out[i] - u * (out[i] * u).sum(dim=1, keepdim=True)) * scale[i]
-        return out.to(z.dtype), None, None
+        return _FirstDerivative.apply(out.to(z.dtype), z), None, None
 
 
 def _standardise(z: Tensor, normalize: bool, wide: torch.dtype) -> tuple[Tensor, Tensor]:

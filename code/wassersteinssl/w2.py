@@ -262,14 +262,26 @@ class _NuclearNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, centred: Tensor, polar: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(polar)
+        ctx.save_for_backward(centred, polar)
         return (polar * centred).sum(dtype=dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
-        (polar,) = ctx.saved_tensors
-        return gradient.to(polar.dtype) * polar, None, None
+        centred, polar = ctx.saved_tensors
+        return _FirstDerivative.apply(gradient.to(polar.dtype) * polar, centred), None, None
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """`gradient`, which depends on z in a way that is not differentiated: asking for that raises. (PyTorch's
+    once_differentiable stays silent, and wrong, where the incoming gradient is a constant.)"""
+
+    @staticmethod
+    def forward(ctx, gradient: Tensor, z: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        raise RuntimeError("no second derivative: this gradient cannot be differentiated twice")
 
 
 def _polar_by_eigh(x: Tensor, group: Any) -> Tensor:

@@ -1,0 +1,227 @@
+"""What the synthetic studies share: command line, collapsed spheres, measures on them, their theory, the data file.
+
+A study is a script that writes CSV or NPZ beside itself and a notebook that plots it. Legend: n rows in R^m, of which
+k = round((1 - eta) m) coordinates are alive: uniform unit rows of R^k, followed by m - k zeros.
+"""
+
+import argparse
+import csv
+import io
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from scipy.special import gammaln, hyp0f1
+from torch import Tensor
+from tqdm import tqdm
+
+from wassersteinssl import __version__
+from wassersteinssl.files import write_atomically
+from wassersteinssl.settings import UserError, count
+from wassersteinssl.uniformity import lu_uniformity
+from wassersteinssl.w2 import W2Metric, w2_floor
+
+ROWS = 2**24  # numbers of a chunk of samples: 64 MiB in float32
+
+
+# ---- the command line ----
+
+
+def main(study: Callable[[argparse.Namespace], Path], description: str | None, *, samples: int, out: Path) -> None:
+    """Run `study(options)`, which returns the file it wrote, with options --samples, --seed, --device and --out."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--samples", type=_at_least_two, default=samples, help="rows (default: the paper's %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=12, help="of the samples (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=out.parent, help="folder of the data file (default: the script's)")
+    options = parser.parse_args()
+    options.name = out.name
+    try:
+        try:
+            torch.zeros(1, device=options.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from None
+        print(f"wrote {study(options)}")
+    except UserError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def _at_least_two(text: str) -> int:
+    if count(text) < 2:
+        raise argparse.ArgumentTypeError("must be at least 2: one row has no covariance")
+    return int(text)
+
+
+def progress(items: Iterable, description: str) -> Iterator:
+    return iter(tqdm(list(items), desc=description, disable=None))
+
+
+# ---- samples ----
+
+
+def generator(seed: int, device: str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def sphere(n: int, m: int, random: torch.Generator) -> Tensor:
+    """n uniform unit rows in R^m, (n, m) float32, on the generator's device: normalised Gaussian rows."""
+    z = torch.randn(n, m, generator=random, device=random.device)
+    return z.div_(torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).tiny))
+
+
+def alive(m: int, eta: float) -> int:
+    """Coordinates that a collapse of share eta leaves, rounded: 1 - k/m is the share that was really drawn."""
+    return round((1 - eta) * m)
+
+
+def sphere_chunks(n: int, m: int, random: torch.Generator) -> Iterator[Tensor]:
+    """`sphere` in chunks of bounded memory."""
+    rows = max(1, ROWS // m)
+    for start in range(0, n, rows):
+        yield sphere(min(rows, n - start), m, random)
+
+
+# ---- measures on collapsed samples ----
+
+
+def w2_padded(metric: W2Metric, m: int, *, clones: int = 1) -> float:
+    """W2 in R^m of rows whose living coordinates `metric` has seen, zero elsewhere, all features cloned.
+
+    With every feature present `clones` times (not renormalised) the mean square is `clones` times as large and the
+    nuclear norm sqrt(clones) times, in clones * m dimensions: W2^2 = clones q + 1 - 2 ||Z_c||_* / sqrt(m n).
+    """
+    k = metric.dim
+    q = float(metric.mean.square().sum() + metric.covariance.diagonal().sum())
+    root_trace = (q + 1 - metric.compute(squared=True)) * k**0.5 / 2  # tr S^(1/2), from the value in R^k
+    return float(np.sqrt(max(0.0, clones * q + 1 - 2 / m**0.5 * root_trace)))
+
+
+def measures(z: Tensor, m: int, *, clones: int = 1) -> dict[str, float]:
+    """W2 and L_U of unit rows z (n, k) as rows of R^m, zero in the other coordinates, every feature cloned.
+
+    Zeros change no distance, clones multiply its square: L_U is that of z with t = 2 clones.
+    """
+    metric = W2Metric(normalize=False).update(z)
+    return {"w2": w2_padded(metric, m, clones=clones), "lu": float(lu_uniformity(z, t=2.0 * clones))}
+
+
+# ---- theory ----
+
+
+def w2_theory(eta: float, *, clones: int = 1, blocks: int = 0) -> float:
+    """Population W2 of a collapse of share eta: sqrt(2 - 2 sqrt((1 - eta) / (1 + blocks)) + clones - 1), for every m.
+
+    `blocks`: zeros appended, in multiples of m; `clones`: how often every feature is there.
+    """
+    return float(np.sqrt(2 - 2 * np.sqrt((1 - eta) / (1 + blocks)) + clones - 1))
+
+
+def w2_finite(n: int, k: int, m: int, *, clones: int = 1) -> float:
+    """Expected W2 of n uniform rows of R^k padded to R^m: the floor's E sqrt(lambda), shared by k of m directions."""
+    mean_root = 1 - w2_floor(n, k) ** 2 / 2
+    return float(np.sqrt(2 - 2 * np.sqrt(k / m) * mean_root + clones - 1))
+
+
+def lu_theory(k: int, *, t: float = 2.0) -> float:
+    """L_U of the uniform unit sphere of R^k: log E exp(-t ||x - y||^2) = -2 t + log 0F1(; k/2; t^2).
+
+    The same as log(e^(-2t) Gamma(k/2) t^(1 - k/2) I_(k/2 - 1)(2t)); as a 0F1 it does not underflow at large k.
+    """
+    return float(-2 * t + np.log(hyp0f1(k / 2, t * t)))
+
+
+def coordinate_density(x: np.ndarray, m: int) -> np.ndarray:
+    """Density of one coordinate of a uniform unit row of R^m: Gamma(m/2) / (sqrt(pi) Gamma((m-1)/2)) (1-x^2)^((m-3)/2).
+
+    Zero outside (-1, 1); at m = 2 it is the arcsine law, which is infinite at the ends.
+    """
+    x = np.asarray(x, dtype=float)
+    inside = np.abs(x) < 1
+    log_scale = gammaln(m / 2) - gammaln((m - 1) / 2) - 0.5 * np.log(np.pi)
+    log_density = log_scale + (m - 3) / 2 * np.log1p(-(np.where(inside, x, 0) ** 2))
+    return np.where(inside, np.exp(log_density), 0.0)
+
+
+# ---- the data file ----
+
+
+def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """What a data file says about itself."""
+    return {
+        "script": Path(sys.argv[0]).name,
+        "samples": options.samples,
+        "seed": options.seed,
+        "device": options.device,
+        **more,
+        "versions": {
+            "wassersteinssl": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+    }
+
+
+def write(options: argparse.Namespace, rows: list[dict[str, Any]], **more: Any) -> Path:
+    """CSV: a first line `# {settings as JSON}`, the header, a line a row; an empty cell is a missing value."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+
+    def content(file: Any) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        text.write(f"# {json.dumps(settings(options, **more))}\n")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: "" if _missing(value) else value for key, value in row.items()} for row in rows)
+        text.flush()
+        text.detach()
+
+    return _save(options, content)
+
+
+def write_arrays(options: argparse.Namespace, arrays: dict[str, np.ndarray], **more: Any) -> Path:
+    """NPZ: the arrays, and the settings as JSON under "settings"."""
+    described = np.array(json.dumps(settings(options, **more)))
+    return _save(options, lambda file: np.savez_compressed(file, settings=described, allow_pickle=False, **arrays))
+
+
+def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Columns (numbers, or text where a cell is none; NaN for a missing number) or arrays, and the settings."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        return arrays, json.loads(str(arrays.pop("settings")))
+    with path.open(encoding="utf-8", newline="") as file:
+        head = json.loads(file.readline().removeprefix("# "))
+        rows = list(csv.DictReader(file))
+    return {key: _column([row[key] for row in rows]) for key in (rows[0] if rows else {})}, head
+
+
+def _column(cells: list[str]) -> np.ndarray:
+    try:
+        return np.array([float(cell) if cell else np.nan for cell in cells])
+    except ValueError:
+        return np.array(cells)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _save(options: argparse.Namespace, content: Callable[[Any], Any]) -> Path:
+    path = options.out / options.name
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    return path
