@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from wassersteinssl.backbones import predictor
-from wassersteinssl.method import Method, Output
+from wassersteinssl.method import Method
 from wassersteinssl.optim import ema_update
 from wassersteinssl.run import main
 
@@ -47,12 +47,14 @@ class BYOL(Method):
         self.predictor = predictor(settings.dim, settings.hidden_dim)
         self.target = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
 
-    def forward(self, view_a: Tensor, view_b: Tensor) -> Output:
+    def forward(self, view_a: Tensor, view_b: Tensor) -> dict[str, Tensor]:
         z_a, z_b = self.embed(view_a), self.embed(view_b)
         with torch.no_grad():  # in training mode: the target normalises by its own batch statistics
             t_a, t_b = self.target(view_a), self.target(view_b)
-        loss = distance(self.predictor(z_a), t_b) + distance(self.predictor(z_b), t_a)
-        return Output(loss, z_a, z_b)
+        return {"z_a": z_a, "z_b": z_b, "p_a": self.predictor(z_a), "p_b": self.predictor(z_b), "t_a": t_a, "t_b": t_b}
+
+    def loss(self, *, p_a: Tensor, p_b: Tensor, t_a: Tensor, t_b: Tensor, **_: Tensor) -> Tensor:
+        return distance(p_a, t_b) + distance(p_b, t_a)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
@@ -60,8 +62,8 @@ class BYOL(Method):
 
 
 def distance(p: Tensor, t: Tensor) -> Tensor:
-    """mean_i 2 (1 - cos(p_i, t_i)) = mean_i ||p_i/||p_i|| - t_i/||t_i||||^2, in float32."""
-    return 2 - 2 * cosine_similarity(p.float(), t.float()).mean()
+    """mean_i 2 (1 - cos(p_i, t_i)) = mean_i || p_i/||p_i|| - t_i/||t_i|| ||^2."""
+    return 2 - 2 * cosine_similarity(p, t).mean()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The contract of a method: networks, a loss over two views, and what follows a step of the optimiser."""
+"""The contract of a method: networks, a loss on what they compute, and what follows a step of the optimiser."""
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,12 @@ from wassersteinssl.backbones import projector, resnet18
 from wassersteinssl.settings import Settings
 
 
-class Output(NamedTuple):
-    loss: Tensor  # 0-d: the method's own loss
-    z_a: Tensor  # (b, dim): the projector's output of either view, which a uniformity term works on
-    z_b: Tensor
-
-
 class Method(nn.Module):
-    """Backbone (b, 3, H, W) -> h (b, 8 width) and projector h -> z (b, dim). A method adds what it needs."""
+    """Backbone (b, 3, H, W) -> h (b, 8 width) and projector h -> z (b, dim). A method adds what it needs.
+
+    A training step computes `loss(**{name: e.float() for name, e in forward(view_a, view_b).items()})`: the networks
+    under autocast, the loss in float32. A uniformity term works on "z_a" and "z_b".
+    """
 
     # Default weights (alpha_max, alpha_min) of the uniformity terms.
     ALPHA: ClassVar[dict[str, tuple[float, float]]] = {}
@@ -29,7 +27,12 @@ class Method(nn.Module):
     def embed(self, view: Tensor) -> Tensor:
         return self.projector(self.backbone(view))
 
-    def forward(self, view_a: Tensor, view_b: Tensor) -> Output:
+    def forward(self, view_a: Tensor, view_b: Tensor) -> dict[str, Tensor]:
+        """Embeddings by name, "z_a" and "z_b" (b, dim) among them: the projector's output of either view."""
+        return {"z_a": self.embed(view_a), "z_b": self.embed(view_b)}
+
+    def loss(self, **embeddings: Tensor) -> Tensor:
+        """The method's loss, 0-d, of float32 embeddings as `forward` names them."""
         raise NotImplementedError
 
     @torch.no_grad()

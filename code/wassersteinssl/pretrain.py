@@ -85,10 +85,12 @@ def pretrain(
             )
             set_lr(optimizer, warmup_cosine(done, total, warmup_steps))
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                loss, z_a, z_b = method(view_a, view_b)
+                embeddings = method(view_a, view_b)
+            embeddings = {name: e.float() for name, e in embeddings.items()}
+            loss = method.loss(**embeddings)
             terms = [loss.detach()]
             if term is not None:
-                uniformity = term(torch.cat([z_a, z_b]))
+                uniformity = term(torch.cat([embeddings["z_a"], embeddings["z_b"]]))
                 loss = loss + alpha * uniformity
                 terms.append(uniformity.detach())
             if device.type == "cpu" and not loss.isfinite():  # elsewhere once an epoch: reading it would stall
