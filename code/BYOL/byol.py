@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works with and without an installation
 
-from wassersteinssl.settings import Settings, not_negative, option, parse
+from wassersteinssl.settings import Settings, option, parse, share
 
 
 @dataclass(frozen=True)
 class BYOLSettings(Settings):
-    momentum: float = option(0.99, "of the target's moving average", check=not_negative)
+    momentum: float = option(0.99, "of the target's moving average", check=share)
 
 
 SETTINGS = parse(BYOLSettings, __doc__) if __name__ == "__main__" else None  # --help answers before torch loads

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# BYOL as in the paper's Table 2: ResNet-18, 500 epochs, batch 256, CIFAR-10 then CIFAR-100; a row of two accuracies.
+# BYOL as in the paper's Table 2: ResNet-18, 500 epochs, batch 256, on CIFAR-10 and then CIFAR-100.
 #   bash ./code/BYOL/run_vanilla_byol.sh [--dataset NAME] [OPTION ...]     (--help lists the options)
-# Paper, linear accuracy: 89.53 % on CIFAR-10, 63.66 % on CIFAR-100. On a CPU try: --dataset digits --width 16 --epochs 100
+# Paper, linear accuracy: 89.53 % on CIFAR-10, 63.66 % on CIFAR-100. On a CPU try: --dataset digits --width 16 --epochs 20
 set -euo pipefail
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 exec bash "$here/../launch.sh" "$here/byol.py" --uniformity none "$@"

@@ -52,6 +52,13 @@ def not_negative(text: str) -> float:
     return _number(text, float, 0, above=False)
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    if (value := not_negative(text)) > 1:
+        raise argparse.ArgumentTypeError(f"must be at most 1, not {text}")
+    return value
+
+
 def pair_size(text: str) -> int:
     """A whole number, at least 2: batch-norm and W2 need two rows."""
     return _number(text, int, 2, above=False)

@@ -1,0 +1,55 @@
+"""What contrastive methods share: InfoNCE and the queue of past embeddings."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wassersteinssl.settings import UserError
+
+
+def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """mean_i -log( e^(q_i p_i / T) / (e^(q_i p_i / T) + sum_j e^(q_i n_j / T)) ), in float32.
+
+    query, positive (b, m), negatives (k, m), all of unit rows (van den Oord et al., arXiv 1807.03748). By log-sum-exp:
+    neither the queue nor its logits are copied.
+    """
+    logits = query @ negatives.T / temperature  # (b, k)
+    own = (query * positive).sum(dim=1) / temperature  # (b,)
+    return (torch.logaddexp(own, logits.logsumexp(dim=1)) - own).mean()
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """SimCLR's loss over 2b unit rows: each row's positive is the other view, all other rows are negatives.
+
+    a, b (b, m): mean over rows i of cat(a, b) of logsumexp_{j != i} (z_i z_j / T) - z_i z_i' / T.
+    """
+    z = torch.cat([a, b])
+    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)  # (2b, 2b)
+    own = (a * b).sum(dim=1).repeat(2) / temperature
+    return (logits.logsumexp(dim=1) - own).mean()
+
+
+class Queue(nn.Module):
+    """The last `size` unit rows that were put in, oldest overwritten first; it starts with random directions.
+
+    The rows are a buffer: saved and loaded with the method, never trained. A put of more rows than `size` is refused;
+    one that passes the end goes on at the start.
+    """
+
+    rows: Tensor
+    next: Tensor
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.register_buffer("rows", F.normalize(torch.randn(size, dim)))
+        self.register_buffer("next", torch.zeros((), dtype=torch.long))  # on the device: no step waits for it
+
+    @torch.no_grad()
+    def put(self, z: Tensor) -> None:
+        """Put unit rows z (k, dim) in, k <= size. Not between a forward and its backward pass, which needs the rows."""
+        size = len(self.rows)
+        if len(z) > size:
+            raise UserError(f"a queue of {size} cannot take {len(z)} rows a step: raise --queue-size")
+        places = (self.next + torch.arange(len(z), device=z.device)) % size
+        self.rows.index_copy_(0, places, z.to(self.rows.dtype))
+        self.next.copy_((self.next + len(z)) % size)
