@@ -21,4 +21,4 @@ for term in none w2; do
     --linear-epochs 30 --monitor-every 20 --uniformity "$term" --run-dir "$runs/byol-$term"
 done
 echo
-"$python" code/report.py "$runs" --table "$runs/table.md" --spectra "$runs/spectra.png"
+"$python" code/table2.py "$runs" --spectra

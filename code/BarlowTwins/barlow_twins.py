@@ -1,7 +1,7 @@
 """Barlow Twins: make the cross-correlation of two views' features the identity.
 
-Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy Reduction, ICML 2021. C = BN(z_a)^T BN(z_b) / b, BN
-without an affine map:
+Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy Reduction, ICML 2021.
+C = BN(z_a)^T BN(z_b) / b, BN without an affine map:
 
     loss = sum_j (1 - C_jj)^2 + lambda sum_{j != k} C_jk^2,  lambda = 0.08.
 

@@ -1,7 +1,7 @@
 """MoCo v2: tell the other view's key from a queue of past keys, computed by a slow copy of the network.
 
-He et al., Momentum Contrast, CVPR 2020; Chen et al., arXiv 2003.04297. Views a, b; queries q = z(.) of the network, keys
-k of its moving average, all of unit rows; one queue takes both views' keys after the step:
+He et al., Momentum Contrast, CVPR 2020; Chen et al., arXiv 2003.04297. Views a, b; queries q = z(.) of the network,
+keys k of its moving average, all of unit rows; one queue takes both views' keys after the step:
 
     loss = InfoNCE(q_a, k_b, queue) + InfoNCE(q_b, k_a, queue),  temperature 0.2, key momentum 0.99 -> 0.999 (cosine).
 

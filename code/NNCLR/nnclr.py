@@ -1,7 +1,7 @@
 """NNCLR: the positive of a view is the nearest neighbour, in a queue of past embeddings, of the other view.
 
-Dwibedi et al., With a Little Help from My Friends: Nearest-Neighbor Contrastive Learning of Visual Representations, ICCV
-2021. p = predictor(z), all of unit rows, nn(z_i) the queue's row most similar to z_i, no gradient through it:
+Dwibedi et al., With a Little Help from My Friends: Nearest-Neighbor Contrastive Learning of Visual Representations,
+ICCV 2021. p = predictor(z), all of unit rows, nn(z_i) the queue's row most similar to z_i, no gradient through it:
 
     loss = mean of CE(nn(z_a) p_b^T / T, i) and CE(nn(z_b) p_a^T / T, i),  temperature 0.2; the queue takes z_a.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; with markers and dashes also in grey.
@@ -37,6 +39,14 @@ plt.rcParams.update(
 def line_style(k: int) -> dict:
     """Colour, dash and marker of the k-th series."""
     return {"color": COLORS[k % 7], "linestyle": DASHES[k % 7], "marker": MARKERS[k % 7]}
+
+
+def compare(axes: Axes, x: Sequence, points: Sequence, theory: Sequence, k: int, label: str) -> None:
+    """The k-th series: what was measured as markers, its theory as a line, both in one entry of the legend."""
+    style = line_style(k)
+    axes.plot(x, theory, **(style | {"marker": ""}))
+    axes.plot(x, points, **(style | {"linestyle": ""}))
+    axes.plot([], [], **style, label=label)
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:

@@ -163,7 +163,10 @@ class Job:
         self.folder.save_spectrum(z)
         result = {
             "method": type(self.method).__name__,
-            **{key: getattr(settings, key) for key in ("uniformity", "dataset", "seed", "epochs")},
+            "uniformity": settings.uniformity,
+            "dataset": settings.dataset_name or settings.dataset,
+            "seed": settings.seed,
+            "epochs": settings.epochs,
             **{key: probe[key] for key in ("acc1", "acc5", "best_acc1")},
             **measures,
             "n_test": len(self.images.test),

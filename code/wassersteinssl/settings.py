@@ -69,6 +69,7 @@ class Settings:
     """What every method shares. The defaults are the paper's, for CIFAR-10."""
 
     dataset: str = option("cifar10", "the images; digits needs no download", choices=DATASETS)
+    dataset_name: str = option("", "what results call the images of --dataset folder (default: folder)")
     data_dir: str = option("", "where data sets lie or are downloaded to (default: data/ of the repository)")
     limit_train: int | None = option(None, "train on this many images only, balanced over classes", check=count)
     normalization: str = option(
@@ -106,6 +107,18 @@ class Settings:
 
     # Settings that may differ when a run is continued: where it runs, not what it computes.
     PLACE = ("data_dir", "device", "run_dir", "stage")
+
+
+# What a preset changes; the rest is the paper's.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "short": {"epochs": 100},
+    "mini": {"epochs": 20, "width": 16, "linear_epochs": 10},
+    "digits": {
+        "epochs": 60, "width": 16, "hidden_dim": 256, "dim": 64, "batch_size": 128, "linear_epochs": 30,
+        "monitor_every": 20,
+    },
+}  # fmt: skip
 
 
 Any_Settings = TypeVar("Any_Settings", bound=Settings)

@@ -10,6 +10,7 @@ import io
 import json
 import platform
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from wassersteinssl import __version__
 from wassersteinssl.files import write_atomically
-from wassersteinssl.settings import UserError, count
+from wassersteinssl.settings import UserError, count, whole
 from wassersteinssl.uniformity import lu_uniformity
 from wassersteinssl.w2 import W2Metric, w2_floor
 
@@ -36,10 +37,8 @@ ROWS = 2**24  # numbers of a chunk of samples: 64 MiB in float32
 def main(study: Callable[[argparse.Namespace], Path], description: str | None, *, samples: int, out: Path) -> None:
     """Run `study(options)`, which returns the file it wrote, with options --samples, --seed, --device and --out."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--samples", type=_at_least_two, default=samples, help="rows (default: the paper's %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=12, help="of the samples (default: %(default)s)")
+    parser.add_argument("--samples", type=_at_least_two, default=samples, help="rows (default: all %(default)s)")
+    parser.add_argument("--seed", type=whole, default=12, help="of the samples (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=out.parent, help="folder of the data file (default: the script's)")
     options = parser.parse_args()
@@ -49,6 +48,7 @@ def main(study: Callable[[argparse.Namespace], Path], description: str | None, *
             torch.zeros(1, device=options.device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from None
+        _check_writable(options.out)
         print(f"wrote {study(options)}")
     except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
@@ -58,6 +58,15 @@ def _at_least_two(text: str) -> int:
     if count(text) < 2:
         raise argparse.ArgumentTypeError("must be at least 2: one row has no covariance")
     return int(text)
+
+
+def _check_writable(folder: Path) -> None:
+    """UserError now, not after minutes of work, if no file can be written into `folder`, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}") from None
 
 
 def progress(items: Iterable, description: str) -> Iterator:
@@ -92,6 +101,14 @@ def sphere_chunks(n: int, m: int, random: torch.Generator) -> Iterator[Tensor]:
 # ---- measures on collapsed samples ----
 
 
+def moments(z: Tensor) -> W2Metric:
+    """The moments of unit rows z (n, k). Fewer rows than coordinates are turned into R^n first, which no measure
+    notices: the work is that of the smaller side."""
+    if len(z) < z.shape[1]:
+        z = torch.linalg.qr(z.T, mode="r").R.T.contiguous()
+    return W2Metric(normalize=False).update(z)
+
+
 def w2_padded(metric: W2Metric, m: int, *, clones: int = 1) -> float:
     """W2 in R^m of rows whose living coordinates `metric` has seen, zero elsewhere, all features cloned.
 
@@ -109,8 +126,7 @@ def measures(z: Tensor, m: int, *, clones: int = 1) -> dict[str, float]:
 
     Zeros change no distance, clones multiply its square: L_U is that of z with t = 2 clones.
     """
-    metric = W2Metric(normalize=False).update(z)
-    return {"w2": w2_padded(metric, m, clones=clones), "lu": float(lu_uniformity(z, t=2.0 * clones))}
+    return {"w2": w2_padded(moments(z), m, clones=clones), "lu": float(lu_uniformity(z, t=2.0 * clones))}
 
 
 # ---- theory ----
@@ -148,6 +164,21 @@ def coordinate_density(x: np.ndarray, m: int) -> np.ndarray:
     log_scale = gammaln(m / 2) - gammaln((m - 1) / 2) - 0.5 * np.log(np.pi)
     log_density = log_scale + (m - 3) / 2 * np.log1p(-(np.where(inside, x, 0) ** 2))
     return np.where(inside, np.exp(log_density), 0.0)
+
+
+def beside_theory(metric: W2Metric, lu: float, m: int, k: int, *, clones: int = 1, blocks: int = 0) -> dict[str, float]:
+    """A line of a data file: W2 in R^((1 + blocks) m) of rows with k living coordinates, of which `metric` holds the
+    moments, and their L_U, beside what theory gives. `eta` is the share of zeros that was really drawn."""
+    return {
+        "m": m,
+        "k": k,
+        "eta": 1 - k / m,
+        "w2": w2_padded(metric, (1 + blocks) * m, clones=clones),
+        "w2_finite": w2_finite(metric.n, k, (1 + blocks) * m, clones=clones),
+        "w2_theory": w2_theory(1 - k / m, clones=clones, blocks=blocks),
+        "lu": lu,
+        "lu_theory": lu_theory(k, t=2.0 * clones),
+    }
 
 
 # ---- the data file ----

@@ -1,0 +1,308 @@
+#!/usr/bin/env python3
+"""Run the cells of Table 2 (methods x terms x data sets x seeds), one after the other, and go on where it stopped.
+
+    python code/grid.py status --preset mini                  what is done, what is left, how long it may take
+    python code/grid.py run --preset short --datasets cifar10 --precision bf16 --time-budget 25
+    python code/grid.py run --preset mini --datasets cifar10 --folder cifar10=PATH
+    python code/grid.py run-one --index 3 --preset mini       one cell, for job arrays
+    python code/table2.py runs/grid/mini                      the table of what is done
+
+A finished cell is skipped, an unfinished one continued, a crashed one tried once more at the end, and one that another
+process works on left alone. --time-budget stops all cells in time with a checkpoint; the same command goes on later.
+
+Presets: paper (500 epochs, ResNet-18), short (100 epochs), mini (width 16, 20 epochs), digits (minutes on a CPU).
+Exit status: 0 all cells done, 1 some failed, 2 a mistake in the command, 75 stopped in time and to be continued.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CODE = Path(__file__).resolve().parent
+sys.path.insert(0, str(CODE))  # works with and without an installation
+
+from wassersteinssl.settings import DATASETS, PRESETS, UserError, count, positive, whole
+
+# Programs, in the order in which their results are wanted; all terms of the first four, vanilla of the rest.
+PROGRAMS = {
+    "byol": "BYOL/byol.py",
+    "moco_v2": "MoCov2/moco_v2.py",
+    "barlow_twins": "BarlowTwins/barlow_twins.py",
+    "zero_cl": "Zero-CL/zero_cl.py",
+    "simclr": "SimCLR/simclr.py",
+    "nnclr": "NNCLR/nnclr.py",
+    "simsiam": "SimSiam/simsiam.py",
+    "align_uniform": "AlignUniform/align_uniform.py",
+}
+TABLE2 = tuple(PROGRAMS)[:4]
+TERMS = ("none", "w2", "lu")
+STOPPED = 75
+RESERVE = 20  # seconds before the end of a time budget at which running cells are asked to stop
+WORTHWHILE = 60  # no cell is started with less time left
+
+
+@dataclass
+class Cell:
+    """One run of the grid."""
+
+    method: str
+    term: str
+    dataset: str
+    seed: int
+    folder: Path
+    epochs: int
+    command: list[str]
+    tries: int = field(default=0)
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}/{self.folder.name}"
+
+    def metrics(self) -> list[dict]:
+        """Finished epochs; a half-written last line is no epoch."""
+        lines = []
+        with contextlib.suppress(OSError):
+            for line in (self.folder / "metrics.jsonl").read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    lines.append(json.loads(line))
+        return lines
+
+    def result(self) -> dict | None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            result = json.loads((self.folder / "result.json").read_text())
+            return result if result["complete"] is True else None
+        return None
+
+    def busy(self) -> bool:
+        """Whether a living process works on it."""
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            with open(self.folder / "lock") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+        return False
+
+    def state(self) -> str:
+        if self.result() is not None:
+            return "done"
+        if self.busy():
+            return "running"
+        if (self.folder / "failed.json").exists():
+            return "failed"
+        return "started" if (self.folder / "config.json").exists() else "waiting"
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("action", choices=("status", "run", "run-one"))
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="paper", help="(default: %(default)s)")
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, metavar="NAME", help="(default: as the paper)")
+    parser.add_argument("--methods", nargs="+", choices=(*PROGRAMS, "all"), default=list(TABLE2), metavar="NAME",
+                        help=f"of {', '.join(PROGRAMS)}, or all (default: those of Table 2 with terms)")  # fmt: skip
+    parser.add_argument("--terms", nargs="+", choices=TERMS, default=list(TERMS), metavar="TERM",
+                        help="none, w2, lu (default: all; methods beyond Table 2's four: none)")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=whole, default=[12], metavar="SEED", help="(default: 12)")
+    parser.add_argument("--folder", action="append", default=[], metavar="NAME=PATH",
+                        help="read the data set NAME from an image folder: train/<class>/*, test/<class>/*")  # fmt: skip
+    parser.add_argument("--runs", type=Path, help="where runs lie (default: runs/grid/PRESET of the repository)")
+    parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")
+    parser.add_argument("--parallel", type=count, default=1, metavar="K", help="cells at a time (default: 1)")
+    parser.add_argument("--index", type=whole, help="of the cell for run-one, as status numbers them")
+    options, rest = parser.parse_known_args()
+    if options.action == "run-one" and options.index is None:
+        parser.error("run-one needs --index")
+    return options, rest
+
+
+def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
+    """All cells in the order in which they are run; options that the grid does not know go to every program."""
+    methods = list(PROGRAMS) if "all" in options.methods else options.methods
+    datasets = options.datasets or (["digits"] if options.preset == "digits" else ["cifar10", "cifar100"])
+    preset = PRESETS[options.preset]
+    runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
+    folders = dict(entry.split("=", 1) for entry in options.folder if "=" in entry)
+    if len(folders) != len(options.folder):
+        raise UserError("--folder needs NAME=PATH")
+    if unknown := set(folders) - set(datasets):
+        raise UserError(f"--folder {sorted(unknown)[0]}: not among the --datasets {', '.join(datasets)}")
+
+    def place(method: str, term: str) -> tuple:
+        """Vanilla and W2 of the four methods first, then L_U, then the further methods."""
+        return method not in TABLE2, TERMS.index(term) == 2, list(PROGRAMS).index(method), TERMS.index(term)
+
+    pairs = sorted(
+        ((m, t) for m in methods for t in options.terms if m in TABLE2 or t == "none"), key=lambda pair: place(*pair)
+    )
+    found = []
+    for dataset in datasets:
+        for seed in options.seeds:
+            for method, term in pairs:
+                folder = runs / dataset / f"{method}{'' if term == 'none' else f'+{term}'}-s{seed}"
+                images = ["--dataset", dataset]
+                if dataset in folders:
+                    path = os.path.abspath(folders[dataset])
+                    images = ["--dataset", "folder", "--dataset-name", dataset, "--data-dir", path]
+                chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+                command = [sys.executable, str(CODE / PROGRAMS[method]), *images, "--uniformity", term, *chosen]
+                command += ["--seed", str(seed), "--run-dir", str(folder), *rest]
+                found.append(Cell(method, term, dataset, seed, folder, preset.get("epochs", 500), command))
+    return found
+
+
+def status(grid: list[Cell]) -> str:
+    lines = []
+    for k, cell in enumerate(grid):
+        result, done = cell.result(), len(cell.metrics())
+        note = f"acc1 {result['acc1']:.2f}  w2 {result['w2']:.3f}" if result else f"{done}/{cell.epochs} epochs"
+        lines.append(f"{k:3}  {cell.state():8} {cell.name:40} {note}")
+    states = [cell.state() for cell in grid]
+    tally = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return "\n".join([*lines, f"{len(grid)} cells: {tally}; left: {left(grid)}"])
+
+
+def left(grid: list[Cell], parallel: int = 1) -> str:
+    """Estimated time for what is left, from the epochs seen so far of the same method, else of any."""
+    seen: dict[str, list[float]] = {}
+    evaluations = []
+    for cell in grid:
+        seen.setdefault(cell.method, []).extend(line["seconds"] for line in cell.metrics() if "seconds" in line)
+        if result := cell.result():
+            evaluations.append(result["evaluate_seconds"])
+    everything = [seconds for epochs in seen.values() for seconds in epochs]
+    unfinished = [cell for cell in grid if cell.result() is None]
+    if not unfinished:
+        return "nothing"
+    if not everything:
+        return "unknown until the first epoch is done"
+    total = 0.0
+    for cell in unfinished:
+        epochs = seen[cell.method] or everything
+        total += (cell.epochs - len(cell.metrics())) * sum(epochs) / len(epochs)
+        total += sum(evaluations) / len(evaluations) if evaluations else 0
+    minutes = total / 60 / parallel
+    return f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.1f} hours"
+
+
+class Runner:
+    """Runs cells side by side until all are done, failed, or the time is up."""
+
+    def __init__(self, grid: list[Cell], parallel: int, budget: float | None):
+        self.waiting, self.parallel = [cell for cell in grid if cell.result() is None], parallel
+        self.grid, self.running, self.failed = grid, {}, []  # type: ignore[var-annotated]
+        self.end = time.monotonic() + 60 * budget if budget else float("inf")
+        self.stopping = False
+
+    def run(self) -> int:
+        from tqdm import tqdm
+
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        total = sum(cell.epochs for cell in self.grid)
+        try:
+            with tqdm(total=total, desc="grid", unit="epoch", disable=None, smoothing=0) as bar:
+                bar.update(self._epochs() - bar.n)
+                bar.unpause()
+                while self.running or (self.waiting and not self.stopping):
+                    self._start()
+                    self._reap(bar.write)
+                    if time.monotonic() > self.end - RESERVE:
+                        self._stop()
+                    if time.monotonic() > self.end:  # too late: their last checkpoints remain
+                        for process in self.running.values():
+                            os.killpg(process.pid, signal.SIGKILL)
+                    time.sleep(0.2)
+                    bar.update(self._epochs() - bar.n)
+        finally:
+            for process in self.running.values():  # only after an error of the grid itself
+                process.terminate()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if any(cell.result() is None for cell in self.grid if cell not in self.failed):
+            return STOPPED
+        return 1 if self.failed else 0
+
+    def _epochs(self) -> int:
+        return sum(cell.epochs if cell.result() else len(cell.metrics()) for cell in self.grid)
+
+    def _start(self) -> None:
+        if self.end - time.monotonic() < WORTHWHILE:
+            self.stopping = self.stopping or not self.running
+            return
+        free = [cell for cell in self.waiting if not cell.busy()]
+        while free and len(self.running) < self.parallel and not self.stopping:
+            cell = free.pop(0)
+            self.waiting.remove(cell)
+            cell.folder.parent.mkdir(parents=True, exist_ok=True)
+            environment = dict(os.environ)
+            if self.parallel > 1:  # else each would start as many threads as there are cores
+                environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.parallel)))
+            with open(f"{cell.folder}.log", "a") as log:
+                self.running[cell.name] = subprocess.Popen(
+                    cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                    start_new_session=True,  # Ctrl-C reaches the grid alone, which asks the cells once
+                )  # fmt: skip
+            cell.tries += 1
+
+    def _reap(self, write) -> None:
+        by_name = {cell.name: cell for cell in self.grid}
+        for name, process in list(self.running.items()):
+            if (code := process.poll()) is None:
+                continue
+            del self.running[name]
+            cell = by_name[name]
+            if (result := cell.result()) is not None:
+                write(f"{name}: done, acc1 {result['acc1']:.2f}, w2 {result['w2']:.3f}; left: {left(self.grid)}")
+            elif code == STOPPED or self.stopping or cell.busy():
+                write(f"{name}: stopped after {len(cell.metrics())} of {cell.epochs} epochs")
+                self.waiting.append(cell)
+            elif cell.tries < 2 and code != 2:
+                write(f"{name}: ended with status {code}, will be tried again ({self._last_line(cell)})")
+                self.waiting.append(cell)
+            else:
+                write(f"{name}: failed with status {code} ({self._last_line(cell)})")
+                self.failed.append(cell)
+
+    def _last_line(self, cell: Cell) -> str:
+        with open(f"{cell.folder}.log", errors="replace") as log:
+            return (log.read().strip().splitlines() or ["no output"])[-1]
+
+    def _stop(self, *_) -> None:
+        if not self.stopping:
+            for process in self.running.values():
+                process.terminate()
+        self.stopping = True
+
+
+def main() -> int:
+    options, rest = parse()
+    try:
+        grid = cells(options, rest)
+        if options.action == "status":
+            print(status(grid))
+            return 0
+        if options.action == "run-one":
+            if options.index >= len(grid):
+                raise UserError(f"--index {options.index}: there are cells 0 to {len(grid) - 1}")
+            grid = [grid[options.index]]
+    except UserError as error:
+        print(f"grid.py: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(grid)} cells, {sum(cell.result() is not None for cell in grid)} done; left: {left(grid)}", flush=True)
+    code = Runner(grid, options.parallel, options.time_budget).run()
+    print(status(grid))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

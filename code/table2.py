@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Table 2 from finished runs, beside the paper's numbers; and their spectra.
+
+    python code/table2.py [RUNS ...] [--out FOLDER] [--spectra]
+
+RUNS are run folders or folders of them (default: runs). Prints the table and writes table2.md, .csv, .tex and .png into
+--out; with --spectra also spectra.png. A cell is the mean over seeds, with the standard deviation if there are several,
+and the gain against the vanilla method in parentheses. Runs of different settings get tables of their own; unfinished,
+failed and damaged runs are listed below and never averaged in.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
+
+from wassersteinssl import table2
+from wassersteinssl.settings import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, default=[REPOSITORY / "runs"], metavar="RUNS")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go (default: the first of RUNS)")
+    parser.add_argument("--spectra", action="store_true", help="also draw the spectra of the embeddings")
+    options = parser.parse_args()
+    try:
+        written = build(options.runs, options.out or options.runs[0], options.spectra)
+    except UserError as error:
+        print(f"table2.py: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"table2.py: error: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    print("wrote " + ", ".join(str(path) for path in written))
+    return 0
+
+
+def build(runs: list[Path], out: Path, spectra: bool) -> list[Path]:
+    """Print the tables and write all files; their paths."""
+    for folder in runs:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
+    tables, unfinished = table2.collect(runs)
+    if not tables:
+        reasons = "; ".join(f"{run.folder}: {run.reason}" for run in unfinished)
+        raise UserError(f"no finished run in {', '.join(map(str, runs))}" + (f" ({reasons})" if reasons else ""))
+    texts = [table2.markdown(table) for table in tables[:-1]] + [table2.markdown(tables[-1], unfinished)]
+    print("\n\n".join(texts))
+    out.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "table2.md": "\n\n".join(texts) + "\n",
+        "table2.csv": table2.to_csv(tables),
+        "table2.tex": "\n\n".join(table2.latex(table) for table in tables),
+    }
+    for name, content in contents.items():
+        (out / name).write_text(content, encoding="utf-8")
+    written = [out / name for name in contents]
+    from wassersteinssl import table2_figures  # matplotlib takes a second to load
+
+    for k, table in enumerate(tables):
+        suffix = f"-{k + 1}" if len(tables) > 1 else ""
+        written += table2_figures.draw_table(table, out / f"table2{suffix}")
+        if spectra:
+            written += table2_figures.draw_spectra(table, out / f"spectra{suffix}")
+    return written
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""Table 2 from finished runs: who is averaged with whom, beside the paper's numbers.
+
+A row is a method with a term; a cell the mean and standard deviation over seeds. Runs of different settings never meet
+in one table, partial and failed runs in none.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from statistics import mean, stdev
+
+from wassersteinssl.settings import PRESETS, Settings
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+# Class name of a method -> its name in the paper, in the table's order.
+METHODS = {
+    "SimCLR": "SimCLR",
+    "NNCLR": "NNCLR",
+    "SimSiam": "SimSiam",
+    "AlignUniform": "AlignUniform",
+    "MoCoV2": "MoCo v2",
+    "BYOL": "BYOL",
+    "BarlowTwins": "Barlow Twins",
+    "ZeroCL": "Zero-CL",
+}
+TERMS = {"none": "", "lu": " + L_U", "w2": " + W2"}
+DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+# result.json's name -> heading, decimals, the paper has it
+COLUMNS = {
+    "acc1": ("Acc@1 ↑", 2, True),
+    "acc5": ("Acc@5 ↑", 2, True),
+    "w2": ("W2 ↓", 3, True),
+    "lu": ("L_U ↓", 2, True),
+    "alignment": ("A ↓", 2, True),
+    "knn1": ("kNN ↑", 2, False),
+}
+GAINS = ("acc1", "w2", "alignment")  # shown against vanilla, as in the paper
+
+# What may differ between rows of one table; "place" settings never matter.
+_FREE = {"dataset", "dataset_name", "monitor_every", "seed", "uniformity", "alpha_max", "alpha_min", *Settings.PLACE}
+_COMMON = {entry.name for entry in fields(Settings)} - _FREE
+
+
+@dataclass
+class Row:
+    """The finished runs of one method, term and data set under one setting, which differ in the seed only."""
+
+    method: str
+    term: str
+    dataset: str
+    variant: str  # what else was not the default: weights of the term, options of the method
+    runs: list[dict] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        term = TERMS.get(self.term, f" + {self.term}")
+        return METHODS.get(self.method, self.method) + term + (f" ({self.variant})" if self.variant else "")
+
+    @property
+    def seeds(self) -> int:
+        return len(self.runs)
+
+    def value(self, column: str) -> float:
+        return mean(run[column] for run in self.runs)
+
+    def deviation(self, column: str) -> float | None:
+        """Sample standard deviation over seeds; None for one seed."""
+        return stdev(run[column] for run in self.runs) if self.seeds > 1 else None
+
+
+@dataclass
+class Table:
+    """Rows of one setting."""
+
+    setting: dict
+    rows: list[Row]
+
+    def datasets(self) -> list[str]:
+        return list(dict.fromkeys(row.dataset for row in self.rows))
+
+    def vanilla(self, row: Row) -> Row | None:
+        same = (other for other in self.rows if (other.method, other.dataset) == (row.method, row.dataset))
+        return next((other for other in same if other.term == "none"), None) if row.term != "none" else None
+
+
+@dataclass
+class Unfinished:
+    folder: Path
+    reason: str
+
+
+def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
+    """All runs at or below the folders: tables of the finished ones, one a setting, and why others are left out."""
+    tables: dict[str, Table] = {}
+    unfinished: list[Unfinished] = []
+    for folder in dict.fromkeys(path.parent for top in folders for path in sorted(Path(top).rglob("config.json"))):
+        try:
+            result = read(folder)
+        except ValueError as error:
+            unfinished.append(Unfinished(folder, str(error)))
+            continue
+        settings = result["config"]["settings"]
+        setting = {key: settings.get(key) for key in sorted(_COMMON)}
+        table = tables.setdefault(json.dumps(setting), Table(setting, []))
+        variant = _variant(settings)
+        key = (result["method"], result["uniformity"], result["dataset"], variant)
+        row = next((r for r in table.rows if (r.method, r.term, r.dataset, r.variant) == key), None)
+        if row is None:
+            table.rows.append(row := Row(*key))
+        if result["seed"] in (run["seed"] for run in row.runs):
+            unfinished.append(Unfinished(folder, f"a second run of seed {result['seed']}, not counted"))
+        else:
+            row.runs.append(result)
+    for table in tables.values():
+        table.rows.sort(key=_order)
+    return list(tables.values()), unfinished
+
+
+def read(folder: Path) -> dict:
+    """A finished run's result; ValueError with the reason if there is none."""
+    path = folder / "result.json"
+    if not path.exists():
+        failed = folder / "failed.json"
+        raise ValueError("failed" if failed.exists() else f"not finished, {_epochs(folder)} epochs so far")
+    try:
+        result = json.loads(path.read_text())
+        if result["complete"] is not True:
+            raise ValueError("not complete")
+        numbers = [float(result[column]) for column in (*COLUMNS, "w2_floor")]
+        if not all(abs(number) < float("inf") for number in numbers):
+            raise ValueError("a number that is not finite")
+        if not isinstance(result["config"]["settings"], dict):
+            raise ValueError("no settings")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"result.json cannot be used: {error}") from None
+    return {**result, "folder": folder}
+
+
+def paper() -> dict[tuple[str, str, str], dict[str, float]]:
+    """The paper's Table 2: (method, term, data set) -> its numbers."""
+    with (RESULTS / "paper_table2.csv").open(newline="") as file:
+        return {
+            (row["method"], row["uniformity"], row["dataset"]): {key: float(row[key]) for key in COLUMNS if key in row}
+            for row in csv.DictReader(file)
+        }
+
+
+# ---- output ----
+
+
+def describe(table: Table) -> str:
+    """The setting in a sentence, with the hardware and the preset's name where it is one."""
+    s, runs = table.setting, [run for row in table.rows for run in row.runs]
+    preset = next((name for name, options in PRESETS.items() if _matches(s, options)), None)
+    devices = ", ".join(sorted({run["device"] for run in runs}))
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
+    tests = ", ".join(f"{n} test images" for n in sorted({run["n_test"] for run in runs}))
+    return (
+        (f"Preset `{preset}`: " if preset else "")
+        + f"ResNet-18 of width {s['width']}, {s['epochs']} epochs, batch {s['batch_size']}, {s['precision']}, "
+        f"{s['linear_epochs']} epochs of linear evaluation (last epoch), z in R^{s['dim']}, {tests}, seed {seeds}; "
+        f"{devices}."
+    )
+
+
+def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
+    """A table a data set: ours (mean ± deviation, gain against vanilla) beside the paper's; W2 with its floor."""
+    published, lines = paper(), [describe(table), ""]
+    for dataset in table.datasets():
+        rows = [row for row in table.rows if row.dataset == dataset]
+        compared = [c for c, (_, _, in_paper) in COLUMNS.items() if in_paper and dataset in DATASETS]
+        heads = ["Method"]
+        for column, (heading, _, _) in COLUMNS.items():
+            heads += [heading] + (["paper"] if column in compared else [])
+        heads += ["seeds", "minutes"]
+        lines += [f"**{DATASETS.get(dataset, dataset)}**, W2's floor {rows[0].value('w2_floor'):.3f}", ""]
+        lines += ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
+        for row in rows:
+            cells = [row.name]
+            for column in COLUMNS:
+                cells.append(_cell(table, row, column))
+                if column in compared:
+                    number = published.get((row.method, row.term, dataset), {}).get(column)
+                    cells.append("" if number is None else f"{number:.2f}")
+            minutes = mean((run["pretrain_seconds"] + run["evaluate_seconds"]) / 60 for run in row.runs)
+            lines.append("| " + " | ".join([*cells, str(row.seeds), f"{minutes:.1f}"]) + " |")
+        lines.append("")
+    if unfinished := list(unfinished):
+        lines += ["Not in the table:", "", *(f"- {run.folder.name}: {run.reason}" for run in unfinished), ""]
+    return "\n".join(lines)
+
+
+def to_csv(tables: Iterable[Table]) -> str:
+    """Long form: a line a row of a table and measure, with the paper's number and the setting as JSON."""
+    out, published = io.StringIO(), paper()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow("method uniformity variant dataset measure mean deviation seeds floor paper setting".split())
+    for table in tables:
+        for row in table.rows:
+            for column in COLUMNS:
+                deviation = row.deviation(column)
+                number = published.get((row.method, row.term, row.dataset), {}).get(column, "")
+                floor = row.value("w2_floor") if column == "w2" else ""
+                ours = [row.value(column), "" if deviation is None else deviation, row.seeds, floor]
+                key = [row.method, row.term, row.variant, row.dataset, column]
+                writer.writerow([*key, *ours, number, json.dumps(table.setting)])
+    return out.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A booktabs tabular a data set, ours with the deviation and, in parentheses, the paper's."""
+    published, parts = paper(), []
+    for dataset in table.datasets():
+        heads = " & ".join(_tex(heading) for heading, _, _ in COLUMNS.values())
+        lines = [f"% {DATASETS.get(dataset, dataset)}. {describe(table)}"]
+        lines += [
+            rf"\begin{{tabular}}{{l{'c' * len(COLUMNS)}}}",
+            r"\toprule",
+            f"Method & {heads} " + r"\\",
+            r"\midrule",
+        ]
+        for row in (row for row in table.rows if row.dataset == dataset):
+            cells = [_tex(row.name)]
+            for column, (_, decimals, _) in COLUMNS.items():
+                deviation = row.deviation(column)
+                cell = f"{row.value(column):.{decimals}f}"
+                cell += "" if deviation is None else rf"$\pm${deviation:.{decimals}f}"
+                number = published.get((row.method, row.term, dataset), {}).get(column)
+                cells.append(cell + ("" if number is None else f" ({number:.2f})"))
+            lines.append(" & ".join(cells) + r" \\")
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(table: Table, row: Row, column: str) -> str:
+    decimals = COLUMNS[column][1]
+    text = f"{row.value(column):.{decimals}f}"
+    deviation, vanilla = row.deviation(column), table.vanilla(row)
+    if deviation is not None:
+        text += f" ± {deviation:.{decimals}f}"
+    if vanilla is not None and column in GAINS:
+        text += f" ({row.value(column) - vanilla.value(column):+.{decimals}f})"
+    return text
+
+
+def _tex(text: str) -> str:
+    for plain, tex in (("L_U", r"$\mathcal{L_U}$"), ("W2", r"$\mathcal{W}_2$"), ("↑", r"$\uparrow$"), ("%", r"\%")):
+        text = text.replace(plain, tex)
+    return text.replace("↓", r"$\downarrow$")
+
+
+def _order(row: Row) -> tuple:
+    methods, terms, datasets = list(METHODS), list(TERMS), list(DATASETS)
+    return (
+        datasets.index(row.dataset) if row.dataset in datasets else len(datasets),
+        row.dataset,
+        methods.index(row.method) if row.method in methods else len(methods),
+        terms.index(row.term) if row.term in terms else len(terms),
+        row.term,
+        row.variant,
+    )
+
+
+def _variant(settings: dict) -> str:
+    """The weight of the term, if it was given on the command line; a method's own options are left to config.json."""
+    given = [f"{key} {settings[key]:g}" for key in ("alpha_max", "alpha_min") if settings.get(key) is not None]
+    return ", ".join(given)
+
+
+def _epochs(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _matches(setting: dict, options: dict) -> bool:
+    defaults = {entry.name: entry.default for entry in fields(Settings)}
+    return all(setting[key] == options.get(key, defaults[key]) for key in _COMMON if key != "precision")
