@@ -157,7 +157,9 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                 chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
                 command = [sys.executable, str(CODE / PROGRAMS[method]), *images, "--uniformity", term, *chosen]
                 command += ["--seed", str(seed), "--run-dir", str(folder), *rest]
-                found.append(Cell(method, term, dataset, seed, folder, preset.get("epochs", 500), command))
+                given = rest[rest.index("--epochs") + 1] if "--epochs" in rest[:-1] else ""
+                epochs = int(given) if given.isdigit() else preset.get("epochs", 500)
+                found.append(Cell(method, term, dataset, seed, folder, epochs, command))
     return found
 
 

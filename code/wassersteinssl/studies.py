@@ -172,7 +172,7 @@ def beside_theory(metric: W2Metric, lu: float, m: int, k: int, *, clones: int = 
     return {
         "m": m,
         "k": k,
-        "eta": 1 - k / m,
+        "eta": (m - k) / m,
         "w2": w2_padded(metric, (1 + blocks) * m, clones=clones),
         "w2_finite": w2_finite(metric.n, k, (1 + blocks) * m, clones=clones),
         "w2_theory": w2_theory(1 - k / m, clones=clones, blocks=blocks),

@@ -84,7 +84,7 @@ def w2_uniformity(
             size = _all_reduce(torch.linalg.vector_norm(centred, dtype=wide).square(), group).sqrt()
             rounding = 4 * torch.finfo(z.dtype).eps * _all_reduce(square, group).sqrt()
             scale = torch.where(size > rounding, 1 / size, 0).to(z.dtype)  # 0: equal rows, no direction to push to
-            polar = (_polar_by_eigh if solver == "eigh" else _polar_by_products)(centred * scale, group)
+            polar = (_polar_by_eigh if solver == "eigh" else polar_by_products)(centred * scale, group)
             polar = polar - _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
         value = square / n - 2 / (m * n).sqrt() * _NuclearNorm.apply(centred, polar, wide)
         if group is not None:  # the value of all ranks with this rank's part of the gradient
@@ -297,7 +297,7 @@ def _polar_by_eigh(x: Tensor, group: Any) -> Tensor:
     return x @ inverse_root if tall else inverse_root @ x
 
 
-def _polar_by_products(x: Tensor, group: Any) -> Tensor:
+def polar_by_products(x: Tensor, group: Any = None) -> Tensor:
     """U V^T of x = U diag(s) V^T (rows, m), by odd polynomials in x, each of which brings all singular values nearer
     to 1 at the cost of three matrix products (Amsel, Persson, Musco, Gower: The Polar Express, 2025)."""
     tall = group is not None or x.shape[0] >= x.shape[1]

@@ -1,0 +1,196 @@
+"""The grid with stand-in programs that behave like runs: order, continuing, budgets, crashes, two grids at once."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY, environment
+
+GRID = REPOSITORY / "code" / "grid.py"
+
+# Takes three epochs of a tenth of a second, continues, stops on SIGTERM with status 75, holds the folder's lock.
+STAND_IN = """
+import fcntl, json, os, pathlib, signal, sys, time
+option = lambda name: sys.argv[sys.argv.index(name) + 1]
+folder = pathlib.Path(option("--run-dir"))
+folder.mkdir(parents=True, exist_ok=True)
+lock = open(folder / "lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+(folder / "config.json").touch()
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+with open(os.environ["STARTED"], "a") as file:
+    file.write(folder.name + "\\n")
+if os.environ.get("CRASH") == folder.name and (os.environ.get("ALWAYS") or not (folder / "crashed").exists()):
+    (folder / "crashed").touch()
+    sys.exit("it crashed")
+path = folder / "metrics.jsonl"
+path.touch()
+for epoch in range(path.read_text().count("\\n"), 3):
+    time.sleep(float(os.environ.get("EPOCH", 0.1)))
+    with open(path, "a") as file:
+        file.write(json.dumps({"epoch": epoch, "seconds": 0.1}) + "\\n")
+    if stop:
+        sys.exit(75)
+result = {"complete": True, "acc1": 1.0, "w2": 0.5, "evaluate_seconds": 1.0, "seed": int(option("--seed"))}
+(folder / "result.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="module")
+def grid_module():
+    spec = importlib.util.spec_from_file_location("grid", GRID)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["grid"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """A copy of the code whose method programs are the stand-in; grid("run", ...) runs it."""
+    code = tmp_path / "a folder" / "code"
+    (code / "wassersteinssl").mkdir(parents=True)
+    for name in ("grid.py", "wassersteinssl/__init__.py", "wassersteinssl/settings.py"):
+        (code / name).write_text((REPOSITORY / "code" / name).read_text())
+    for name in ("BYOL/byol.py", "MoCov2/moco_v2.py", "BarlowTwins/barlow_twins.py", "Zero-CL/zero_cl.py"):
+        (code / name).parent.mkdir()
+        (code / name).write_text(STAND_IN)
+
+    def run(*options, wait=True, **variables):
+        command = [sys.executable, str(code / "grid.py"), *map(str, options)]
+        variables = {**environment(), "STARTED": str(tmp_path / "started"), **variables}
+        if not wait:
+            return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
+
+    run.started = lambda: (tmp_path / "started").read_text().split()
+    run.runs = code.parent / "runs" / "grid" / "digits" / "digits"
+    return run
+
+
+DIGITS = ("--preset", "digits", "--epochs", "3")
+
+
+def test_twelve_cells_run_in_the_wanted_order_and_only_once(grid):
+    done = grid("run", *DIGITS)
+    assert done.returncode == 0, done.stderr
+    names = ["byol", "byol+w2", "moco_v2", "moco_v2+w2", "barlow_twins", "barlow_twins+w2", "zero_cl", "zero_cl+w2"]
+    names += ["byol+lu", "moco_v2+lu", "barlow_twins+lu", "zero_cl+lu"]
+    assert grid.started() == [f"{name}-s12" for name in names]
+    assert "12 cells: 12 done; left: nothing" in done.stdout
+    assert grid("run", *DIGITS).returncode == 0
+    assert len(grid.started()) == 12
+
+
+def test_a_budget_stops_in_time_and_the_same_command_goes_on(grid, grid_module, tmp_path):
+    code = tmp_path / "a folder" / "code" / "grid.py"
+    text = code.read_text()
+    assert "RESERVE = 20" in text
+    assert "WORTHWHILE = 60" in text
+    code.write_text(text.replace("RESERVE = 20", "RESERVE = 2").replace("WORTHWHILE = 60", "WORTHWHILE = 2.5"))
+    options = ("run", *DIGITS, "--methods", "byol", "--time-budget", 4 / 60)
+    start = time.monotonic()
+    stopped = grid(*options, EPOCH="0.7")
+    assert time.monotonic() - start < 6
+    assert stopped.returncode == 75, stopped.stderr
+    lines = (grid.runs / "byol-s12" / "metrics.jsonl").read_text().splitlines()
+    assert 1 <= len(lines) <= 3
+    finished = grid("run", *DIGITS, "--methods", "byol")
+    assert finished.returncode == 0
+    for cell in grid.runs.glob("byol*-s12"):  # no epoch twice
+        assert [json.loads(line)["epoch"] for line in (cell / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_crash_is_tried_once_more_at_the_end(grid):
+    done = grid("run", *DIGITS, "--methods", "byol", CRASH="byol-s12")
+    assert done.returncode == 0, done.stderr
+    assert grid.started() == ["byol-s12", "byol+w2-s12", "byol+lu-s12", "byol-s12"]
+
+
+def test_a_cell_that_always_crashes_is_named_and_the_others_finish(grid):
+    done = grid("run", *DIGITS, "--methods", "byol", CRASH="byol-s12", ALWAYS="1")
+    assert done.returncode == 1
+    assert "digits/byol-s12: failed with status 1 (it crashed)" in done.stdout + done.stderr
+    assert grid.started().count("byol-s12") == 2
+    assert "2 done" in done.stdout
+
+
+def test_two_grids_share_the_work_and_no_cell_runs_twice(grid):
+    both = [grid("run", *DIGITS, "--methods", "byol", "moco_v2", wait=False) for _ in range(2)]
+    codes = [process.wait(timeout=60) for process in both]
+    for process in both:
+        process.communicate()
+    assert codes == [0, 0]
+    assert len(list(grid.runs.glob("*/result.json"))) == 6
+    epochs = [(cell / "metrics.jsonl").read_text().count("\n") for cell in grid.runs.iterdir() if cell.is_dir()]
+    assert epochs == [3] * 6
+
+
+def test_side_by_side_is_faster(grid):
+    start = time.monotonic()
+    assert grid("run", *DIGITS, "--methods", "byol", "--parallel", "3", EPOCH="1").returncode == 0
+    assert time.monotonic() - start < 8  # one after the other: 9 seconds of epochs alone
+
+
+def test_an_interrupt_leaves_checkpoints_and_status_75(grid):
+    process = grid("run", *DIGITS, "--methods", "byol", wait=False, EPOCH="0.5")
+    while not (grid.runs / "byol-s12" / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(2)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert len(grid.started()) == 1
+
+
+def test_run_one_runs_the_cell_that_status_numbers(grid):
+    listed = grid("status", *DIGITS).stdout.splitlines()
+    assert listed[3].split()[:3] == ["3", "waiting", "digits/moco_v2+w2-s12"]
+    assert grid("run-one", "--index", 3, *DIGITS).returncode == 0
+    assert grid.started() == ["moco_v2+w2-s12"]
+    assert grid("run-one", "--index", 12, *DIGITS).returncode == 2
+
+
+def test_image_folders_stand_in_for_a_data_set(grid_module, tmp_path, monkeypatch):
+    arguments = ["run", "--preset", "mini", "--datasets", "cifar10", "--folder", f"cifar10={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["grid.py", *arguments, "--precision", "bf16"])
+    options, rest = grid_module.parse()
+    command = " ".join(grid_module.cells(options, rest)[1].command)
+    assert f"--dataset folder --dataset-name cifar10 --data-dir {tmp_path} --uniformity w2" in command
+    assert "--epochs 20 --width 16 --linear-epochs 10 --seed 12" in command
+    assert command.endswith("--precision bf16")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("run", "--folder", "cifar10"),
+        ("run", "--folder", "stl10=x"),
+        ("run-one",),
+        ("run", "--preset", "tiny"),
+        ("run", "--time-budget", "-1"),
+        ("run", "--parallel", "0"),
+        ("dance",),
+    ],
+)
+def test_a_mistake_is_told_with_status_2(grid, options):
+    done = grid(*options)
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_estimate_grows_with_what_is_left(grid_module, tmp_path):
+    def cell(method, epochs_done, total):
+        folder = tmp_path / f"{method}{epochs_done}"
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(json.dumps({"seconds": 60.0}) + "\n" if epochs_done else "")
+        return grid_module.Cell(method, "none", "digits", 12, folder, total, [])
+
+    assert grid_module.left([cell("a", 0, 5)]) == "unknown until the first epoch is done"
+    assert grid_module.left([cell("b", 1, 11)]) == "about 10 minutes"
+    assert os.path.exists(tmp_path / "b1" / "metrics.jsonl")

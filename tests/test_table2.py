@@ -1,0 +1,170 @@
+"""Table 2 from result files: averaging, separation, the paper's numbers, damage."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, environment
+
+from wassersteinssl import table2
+from wassersteinssl.settings import Settings
+
+DEFAULTS = {name: entry.default for name, entry in Settings.__dataclass_fields__.items()}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make(method=..., acc1=...) writes a run folder with a finished result; returns the folder."""
+
+    def make(folder=None, method="BYOL", term="none", dataset="cifar10", seed=12, spoil=None, options=(), **numbers):
+        path = tmp_path / (folder or f"{method}-{term}-{dataset}-{seed}")
+        path.mkdir()
+        settings = {**DEFAULTS, "uniformity": term, "seed": seed, **dict(options)}
+        result = {
+            **{"method": method, "uniformity": term, "dataset": dataset, "seed": seed, "epochs": settings["epochs"]},
+            **{"acc1": 90.0, "acc5": 99.0, "best_acc1": 91.0, "knn1": 80.0, "w2": 1.0, "w2_floor": 0.08, "lu": -3.0},
+            **{"alignment": 0.5, "n_test": 10_000, "dim": 4, "pretrain_seconds": 60.0, "evaluate_seconds": 60.0},
+            **{"images_per_second": 1.0, "device": "a test", "complete": True, "config": {"settings": settings}},
+            **numbers,
+        }
+        (path / "config.json").write_text(json.dumps({"settings": settings}))
+        (path / "metrics.jsonl").write_text("{}\n{}\n")
+        (path / "result.json").write_text(json.dumps(result) if spoil is None else spoil(result))
+        np.save(path / "spectrum.npy", np.array([0.5, 0.3, 0.1, 0.0]))
+        return path
+
+    return make
+
+
+def cell(text, row, column):
+    """The cell of a Markdown table by the row's name and the column's heading."""
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return next(line for line in lines if line[0] == row)[lines[0].index(column)]
+
+
+def test_a_cell_is_mean_and_deviation_over_seeds_with_the_gain(make, tmp_path):
+    plain, with_term = [90.0, 91.0, 92.5], [92.0, 93.0, 93.7]
+    for seed, (a, b) in enumerate(zip(plain, with_term, strict=True)):
+        make(seed=seed, acc1=a)
+        make(seed=seed, term="w2", acc1=b)
+    (table,), unfinished = table2.collect([tmp_path])
+    assert not unfinished
+    text = table2.markdown(table)
+    assert cell(text, "BYOL", "Acc@1 ↑") == f"{mean(plain):.2f} ± {stdev(plain):.2f}"
+    gain = mean(with_term) - mean(plain)
+    assert cell(text, "BYOL + W2", "Acc@1 ↑") == f"{mean(with_term):.2f} ± {stdev(with_term):.2f} ({gain:+.2f})"
+    assert cell(text, "BYOL + W2", "seeds") == "3"
+
+
+def test_the_papers_numbers_stand_beside_ours(make, tmp_path):
+    make(method="MoCoV2", term="w2")
+    (table,), _ = table2.collect([tmp_path])
+    text = table2.markdown(table)
+    papers = next(line for line in text.splitlines() if line.startswith("| MoCo v2 + W2")).split("|")
+    assert [papers[k].strip() for k in (3, 5, 7, 9, 11)] == ["91.41", "99.68", "0.33", "-3.84", "0.63"]
+
+
+def test_every_row_of_the_papers_table_is_known():
+    numbers = table2.paper()
+    assert len(numbers) == 32
+    assert {method for method, _, _ in numbers} == set(table2.METHODS)
+    for method in ("MoCoV2", "BYOL", "BarlowTwins", "ZeroCL"):
+        assert all((method, term, data) in numbers for term in table2.TERMS for data in table2.DATASETS)
+
+
+def test_different_settings_never_share_a_table(make, tmp_path):
+    make()
+    make(folder="short", seed=13, options={"epochs": 100})
+    make(folder="narrow", seed=14, options={"width": 16})
+    tables, _ = table2.collect([tmp_path])
+    assert sorted(row.seeds for table in tables for row in table.rows) == [1, 1, 1]
+    assert len(tables) == 3
+    assert {table2.describe(table).split(":")[0] for table in tables} >= {"Preset `paper`", "Preset `short`"}
+
+
+def test_another_weight_of_the_term_is_another_row(make, tmp_path):
+    make(term="lu")
+    make(folder="strong", term="lu", options={"alpha_max": 3.0})
+    (table,), _ = table2.collect([tmp_path])
+    assert [row.name for row in table.rows] == ["BYOL + L_U", "BYOL + L_U (alpha_max 3)"]
+
+
+def test_the_same_seed_twice_is_counted_once(make, tmp_path):
+    make(folder="a", acc1=50.0)
+    make(folder="b", acc1=70.0)
+    (table,), unfinished = table2.collect([tmp_path])
+    assert table.rows[0].value("acc1") == 50.0
+    assert [run.folder.name for run in unfinished] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda result: json.dumps({**result, "complete": False}), "not complete"),
+        (lambda result: json.dumps(result)[:-20], "cannot be used"),
+        (lambda result: json.dumps({**result, "w2": float("nan")}), "not finite"),
+        (lambda result: json.dumps({key: value for key, value in result.items() if key != "acc5"}), "acc5"),
+        (lambda result: "[]", "cannot be used"),
+        (lambda result: json.dumps({**result, "config": {"settings": 3}}), "no settings"),
+    ],
+)
+def test_a_damaged_result_is_listed_and_never_averaged_in(make, tmp_path, spoil, reason):
+    make()
+    make(folder="bad", seed=13, spoil=spoil)
+    (table,), unfinished = table2.collect([tmp_path])
+    assert table.rows[0].seeds == 1
+    assert [(run.folder.name, reason in run.reason) for run in unfinished] == [("bad", True)]
+    assert "bad:" in table2.markdown(table, unfinished)
+
+
+def test_an_unfinished_and_a_failed_run_are_listed(make, tmp_path):
+    make()
+    (make(folder="half", seed=13) / "result.json").unlink()
+    failed = make(folder="failed", seed=14)
+    (failed / "result.json").unlink()
+    (failed / "failed.json").write_text("{}")
+    _, unfinished = table2.collect([tmp_path])
+    assert {run.folder.name: run.reason for run in unfinished} == {
+        "half": "not finished, 2 epochs so far",
+        "failed": "failed",
+    }
+
+
+def test_csv_and_latex_hold_the_same_numbers(make, tmp_path):
+    make(acc1=12.345)
+    (table,), _ = table2.collect([tmp_path])
+    lines = list(csv.DictReader(io.StringIO(table2.to_csv([table]))))
+    assert next(float(line["mean"]) for line in lines if line["measure"] == "acc1") == 12.345
+    assert next(float(line["paper"]) for line in lines if line["measure"] == "acc1") == 89.53
+    tex = table2.latex(table)
+    assert "12.35 (89.53)" in tex or "12.34 (89.53)" in tex
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
+
+
+def program(*arguments):
+    command = [sys.executable, str(REPOSITORY / "code" / "table2.py"), *map(str, arguments)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True)
+
+
+def test_the_program_writes_all_files(make, tmp_path):
+    make()
+    make(term="w2")
+    make(dataset="cifar100")
+    done = program(tmp_path, "--out", tmp_path / "out", "--spectra")
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"table2.{kind}" for kind in ("md", "csv", "tex", "png", "pdf")} | {"spectra.png", "spectra.pdf"}
+    assert "CIFAR-100" in done.stdout
+
+
+def test_the_program_tells_mistakes_in_one_line(tmp_path):
+    for arguments in ((tmp_path / "none",), (tmp_path,)):
+        done = program(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("table2.py: error: ")
+        assert done.stderr.count("\n") == 1
