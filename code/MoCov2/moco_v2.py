@@ -48,7 +48,7 @@ class MoCoV2(Method):
         super().__init__(settings)
         self.settings = settings
         self.key = copy.deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
-        self.queue = Queue(settings.queue_size, settings.dim)
+        self.queue = Queue(settings.queue_size, settings.dim, step=2 * settings.batch_size)
 
     def forward(self, view_a: Tensor, view_b: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():  # in training mode: the key network normalises by its own batch statistics

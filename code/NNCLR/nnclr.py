@@ -40,7 +40,7 @@ class NNCLR(Method):
         super().__init__(settings)
         self.temperature = settings.temperature
         self.predictor = predictor(settings.dim, settings.hidden_dim)
-        self.queue = Queue(settings.queue_size, settings.dim)
+        self.queue = Queue(settings.queue_size, settings.dim, step=settings.batch_size)
 
     def forward(self, view_a: Tensor, view_b: Tensor) -> dict[str, Tensor]:
         z_a, z_b = self.embed(view_a), self.embed(view_b)

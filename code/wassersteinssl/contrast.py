@@ -32,15 +32,17 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 class Queue(nn.Module):
     """The last `size` unit rows that were put in, oldest overwritten first; it starts with random directions.
 
-    The rows are a buffer: saved and loaded with the method, never trained. A put of more rows than `size` is refused;
-    one that passes the end goes on at the start.
+    The rows are a buffer: saved and loaded with the method, never trained. A put that passes the end goes on at the
+    start; `step`, the rows that a step of training puts in, may not exceed `size`.
     """
 
     rows: Tensor
     next: Tensor
 
-    def __init__(self, size: int, dim: int):
+    def __init__(self, size: int, dim: int, step: int = 1):
         super().__init__()
+        if step > size:  # told before a run's folder is written
+            raise UserError(f"--queue-size {size} is less than the {step} rows that a step puts in")
         self.register_buffer("rows", F.normalize(torch.randn(size, dim)))
         self.register_buffer("next", torch.zeros((), dtype=torch.long))  # on the device: no step waits for it
 
@@ -49,7 +51,7 @@ class Queue(nn.Module):
         """Put unit rows z (k, dim) in, k <= size. Not between a forward and its backward pass, which needs the rows."""
         size = len(self.rows)
         if len(z) > size:
-            raise UserError(f"a queue of {size} cannot take {len(z)} rows a step: raise --queue-size")
+            raise ValueError(f"a queue of {size} rows cannot take {len(z)} at once")
         places = (self.next + torch.arange(len(z), device=z.device)) % size
         self.rows.index_copy_(0, places, z.to(self.rows.dtype))
         self.next.copy_((self.next + len(z)) % size)

@@ -1,5 +1,6 @@
 """Pre-training: the loop, on one screen."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +15,8 @@ from wassersteinssl.machine import peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
 from wassersteinssl.settings import Settings, UserError
+from wassersteinssl.step import NAMES, NonFiniteLoss, TrainingStep, place_lr
 from wassersteinssl.uniformity import MEASURES
-
-NAMES = ("loss", "uniformity")  # of the terms: the method's own and the added one
-
-
-class NonFiniteLoss(FloatingPointError):
-    """The loss is NaN or infinite; told before the weights are touched."""
 
 
 def pretrain(
@@ -44,26 +40,25 @@ def pretrain(
     split = (data.unlabeled or data.train).to(device)
     n, batch_size, seed = len(split), settings.batch_size, settings.seed
     steps = n // batch_size  # an epoch's; what is left of the order is dropped
-    if steps == 0:
-        raise UserError(f"--batch-size {batch_size} is larger than the training set of {n} images")
     optimizer = LARS(
         param_groups(method, settings.weight_lr, settings.vector_lr, batch_size=batch_size), lr=settings.weight_lr
     )
     total, warmup_steps = settings.epochs * steps, round(settings.warmup * steps)
     term, alpha_max, alpha_min = uniformity_term(method, settings)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the method's loss and of the term, this epoch
+    train = TrainingStep(method, optimizer, term, data, augmentation, settings, device)
     done, seconds = 0, 0.0  # steps and time so far
     if state is not None:
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
-        sums.copy_(state["sums"])
+        place_lr(optimizer, device)
+        train.sums.copy_(state["sums"])
         done, seconds = state["step"], state["seconds"]
 
     def snapshot() -> dict:
         return {
             "method": method.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "sums": sums,
+            "sums": train.sums,  # of the terms in this epoch
             "step": done,
             "logged": done // steps,  # lines of metrics.jsonl
             "seconds": seconds + time.perf_counter() - start,
@@ -78,52 +73,43 @@ def pretrain(
     for epoch in range(done // steps, settings.epochs):
         began, first = time.perf_counter(), done % steps
         alpha = alpha_max - epoch * (alpha_max - alpha_min) / settings.epochs
+        train.alpha.fill_(alpha)
         order = torch.randperm(n, generator=augment.generator(seed, epoch, 0, "order")).split(batch_size)[first:steps]
         for step, (images, _) in enumerate(split.batches(order, device), first):
-            view_a, view_b = (
-                _view(images, augmentation, data, augment.generator(seed, epoch, step, view)) for view in "ab"
-            )
             set_lr(optimizer, warmup_cosine(done, total, warmup_steps))
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                embeddings = method(view_a, view_b)
-            embeddings = {name: e.float() for name, e in embeddings.items()}
-            loss = method.loss(**embeddings)
-            terms = [loss.detach()]
-            if term is not None:
-                uniformity = term(torch.cat([embeddings["z_a"], embeddings["z_b"]]))
-                loss = loss + alpha * uniformity
-                terms.append(uniformity.detach())
-            if device.type == "cpu" and not loss.isfinite():  # elsewhere once an epoch: reading it would stall
-                _refuse(epoch, step, terms)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            views = [
+                augment.draw(augmentation, len(images), split.size, augment.generator(seed, epoch, step, view))
+                for view in "ab"
+            ]
+            try:
+                train(images, views)
+            except NonFiniteLoss as error:
+                raise NonFiniteLoss(f"not finite in epoch {epoch}, step {step}: {error}") from None
             done += 1
             method.after_step(done / total)
-            sums[: len(terms)] += torch.stack(terms)
             bar.update(batch_size)
-            if device.type == "cpu" and not bar.disable:  # elsewhere once an epoch
-                bar.set_postfix(_shown(epoch, terms), refresh=False)
+            if device.type == "cpu" and not bar.disable:  # elsewhere once an epoch: reading the loss would stall
+                bar.set_postfix(_shown(epoch, train.sums / (step + 1), term), refresh=False)
             if stop() and done % steps:
                 save(done, snapshot())
                 bar.close()
                 return None
-        if not sums.isfinite().all():
-            _refuse(epoch, steps - 1, list(sums))
-        mean_loss, mean_uniformity = (sums / steps).tolist()
+        means = (train.sums / steps).tolist()
+        if not all(map(math.isfinite, means)):
+            raise NonFiniteLoss(f"not finite in epoch {epoch}: {_shown(epoch, means, term)}")
         took = time.perf_counter() - began
-        line = {"epoch": epoch, "loss": mean_loss, "lr": warmup_cosine(done - 1, total, warmup_steps)}
+        line = {"epoch": epoch, "loss": means[0], "lr": warmup_cosine(done - 1, total, warmup_steps)}
         if term is not None:
-            line |= {"loss_uniformity": mean_uniformity, "alpha": alpha}
+            line |= {"loss_uniformity": means[1], "alpha": alpha}
         line |= {"seconds": took, "images_per_second": (steps - first) * batch_size / took}
         line |= {"peak_memory_mb": round(peak_memory(device) / 2**20)}
         if settings.monitor_every and ((epoch + 1) % settings.monitor_every == 0 or epoch + 1 == settings.epochs):
             line |= monitor()
-        bar.set_postfix(_shown(epoch, [mean_loss, mean_uniformity][: len(terms)]))
+        bar.set_postfix(_shown(epoch, means, term))
         if bar.disable:
             left = (total - done) / steps * took / 60
             print("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {left:.1f} min", flush=True)
-        sums.zero_()
+        train.sums.zero_()
         log(line)
         save(done, snapshot())
         if stop() and done < total:
@@ -150,16 +136,7 @@ def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tenso
     return MEASURES[name].function, alpha_max, alpha_max if alpha_min is None else alpha_min
 
 
-def _view(images: Tensor, augmentation: augment.Augmentation, data: ImageSet, generator: torch.Generator) -> Tensor:
-    parameters = augment.draw(augmentation, len(images), data.train.size, generator)
-    view = augment.apply(images, parameters.to(images.device, non_blocking=True), augmentation, data.mean, data.std)
-    return view.contiguous(memory_format=torch.channels_last)
-
-
-def _shown(epoch: int, terms: list) -> dict[str, str]:
-    return {"epoch": str(epoch), **{name: f"{float(v):.3f}" for name, v in zip(NAMES, terms, strict=False)}}
-
-
-def _refuse(epoch: int, step: int, terms: list[Tensor]) -> None:
-    values = ", ".join(f"{name} {value.item():g}" for name, value in zip(NAMES, terms, strict=False))
-    raise NonFiniteLoss(f"not finite in epoch {epoch}, step {step}: {values}; the weights were not changed by it")
+def _shown(epoch: int, terms: Any, term: Any) -> dict[str, str]:
+    """The mean terms of an epoch, for the progress bar."""
+    names = NAMES if term is not None else NAMES[:1]
+    return {"epoch": str(epoch), **{name: f"{float(v):.3f}" for name, v in zip(names, terms, strict=False)}}

@@ -64,6 +64,12 @@ def pair_size(text: str) -> int:
     return _number(text, int, 2, above=False)
 
 
+def yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"must be yes or no, not {text}")
+    return text == "yes"
+
+
 @dataclass(frozen=True)
 class Settings:
     """What every method shares. The defaults are the paper's, for CIFAR-10."""
@@ -97,6 +103,7 @@ class Settings:
     seed: int = option(12, "of everything random", check=whole)
     precision: str = option("fp32", "bf16: mixed precision", choices=("fp32", "bf16"))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    cuda_graph: bool = option(True, "replay the training step as one CUDA graph (GPU only)", check=yes_or_no)
     run_dir: str = option("", "the run's folder (default: runs/DATASET/METHOD+TERM-wWIDTH-eEPOCHS-sSEED)")
     stage: str = option("all", "what to do", choices=("all", "pretrain", "evaluate"))
 
@@ -106,7 +113,7 @@ class Settings:
         return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     # Settings that may differ when a run is continued: where it runs, not what it computes.
-    PLACE = ("data_dir", "device", "run_dir", "stage")
+    PLACE = ("data_dir", "device", "cuda_graph", "run_dir", "stage")
 
 
 # What a preset changes; the rest is the paper's.
@@ -148,7 +155,8 @@ def parse(kind: type[Any_Settings], description: str | None, arguments: list[str
 def _argument(entry: Field) -> dict[str, Any]:
     if entry.default is MISSING or not entry.metadata:
         raise TypeError(f"settings field {entry.name} must be declared with option(...)")
-    default = "" if entry.default in (None, "") else f" (default: {entry.default})"
+    shown = {True: "yes", False: "no"}.get(entry.default, entry.default) if entry.type is bool else entry.default
+    default = "" if shown in (None, "") else f" (default: {shown})"
     argument = {"default": entry.default, "help": (entry.metadata["help"] + default).replace("%", "%%")}
     if entry.metadata["choices"]:
         return {**argument, "choices": entry.metadata["choices"]}

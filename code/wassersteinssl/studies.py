@@ -11,7 +11,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,12 @@ def beside_theory(metric: W2Metric, lu: float, m: int, k: int, *, clones: int = 
         "lu": lu,
         "lu_theory": lu_theory(k, t=2.0 * clones),
     }
+
+
+def apart(data: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The largest relative difference between measure and theory in the columns of `beside_theory`."""
+    pairs = {"w2": "w2_finite", "lu": "lu_theory"}
+    return {name: float(np.nanmax(np.abs(data[name] / data[theory] - 1))) for name, theory in pairs.items()}
 
 
 # ---- the data file ----

@@ -1,0 +1,147 @@
+"""The training step: nothing in it waits for the device, and replaying it is the same as running it."""
+
+import copy
+import importlib.util
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wassersteinssl import augment
+from wassersteinssl.data import load
+from wassersteinssl.optim import LARS, param_groups, set_lr
+from wassersteinssl.step import EAGER, NonFiniteLoss, TrainingStep
+from wassersteinssl.uniformity import lu_uniformity
+from wassersteinssl.w2 import w2_uniformity
+
+PROGRAMS = {path.stem: path for path in sorted((REPOSITORY / "code").glob("*/*.py")) if path.parent.name[0].isupper()}
+
+
+def program(name):
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, PROGRAMS[name])
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    module = sys.modules[name]
+    method = next(v for k, v in vars(module).items() if getattr(v, "__module__", "") == name and hasattr(v, "loss"))
+    settings = next(v for k, v in vars(module).items() if k.endswith("Settings") and v.__module__ == name)
+    return method, settings
+
+
+def polar(z):
+    return w2_uniformity(z, solver="polar")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load("digits", None, limit_train=128)
+
+
+def make(name, images, device="cpu", term=None, lr_tensor=False, **options):
+    method_class, settings_class = program(name)
+    settings = settings_class(dataset="digits", width=2, hidden_dim=16, dim=8, **options)
+    torch.manual_seed(0)
+    method = method_class(settings).to(device)
+    optimizer = LARS(param_groups(method, batch_size=32), lr=0.2)
+    step = TrainingStep(method, optimizer, term, images, augment.Augmentation(), settings, torch.device(device))
+    step.alpha.fill_(0.5)
+    if lr_tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"], device=device)
+    return step
+
+
+def train(step, images, steps, device="cpu"):
+    split = images.train.to(device)
+    order = torch.arange(len(split)).split(32)
+    for k in range(steps):
+        pixels, _ = next(iter(split.batches([order[k % len(order)]], device)))
+        set_lr(step.optimizer, 0.1 * (k + 1))
+        views = [augment.draw(step.augmentation, 32, split.size, augment.generator(1, 0, k, v)) for v in "ab"]
+        step(pixels, views)
+        step.method.after_step((k + 1) / steps)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes a host wait for its GPU, and counts operations."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "_unique2", "masked_select", "equal", "linalg_eigh")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.WAITS, f"the step calls {name}"
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("term", [None, polar, lu_uniformity], ids=["none", "w2", "lu"])
+def test_a_step_never_waits_for_the_device(images, term):
+    step = make("byol", images, term=term, lr_tensor=True)
+    step.check = False
+    train(step, images, 1)
+    views = [augment.draw(step.augmentation, 32, (8, 8), augment.generator(1, 0, 0, v)) for v in "ab"]
+    pixels = images.train.images[:32]
+    with NoWaiting() as mode:
+        step(pixels, views)
+        step.method.after_step(0.5)
+    assert mode.count < 4000  # launches of a step that a host could not feed to a GPU in time
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_replaying_a_recorded_step_is_the_same_as_running_it(name, images):
+    plain, recorded = (make(name, images, term=w2_uniformity, lr_tensor=True) for _ in range(2))
+    replays = []
+
+    def record(run):
+        def replay():
+            replays.append(1)
+            run()
+
+        return replay
+
+    recorded.record = record
+    train(plain, images, 8)
+    train(recorded, images, 8)
+    assert len(replays) == 8 - EAGER
+    for (key, a), b in zip(plain.method.state_dict().items(), recorded.method.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    assert torch.equal(plain.sums, recorded.sums)
+
+
+def test_where_recording_fails_training_goes_on_without(images, capsys):
+    plain, recorded = make("byol", images), make("byol", images)
+
+    def record(run):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    recorded.record = record
+    train(plain, images, 6)
+    train(recorded, images, 6)
+    assert capsys.readouterr().err.count("no CUDA graph") == 1
+    assert torch.equal(plain.sums, recorded.sums)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone(images):
+    step = make("byol", images, term=lambda z: z.sum() * torch.nan)
+    before = copy.deepcopy(dict(step.method.named_parameters()))
+    with pytest.raises(NonFiniteLoss, match="uniformity nan"):
+        train(step, images, 1)
+    assert all(torch.equal(value, before[name]) for name, value in step.method.named_parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_the_captured_step_trains_as_the_plain_one(name, precision, images):
+    plain = make(name, images, "cuda", term=polar, precision=precision, cuda_graph=False)
+    captured = make(name, images, "cuda", term=polar, precision=precision, cuda_graph=True)
+    train(plain, images, 8, "cuda")
+    train(captured, images, 8, "cuda")
+    assert captured._replay is not None
+    torch.testing.assert_close(plain.sums, captured.sums, rtol=1e-2 if precision == "bf16" else 1e-4, atol=1e-3)
