@@ -1,10 +1,13 @@
 """Shared by the tests: determinism, and the method programs as a user starts them."""
 
+import functools
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +15,20 @@ from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BYOL = REPOSITORY / "code" / "BYOL" / "byol.py"
+# The method programs, by the name of their class.
+PROGRAMS = {
+    name: REPOSITORY / "code" / path
+    for name, path in {
+        "AlignUniform": "AlignUniform/align_uniform.py",
+        "BYOL": "BYOL/byol.py",
+        "BarlowTwins": "BarlowTwins/barlow_twins.py",
+        "MoCoV2": "MoCov2/moco_v2.py",
+        "NNCLR": "NNCLR/nnclr.py",
+        "SimCLR": "SimCLR/simclr.py",
+        "SimSiam": "SimSiam/simsiam.py",
+        "ZeroCL": "Zero-CL/zero_cl.py",
+    }.items()
+}
 
 # The smallest run that goes through everything: seconds on one core.
 TINY = (
@@ -22,6 +39,18 @@ TINY = (
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("repeatable")
 torch.set_num_threads(1)
+
+
+@functools.cache
+def load(program: Path) -> ModuleType:
+    """A method file as a module."""
+    spec = importlib.util.spec_from_file_location(program.stem, program)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[program.stem] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
 
 
 def environment() -> dict[str, str]:

@@ -1,21 +1,16 @@
 """BYOL's networks and loss, against slow loops written from the formula."""
 
 import copy
-import importlib.util
-import sys
 
 import pytest
 import torch
 from conftest import BYOL as PROGRAM
+from conftest import load
 
 
 @pytest.fixture(scope="module")
 def module():
-    spec = importlib.util.spec_from_file_location("byol", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["byol"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load(PROGRAM)
 
 
 @pytest.fixture

@@ -280,7 +280,7 @@ def test_small_singular_values_cost_the_documented_gradient_error(n, solver, las
 def test_the_polar_solver_never_pushes_a_small_direction_the_wrong_way_or_too_far():
     x = with_singular_values(300, 64, geometric(64, 1e-6)).float()
     left, _, right = torch.linalg.svd(x.double(), full_matrices=False)
-    gains = (left.T @ w2._polar_by_products(x / x.norm(), None).double() @ right.T).diagonal()
+    gains = (left.T @ w2.polar_by_products(x / x.norm(), None).double() @ right.T).diagonal()
     assert gains.min() > 0
     assert gains.max() < 1 + 1e-3
 
@@ -310,6 +310,24 @@ def test_near_collapse_the_gradient_error_is_rounding_over_the_spread(spread, so
     _, gradient = svd_w2(z)
     error = relative(value_and_gradient(z, solver=solver)[1], gradient)
     assert error < (1e-6 if solver == "eigh" else 2e-7 / spread)
+
+
+@both_solvers
+@pytest.mark.parametrize("spread", [1e-4, 1e-5, 1e-6])
+def test_what_rounding_leaves_of_a_common_mean_is_removed(spread, solver):
+    z = randn(1, 64) + spread * randn(128, 64, seed=1)  # exact as it is: no division rounds it
+    _, gradient = svd_w2(z, normalize=False)
+    assert relative(value_and_gradient(z, normalize=False, solver=solver)[1], gradient) < 1e-5
+
+
+@both_solvers
+@pytest.mark.parametrize(("n", "m"), [(40, 64), (128, 256), (300, 7)])
+def test_the_covariance_pushes_nothing_along_the_mean(n, m, solver):
+    for z in (randn(n, m), randn(n, 2) @ randn(2, m, seed=1)):
+        z = z - z.double().mean(dim=0).float()
+        gradient = value_and_gradient(z, normalize=False, squared=True, solver=solver)[1].double()
+        along = gradient.sum(dim=0) - 2 * z.double().mean(dim=0)
+        assert along.norm() < 2e-7 * math.sqrt(n) * gradient.norm()
 
 
 @both_solvers
@@ -383,6 +401,16 @@ def test_training_through_zero_stays_finite(solver):
             assert torch.isfinite(value)
             assert torch.isfinite(z).all()
             assert z.grad.abs().max() < 1
+
+
+@both_solvers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_exact_zero_has_a_zero_gradient(dtype, solver):
+    for z in (torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0], [-3.0], [-0.5], [1.0]]), atoms(4), atoms(64)):
+        value, gradient = value_and_gradient(z.to(dtype), solver=solver)
+        assert value == pytest.approx(0, abs=1e-3 if (dtype, solver) == (torch.float32, "polar") else 1e-7)
+        assert torch.isfinite(gradient).all()
+        assert gradient.abs().max() < 1e-6
 
 
 @both_solvers

@@ -23,7 +23,8 @@ def lu_uniformity(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tenso
     Exact over all n (n-1) / 2 pairs, in blocks of rows: beside z and, in the backward pass, its gradient, memory does
     not grow with n or m. About -2 t for uniform unit rows and large m, 0 when all rows are equal. Half-precision
     input is computed in float32, unnormalised rows in float64, where near rows keep their distance far from the mean.
-    A zero row stays zero. The first derivative only. ValueError, with the shape, for anything but a floating matrix of n >= 2 rows.
+    A zero row stays zero. The first derivative only: a second one raises. ValueError, with the shape, for anything but
+    a floating matrix of n >= 2 rows.
     Wang & Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity, ICML 2020.
     """
     if z.ndim != 2 or z.shape[0] < 2 or z.shape[1] < 1 or not z.is_floating_point():

@@ -75,10 +75,10 @@ def w2_uniformity(
         if normalize:
             z = _unit_rows(z, smallest)
         n = _all_reduce(torch.full((), z.shape[0], dtype=wide, device=z.device), group)
-        with torch.no_grad():
-            mean = _mean(z, n, group)
-            mean = mean + _mean(z - mean, n, group)  # the second pass removes what rounding left
-        centred = z - mean  # the columns of the polar factor sum to zero: nothing flows through the mean
+        # Centred twice: the second pass removes what rounding left. Both means are constants here: the columns of the
+        # polar factor sum to zero, so that nothing flows through them.
+        centred = z - _mean(z.detach(), n, group)
+        centred = centred - _mean(centred.detach(), n, group)
         square = torch.linalg.vector_norm(z, dtype=wide).square()
         with torch.no_grad():
             size = _all_reduce(torch.linalg.vector_norm(centred, dtype=wide).square(), group).sqrt()
