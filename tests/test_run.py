@@ -1,6 +1,5 @@
 """Whole runs on the embedded digits: what they leave, that they repeat, continue and refuse nonsense."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import BYOL, REPOSITORY, TINY, environment, metrics, timeless
+from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metrics, timeless
 from PIL import Image
 
 from wassersteinssl import pretrain, run
@@ -28,11 +27,7 @@ DESIGNED = (
 
 @pytest.fixture(scope="module")
 def module():
-    spec = importlib.util.spec_from_file_location("byol_program", BYOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["byol_program"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load(BYOL)
 
 
 def execute(module, folder, *options):
@@ -309,31 +304,63 @@ def test_the_program_tells_a_mistake_in_one_line_with_status_2(byol, tmp_path):
 # ---- launchers ----
 
 
-def test_help_answers_without_torch(tmp_path):
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_help_answers_without_torch(program, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     shown = subprocess.run(
-        [sys.executable, str(BYOL), "--help"],
+        [sys.executable, str(program), "--help"],
         env={**environment(), "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert "--alpha-max" in shown.stdout
 
 
-@pytest.mark.parametrize("launcher", sorted(path.name for path in BYOL.parent.glob("run_*.sh")))
+LAUNCHERS = {
+    "AlignUniform/run_vanilla_alignuniform.sh": ("align_uniform.py", "none"),
+    "BYOL/run_vanilla_byol.sh": ("byol.py", "none"),
+    "BYOL/run_byol+lu.sh": ("byol.py", "lu"),
+    "BYOL/run_byol+w2.sh": ("byol.py", "w2"),
+    "BarlowTwins/run_vanilla_barlowtwins.sh": ("barlow_twins.py", "none"),
+    "BarlowTwins/run_barlowtwins+lu.sh": ("barlow_twins.py", "lu"),
+    "BarlowTwins/run_barlowtwins+w2.sh": ("barlow_twins.py", "w2"),
+    "MoCov2/run_vanilla_moco.sh": ("moco_v2.py", "none"),
+    "MoCov2/run_moco+lu.sh": ("moco_v2.py", "lu"),
+    "MoCov2/run_moco+w2.sh": ("moco_v2.py", "w2"),
+    "NNCLR/run_vanilla_nnclr.sh": ("nnclr.py", "none"),
+    "SimCLR/run_vanilla_simclr.sh": ("simclr.py", "none"),
+    "SimSiam/run_vanilla_simsiam.sh": ("simsiam.py", "none"),
+    "Zero-CL/run_vanilla_zerocl.sh": ("zero_cl.py", "none"),
+    "Zero-CL/run_zerocl+lu.sh": ("zero_cl.py", "lu"),
+    "Zero-CL/run_zerocl+w2.sh": ("zero_cl.py", "w2"),
+}
+
+
+def test_the_launchers_and_programs_are_those_of_the_design():
+    code = REPOSITORY / "code"
+    assert {str(path.relative_to(code)) for path in code.glob("*/run_*.sh")} == set(LAUNCHERS)
+    assert {path.parent / LAUNCHERS[str(path.relative_to(code))][0] for path in code.glob("*/run_*.sh")} == set(
+        PROGRAMS.values()
+    )
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_without_options_a_launcher_runs_cifar10_then_cifar100(launcher, tmp_path):
-    folder = tmp_path / "a path with spaces"
-    shutil.copytree(REPOSITORY / "code", folder / "code", ignore=shutil.ignore_patterns("__pycache__", "results"))
+    code = tmp_path / "a path with spaces" / "code"
+    here = (code / launcher).parent
+    here.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "code" / "launch.sh", code)
+    shutil.copy(REPOSITORY / "code" / launcher, here)
     stub = tmp_path / "python stub"
-    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.write_text('#!/bin/sh\nprintf "<%s>" "$@"\necho\n')
     stub.chmod(0o755)
     shown = subprocess.run(
-        ["bash", str(folder / "code" / "BYOL" / launcher), "--seed", "3"],
+        ["bash", str(code / launcher), "--run-dir", "my run"],
         cwd=tmp_path, env={**environment(), "PYTHON": str(stub)}, capture_output=True, text=True,
     )  # fmt: skip
-    term = {"run_vanilla_byol.sh": "none", "run_byol+lu.sh": "lu", "run_byol+w2.sh": "w2"}[launcher]
-    program = folder / "code" / "BYOL" / "byol.py"
-    expected = [f"{program} --uniformity {term} --seed 3 --dataset {name}" for name in ("cifar10", "cifar100")]
-    assert [line.replace("/BYOL/../BYOL", "/BYOL") for line in shown.stdout.splitlines()] == expected, shown.stderr
+    program, term = LAUNCHERS[launcher]
+    common = f"<{here / program}><--uniformity><{term}><--run-dir><my run>"
+    expected = [f"{common}<--dataset><{name}>" for name in ("cifar10", "cifar100")]
+    assert shown.stdout.splitlines() == expected, shown.stderr
 
 
 def test_a_launcher_trains_from_any_folder_and_passes_options_on(tmp_path):
