@@ -109,13 +109,30 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("action", choices=("status", "run", "run-one"))
     parser.add_argument("--preset", choices=tuple(PRESETS), default="paper", help="(default: %(default)s)")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, metavar="NAME", help="(default: as the paper)")
-    parser.add_argument("--methods", nargs="+", choices=(*PROGRAMS, "all"), default=list(TABLE2), metavar="NAME",
-                        help=f"of {', '.join(PROGRAMS)}, or all (default: those of Table 2 with terms)")  # fmt: skip
-    parser.add_argument("--terms", nargs="+", choices=TERMS, default=list(TERMS), metavar="TERM",
-                        help="none, w2, lu (default: all; methods beyond Table 2's four: none)")  # fmt: skip
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=(*PROGRAMS, "all"),
+        default=list(TABLE2),
+        metavar="NAME",
+        help=f"of {', '.join(PROGRAMS)}, or all (default: those of Table 2 with terms)",
+    )
+    parser.add_argument(
+        "--terms",
+        nargs="+",
+        choices=TERMS,
+        default=list(TERMS),
+        metavar="TERM",
+        help="none, w2, lu (default: all; methods beyond Table 2's four: none)",
+    )
     parser.add_argument("--seeds", nargs="+", type=whole, default=[12], metavar="SEED", help="(default: 12)")
-    parser.add_argument("--folder", action="append", default=[], metavar="NAME=PATH",
-                        help="read the data set NAME from an image folder: train/<class>/*, test/<class>/*")  # fmt: skip
+    parser.add_argument(
+        "--folder",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="read the data set NAME from an image folder: train/<class>/*, test/<class>/*",
+    )
     parser.add_argument("--runs", type=Path, help="where runs lie (default: runs/grid/PRESET of the repository)")
     parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")
     parser.add_argument("--parallel", type=count, default=1, metavar="K", help="cells at a time (default: 1)")

@@ -303,7 +303,7 @@ def polar_by_products(x: Tensor, group: Any = None) -> Tensor:
     tall = group is not None or x.shape[0] >= x.shape[1]
     x = x if tall else x.T
     gram = _all_reduce(x.T @ x, group)
-    # sqrt ||x^T x||_F bounds the largest singular value; 1.01 keeps rounding, also TF32's, below the bound.
+    # sqrt ||x^T x||_F bounds the largest singular value, 1.01 times it also with the rounding of TF32.
     bound = 1.01 * torch.linalg.matrix_norm(gram).sqrt()
     scale = torch.where(bound > 0, 1 / bound, 0)
     x, gram = x * scale, gram * scale.square()
@@ -317,7 +317,8 @@ def polar_by_products(x: Tensor, group: Any = None) -> Tensor:
 def _minimax_polynomials(lower: float, count: int) -> list[tuple[float, float, float]]:
     """Coefficients (a, b, c) of p_k(x) = a x + b x^3 + c x^5, each the best approximation of 1 on the interval that
     the one before maps [lower, 1] to: the error takes the values +E, -E, +E, -E at the ends and at two points q < r
-    between, the zeros of p', found by exchange (Remez)."""
+    between, the zeros of p', found by exchange (Remez). Each interval is 1 % longer than that, for the rounding of
+    TF32: beyond its interval a polynomial grows steeply."""
     upper, polynomials = 1.0, []
     for _ in range(count):
         q, r = (3 * lower + upper) / 4, (lower + 3 * upper) / 4
@@ -328,10 +329,7 @@ def _minimax_polynomials(lower: float, count: int) -> list[tuple[float, float, f
             discriminant = math.sqrt(max(0.0, 9 * b * b - 20 * a * c))
             q, r = (math.sqrt((-3 * b + sign * discriminant) / (10 * c)) for sign in (-1, 1))
         polynomials.append((a, b, c))
-        lower, upper = 1 - abs(error), 1 + abs(error)
-        if upper - lower < 1e-4:  # the limit of the sequence; the exchange is ill-conditioned on a tiny interval
-            polynomials += [(15 / 8, -10 / 8, 3 / 8)] * (count - len(polynomials))
-            break
+        lower, upper = 1 - abs(error), 1.01 * (1 + abs(error))
     return polynomials
 
 
