@@ -1032,3 +1032,12 @@ def test_optimised_small_batches_reach_the_simplex_and_no_less():
         found = optimise(n, m, starts=3)
         assert found.min() == pytest.approx(w2_minimum(n, m) ** 2, abs=1e-6)
         assert found.min() > w2_minimum(n, m) ** 2 - 1e-9
+
+
+def test_the_polynomials_forgive_the_rounding_of_tf32():
+    s = torch.logspace(-3.5, 0, 2000, dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    for a, b, c in w2._POLYNOMIALS:
+        s = a * s + b * s**3 + c * s**5
+        s = s * (1 + 0.002 * (2 * torch.rand(s.shape, generator=random, dtype=s.dtype) - 1))  # 10 bits, and some
+    assert float((s - 1).abs().max()) < 0.01
