@@ -140,6 +140,8 @@ def test_near_rows_keep_their_distance_far_from_the_others(block, monkeypatch):
 def test_a_common_offset_costs_nothing_beyond_the_input_s_own_rounding(offset):
     z = randn(60, 8) + offset
     assert lu_uniformity(z, normalize=False).item() == pytest.approx(scipy_lu(z, normalize=False), rel=1e-6)
+    z = z.double() + randn(60, 8, seed=1, dtype=torch.float64)  # whose squares do not fit float64
+    assert lu_uniformity(z, normalize=False).item() == pytest.approx(scipy_lu(z, normalize=False), rel=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-20, 1e20, 1e30, 1e37])

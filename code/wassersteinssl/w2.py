@@ -50,8 +50,8 @@ def w2_uniformity(
                "polar"  matrix products in float32 (float64 for float64 z), no eigendecomposition and no host
                         synchronisation: for GPUs, CUDA graphs, torch.compile. The gradient is right to 1e-3 down to
                         singular values of 5e-4 of the largest. Smaller ones are pushed up too weakly: of the gradient
-                        1e-2 is missing with a geometric spectrum down to 1e-4 and 0.2 with one down to 2e-5, at most
-                        0.3 and 0.7 where the spectrum drops at once. Float32 rounding adds up to 5e-5 / W2 near 0,
+                        1e-2 is missing with a geometric spectrum down to 1e-4 and 0.2 with one down to 2e-5, and
+                        0.2 and 0.7 where the spectrum drops at once. Float32 rounding adds up to 1e-4 / W2 near 0,
                         and near collapse 1e-7 ||Z|| / ||Z_c||.
                "auto"   "eigh" on a CPU, "polar" elsewhere.
     group      a torch.distributed process group: n rows are those of all its ranks together, the same value on each.

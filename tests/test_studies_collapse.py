@@ -1,0 +1,282 @@
+"""The studies of collapse: each script as a user starts it, its data against theory, its notebook on that data."""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, environment, load
+from nbclient import NotebookClient
+
+from wassersteinssl import studies
+from wassersteinssl.uniformity import lu_uniformity
+from wassersteinssl.w2 import w2_floor, w2_minimum
+
+
+class Study(NamedTuple):
+    script: Path
+    figure: str
+    samples: int  # of the paper, or of ours
+    reduced: int  # here
+    lines: int  # of the data file at its full size
+
+
+def study(path, figure, samples, lines, reduced=300):
+    return Study(REPOSITORY / "EmpiricalStudy" / f"{path}.py", figure, samples, reduced, lines)
+
+
+STUDIES = {
+    "level": study("DimensionalCollapseDegrees/AnalysisOnCollapseLevel", "SensitivityToCollapseLevel", 20_000, 72),
+    "dimension": study("Dimensions/AnalysisOnDimension", "SensitivityToDimensions", 50_000, 34),
+    "fcc": study("FeatureCloningConstraint/AnalysisOnProperty4", "AnalysisOnFCC", 50_000, 33, 1500),
+    "fbc": study("FeatureBabyConstraint/AnalysisOnProperty5", "AnalysisOnFBC", 50_000, 33, 1500),
+    "icc": study("InstanceCloningConstraint/AnalysisOnProperty3", "AnalysisOnICC", 1_000, 11),
+    "floor": study("FiniteSampleFloor/AnalysisOnFloor", "FiniteSampleFloor", 50_000, 85, 100),
+    "batch": study("BatchSize/AnalysisOnBatchSize", "BatchSizeStability", 16_384, 9, 600),
+}
+WITH_THEORY = ("level", "dimension", "fcc", "fbc", "icc")
+names = pytest.mark.parametrize("name", STUDIES)
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory):
+    """reduced(name): the study's data and settings from few samples, made once, by the script as a user starts it."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            script, folder = STUDIES[name].script, tmp_path_factory.mktemp(name)
+            command = [sys.executable, script.name, "--samples", STUDIES[name].reduced, "--seed", 5, "--out", folder]
+            done = subprocess.run(
+                list(map(str, command)), cwd=script.parent, env=environment(), capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout == f"wrote {folder / script.stem}.csv\n"
+            assert "Warning" not in done.stderr
+            made[name] = folder / f"{script.stem}.csv"
+        return made[name]
+
+    return make
+
+
+def run(name, folder, samples, seed=12):
+    """The study in this process: the data and settings that it wrote."""
+    options = Namespace(samples=samples, seed=seed, device="cpu", out=folder, name="data.csv")
+    return studies.read(load(STUDIES[name].script).study(options))
+
+
+# ---- data ----
+
+
+@names
+def test_a_file_tells_what_made_it(name, reduced):
+    _, settings = studies.read(reduced(name))
+    assert settings["script"] == STUDIES[name].script.name
+    assert (settings["samples"], settings["seed"], settings["device"]) == (STUDIES[name].reduced, 5, "cpu")
+    assert {"torch", "numpy", "python", "wassersteinssl"} <= set(settings["versions"])
+
+
+@pytest.mark.parametrize("name", WITH_THEORY)
+def test_few_samples_agree_with_their_theory(name, reduced):
+    data, settings = studies.read(reduced(name))
+    n = settings["samples"]
+    known = data["k"] > 0
+    clones = 1 + data.get("clones", 0 * data["k"]) if name == "fcc" else 1 + 0 * data["k"]
+    blocks = data.get("blocks", 0 * data["k"])
+    for line in np.flatnonzero(known):
+        m, k, c, b = (int(column[line]) for column in (data["m"], data["k"], clones, blocks))
+        assert data["eta"][line] == pytest.approx(1 - k / m)
+        assert data["w2_theory"][line] == pytest.approx(np.sqrt(c + 1 - 2 * np.sqrt(k / (m * (1 + b)))))
+        assert data["w2_finite"][line] == studies.w2_finite(n, k, (1 + b) * m, clones=c)
+        assert data["w2"][line] == pytest.approx(data["w2_finite"][line], rel=0.01)
+        if name != "icc":
+            assert data["lu_theory"][line] == studies.lu_theory(k, t=2 * c)
+            few_pairs_count = c > 4  # exp(-2 c d^2) of a few near pairs outweighs all others
+            assert data["lu"][line] == pytest.approx(data["lu_theory"][line], rel=0.06 if few_pairs_count else 0.02)
+    assert known.sum() == len(known) - (3 if name == "level" else 0)
+
+
+def test_the_collapse_level_has_a_named_gap_and_no_kinks(reduced):
+    data, _ = studies.read(reduced("level"))
+    none = data["eta"] == 1
+    assert none.sum() == 3
+    assert np.isnan(data["w2"][none]).all()
+    assert np.isnan(data["lu"][none]).all()
+    assert set(data["gap"][none]) == {"all zero: no direction"}
+    assert set(data["gap"][~none]) == {""}
+    for m in (200, 500, 1000):  # the eta that were asked for: m is a multiple of 100
+        percent = 100 * data["eta"][data["m"] == m]
+        np.testing.assert_allclose(percent, [0, 1, 2, 3, *range(5, 101, 5)], atol=1e-9)
+    with reduced("level").open() as file:  # an empty cell, which any reader takes for a missing value
+        file.readline()
+        assert {line["w2"] for line in csv.DictReader(file) if line["eta"] == "1.0"} == {""}
+
+
+def test_the_dimensions_are_the_papers(reduced):
+    data, _ = studies.read(reduced("dimension"))
+    for eta in (0.25, 0.5, 0.75):
+        m = data["m"][data["eta"] == eta]
+        assert m.tolist() == [2**i for i in range(1 if eta == 0.5 else 2, 13)]
+    quarter, half = ((data["eta"] == eta) & (data["k"] == 1024) for eta in (0.75, 0.5))
+    assert data["lu"][quarter] == data["lu"][half]  # one sample for both
+    assert data["w2"][quarter] > data["w2"][half]
+
+
+def test_the_constraints_are_those_of_the_paper(reduced):
+    for name, x in (("fcc", "clones"), ("fbc", "blocks")):
+        data, _ = studies.read(reduced(name))
+        for eta in (0.25, 0.5, 0.75):
+            row = data["eta"] == eta
+            assert data[x][row].tolist() == list(range(11))
+            assert (np.diff(data["w2"][row]) > 0).all()
+            change = np.diff(data["lu"][row])
+            assert (change < -0.1).all() if name == "fcc" else (change == 0).all()
+    data, _ = studies.read(reduced("icc"))
+    assert data["clones"].tolist() == list(range(11))
+    np.testing.assert_allclose(data["w2"], data["w2"][0], rtol=1e-12)
+    assert (np.diff(data["lu"]) > 0).all()
+    np.testing.assert_allclose(data["lu"], data["lu_theory"], rtol=1e-6)
+
+
+def test_lu_of_clones_in_one_pass_is_that_of_each_power():
+    z = studies.sphere(1300, 8, studies.generator(1))  # three blocks, the last one partly filled
+    cloned = load(STUDIES["fcc"].script).lu_cloned(z, 4)
+    assert cloned == pytest.approx([float(lu_uniformity(z.double(), t=2.0 * c)) for c in range(1, 5)], rel=1e-6)
+
+
+@pytest.mark.parametrize("copies", [1, 2, 7])
+def test_lu_of_repeated_rows_follows_from_the_rows_alone(copies):
+    z = studies.sphere(9, 3, studies.generator(1)).double()
+    theory = load(STUDIES["icc"].script).lu_repeated(float(lu_uniformity(z)), len(z), copies)
+    assert theory == pytest.approx(float(lu_uniformity(z.repeat(copies, 1))), rel=1e-9)
+
+
+def test_the_floor_is_the_mean_over_draws(reduced):
+    data, settings = studies.read(reduced("floor"))
+    assert settings["marks"] == {}  # neither size is among so few rows
+    for i, (m, n) in enumerate(zip(data["m"].astype(int), data["n"].astype(int), strict=True)):
+        assert (data["floor"][i], data["minimum"][i]) == (w2_floor(n, m), w2_minimum(n, m))
+        error = data["w2_std"][i] / data["draws"][i] ** 0.5
+        assert data["w2"][i] == pytest.approx(
+            data["floor"][i], abs=4 * error + (0.06 if m == 8 else 0.02) * data["floor"][i]
+        )
+        assert data["w2"][i] > data["minimum"][i] - 1e-6
+    assert sorted(set(data["n"])) == [2, 4, 8, 16, 32, 64, 100]
+
+
+def test_the_floor_marks_the_sizes_that_it_has(tmp_path, monkeypatch):
+    module = load(STUDIES["floor"].script)
+    monkeypatch.setattr(module, "DRAWS", {4: 2})
+    monkeypatch.setattr(module, "MARKS", {"few": (11, 4), "many": (1000, 4)})
+    data, settings = run("floor", tmp_path, 20)
+    assert settings["marks"] == {"few": [11, 4]}
+    assert data["n"].tolist() == [2, 4, 8, 11, 16, 20]
+
+
+def test_a_batch_stands_for_the_whole_the_better_the_larger(reduced):
+    data, settings = studies.read(reduced("batch"))
+    assert data["batch"].tolist() == [32, 64, 128, 256, 512]
+    assert (np.diff(data["w2"]) < 0).all()
+    assert data["w2"][-1] > settings["whole"]["w2"] - 1e-3
+    for name in ("w2", "lu"):
+        assert (np.diff(data[f"{name}_cosine"]) > 0).all()
+        assert 0.99 < data[f"{name}_cosine"][-1] < 1
+    # exp L_U is a mean over pairs: a batch's has the whole's for its expectation
+    error = data["lu_std"] / data["draws"] ** 0.5
+    assert (np.abs(data["lu"] - settings["whole"]["lu"]) < 4 * error + data["lu_std"] ** 2).all()
+
+
+def test_the_gradient_is_that_with_respect_to_a_linear_map():
+    module = load(STUDIES["batch"].script)
+    z = torch.randn(12, 3, generator=studies.generator(0), dtype=torch.float64)
+    module.torch.set_default_dtype(torch.float64)
+    try:
+        for measure in module.COMPARED.values():
+            value, gradient = module.value_and_gradient(measure, z)
+            assert value == pytest.approx(float(measure(z)))
+            step = 1e-5 * torch.eye(9).reshape(9, 3, 3)
+            slope = [float(measure(z @ (torch.eye(3) + s)) - measure(z @ (torch.eye(3) - s))) / 2e-5 for s in step]
+            assert gradient.tolist() == pytest.approx(slope, abs=1e-5)
+    finally:
+        module.torch.set_default_dtype(torch.float32)
+
+
+@names
+def test_two_samples_are_enough_and_a_seed_repeats(name, tmp_path):
+    data, _ = run(name, tmp_path, 2)
+    for column, values in data.items():
+        if values.dtype.kind == "f" and not column.startswith(("lu", "w2_")):
+            missing = np.isnan(values)
+            assert missing.sum() == (3 if (name, column) == ("level", "w2") else 0), column
+    assert (data["w2"][~np.isnan(data["w2"])] >= 0).all()
+    if name in ("icc", "batch"):
+        again, _ = run(name, tmp_path, 2)
+        other, _ = run(name, tmp_path, 2, seed=13)
+        np.testing.assert_array_equal(data["w2"], again["w2"])
+        assert (data["w2"] != other["w2"]).any()
+
+
+# ---- what is committed ----
+
+
+@pytest.mark.parametrize("name", WITH_THEORY)
+def test_committed_data_agree_with_theory(name):
+    data, settings = studies.read(STUDIES[name].script.with_suffix(".csv"))
+    assert len(data["m"]) == STUDIES[name].lines
+    assert (np.abs(data["w2"] / data["w2_finite"] - 1)[data["k"] > 0] < 0.02).all()
+    assert (np.abs(data["lu"] / data["lu_theory"] - 1)[data["k"] > 0] < 0.01).all()
+    if settings["samples"] == STUDIES[name].samples:  # many rows: also near the limit, where W2 is not near 0
+        far = (data["eta"] >= 0.25) & (16 * data["k"] < settings["samples"]) & (data["k"] > 0)
+        assert (np.abs(data["w2"] / data["w2_theory"] - 1)[far] < 0.02).all()
+        assert far.sum() > len(far) / 2
+
+
+def test_committed_floor_and_batches():
+    data, settings = studies.read(STUDIES["floor"].script.with_suffix(".csv"))
+    assert len(data["m"]) == STUDIES["floor"].lines
+    assert set(map(tuple, settings["marks"].values())) == {(512, 256), (10_000, 256)}
+    large = data["m"] >= 32
+    assert (np.abs(data["w2"] / data["floor"] - 1)[large] < 0.02).all()
+    data, settings = studies.read(STUDIES["batch"].script.with_suffix(".csv"))
+    assert len(data["batch"]) == STUDIES["batch"].lines
+    assert (np.diff(data["w2"]) < 0).all()
+
+
+@names
+def test_committed_notebooks_were_run_from_top_to_bottom(name):
+    path = STUDIES[name].script.with_suffix(".ipynb")
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert code[0].source.startswith("from wassersteinssl import plotting, studies")
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not re.search(r"/(home|tmp|root|work|Users)/", path.read_text())
+    for suffix in ("png", "pdf"):
+        assert (path.parent / f"{STUDIES[name].figure}.{suffix}").stat().st_size > 5_000
+
+
+@names
+def test_a_notebook_plots_what_its_script_wrote(name, reduced, tmp_path):
+    script, figure = STUDIES[name].script, STUDIES[name].figure
+    shutil.copy(reduced(name), tmp_path)
+    notebook = nbformat.read(script.with_suffix(".ipynb"), 4)
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client.execute(env={**environment(), "PYTHONPATH": str(REPOSITORY / "code")})
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+    assert plt.imread(tmp_path / f"{figure}.png").shape[0] >= 600  # 300 dpi
+    assert (tmp_path / f"{figure}.pdf").read_bytes().startswith(b"%PDF")

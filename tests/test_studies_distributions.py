@@ -1,0 +1,373 @@
+"""The studies of distributions: each script as a user starts it, its data against theory, its notebook on that data."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, environment, load
+from nbclient import NotebookClient
+from scipy import special, stats
+
+from wassersteinssl import coordinates, studies
+from wassersteinssl.w2 import W2Metric, w2_floor
+
+
+class Study(NamedTuple):
+    script: Path
+    suffix: str  # of the data file
+    figures: tuple[str, ...]
+    samples: int  # of the paper
+    reduced: int  # here
+
+    @property
+    def data(self) -> Path:
+        return self.script.with_suffix(self.suffix)
+
+
+def study(path, suffix, samples, reduced, *figures):
+    return Study(REPOSITORY / f"{path}.py", suffix, figures, samples, reduced)
+
+
+STUDIES = {
+    "1d": study("DistributionApproximation/Density1DPlot", ".csv", 200_000, 4000, "MergedDistribution-1D"),
+    "2d": study("DistributionApproximation/Density2DPlot", ".npz", 2_000_000, 150_000, "MergedDistribution-2D"),
+    "distance": study(
+        "DistributionApproximation/DistanceAgainstDimension", ".csv", 200_000, 4000, "DistanceAgainstDimension"
+    ),
+    "laws": study("EmpiricalStudy/Distributions/AnalysisOnDistributions", ".csv", 50_000, 2000, "Distributions"),
+    "padding": study(
+        "EmpiricalStudy/PaddingCaseStudy/AnalysisOnCaseStudy", ".npz", 400, 300, "PaddingCaseStudy", "PaddingSpectrum"
+    ),
+    "means": study("LargeMeans/PlotMean2D", ".npz", 300, 400, "largemean_collapse"),
+}
+DIMENSIONS = [2, 4, 8, 16, 32, 64, 128, 256]
+names = pytest.mark.parametrize("name", STUDIES)
+with_notebook = pytest.mark.parametrize("name", [name for name in STUDIES if name != "means"])
+
+
+def start(script, *options, cwd=None):
+    command = [sys.executable, str(script), *map(str, options)]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory):
+    """reduced(name): the study's data file from few samples, made once, by the script as a user starts it."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            script, folder = STUDIES[name].script, tmp_path_factory.mktemp(name)
+            done = start(script, "--samples", STUDIES[name].reduced, "--seed", 5, "--out", folder, cwd=folder)
+            assert done.returncode == 0, done.stderr
+            assert "Warning" not in done.stderr
+            made[name] = folder / STUDIES[name].data.name
+            assert done.stdout.splitlines()[-1] == f"wrote {made[name]}"
+        return made[name]
+
+    return make
+
+
+def run(name, folder, samples, seed=12):
+    """The study in this process: the data that it wrote."""
+    options = Namespace(samples=samples, seed=seed, device="cpu", out=folder, name=STUDIES[name].data.name)
+    data, _ = studies.read(load(STUDIES[name].script).study(options))
+    plt.close("all")
+    return data
+
+
+@pytest.fixture(params=["reduced", "committed"])
+def read(request, reduced):
+    """read(name): data and settings, once of few samples, once of those that are committed."""
+    return lambda name: studies.read(reduced(name) if request.param == "reduced" else STUDIES[name].data)
+
+
+# ---- data against theory ----
+
+
+@names
+def test_a_file_tells_what_made_it(name, reduced):
+    for path, samples, seed in ((reduced(name), STUDIES[name].reduced, 5), (STUDIES[name].data, None, 12)):
+        _, settings = studies.read(path)
+        assert settings["script"] == STUDIES[name].script.name
+        assert (settings["seed"], settings["device"]) == (seed, "cpu")
+        assert samples in (None, settings["samples"])
+        assert {"torch", "numpy", "python", "wassersteinssl"} <= set(settings["versions"])
+        assert path.stat().st_size < 300_000
+
+
+def standard_deviations(shares, masses, n):
+    """(shares - masses) over the binomial standard error, of bins that expect ten samples."""
+    enough = n * masses >= 10
+    return (shares - masses)[enough] / np.sqrt(masses * (1 - masses) / n)[enough]
+
+
+def test_samples_of_a_coordinate_fill_the_bins_as_theory_says(read):
+    data, settings = read("1d")
+    assert sorted(set(data["m"])) == DIMENSIONS
+    for m in DIMENSIONS:
+        row = data["m"] == m
+        left, right = data["left"][row], data["right"][row]
+        np.testing.assert_allclose([left[0], right[-1], *(right - left)], [-1, 1] + [2 / 51] * 51)
+        for law in ("sphere", "gaussian"):
+            z = standard_deviations(data[law][row], data[f"{law}_exact"][row], settings["samples"])
+            assert abs(z).max() < 4.5
+            assert 0.4 < (z**2).mean() < 2
+
+
+@pytest.mark.parametrize("m", DIMENSIONS)
+def test_bin_masses_integrate_the_densities(m):
+    def integral(density):  # midpoint rule in t with y = sin t, which tames the ends at m = 2
+        edges = np.arcsin(coordinates.EDGES)
+        share = (np.arange(4000) + 0.5) / 4000
+        t = edges[:-1, None] + np.diff(edges)[:, None] * share  # (bins, nodes)
+        return (density(np.sin(t)) * np.cos(t)).mean(axis=1) * np.diff(edges)
+
+    sphere = coordinates.bin_masses(coordinates.sphere_law(m))
+    np.testing.assert_allclose(sphere, integral(lambda y: studies.coordinate_density(y, m)), rtol=1e-4)
+    gaussian = coordinates.bin_masses(coordinates.gaussian_law(m))
+    density = lambda y: np.sqrt(m / (2 * np.pi)) * np.exp(-m * y * y / 2)  # noqa: E731
+    np.testing.assert_allclose(gaussian, integral(density), rtol=1e-4)
+    assert sphere.sum() == pytest.approx(1, abs=1e-12)
+    assert gaussian.min() > 0
+
+
+def test_samples_of_two_coordinates_fill_the_bins_as_theory_says(read):
+    data, settings = read("2d")
+    assert (settings["m"], data["sphere"].shape) == (32, (51, 51))
+    for law in ("sphere", "gaussian"):
+        exact = data[f"{law}_exact"]
+        z = standard_deviations(data[law], exact, settings["samples"])
+        assert abs(z).max() < 5
+        assert (z**2).mean() == pytest.approx(1, abs=5 * (2 / z.size) ** 0.5)
+        marginal = coordinates.bin_masses(getattr(coordinates, f"{law}_law")(32))
+        np.testing.assert_allclose(exact.sum(axis=0), marginal, rtol=1e-5, atol=1e-9)
+
+
+def test_distances_part_from_theory_as_expected_of_finite_samples(read):
+    data, settings = read("distance")
+    n = settings["samples"]
+    assert data["m"].tolist() == DIMENSIONS
+    for i, m in enumerate(DIMENSIONS):
+        p, q = (coordinates.bin_masses(law(m)) for law in (coordinates.sphere_law, coordinates.gaussian_law))
+        ratio = np.log(np.where(p > 0, p, q) / q)
+        deviation = np.sqrt((p @ ratio**2 - (p @ ratio) ** 2) / n + 25 / n**2)  # the second: of a chi-square of 50
+        assert abs(data["kl"][i] - data["kl_expected"][i]) < 5 * deviation
+        assert data["w2_expected"][i] == pytest.approx(np.hypot(data["w2_exact"][i], data["w2_noise"][i]))
+        assert 0.4 < data["w2"][i] / data["w2_expected"][i] < 2
+        assert data["w2"][i] == pytest.approx(data["w2_exact"][i], abs=2.5 * data["w2_noise"][i])
+    assert (np.diff(data["kl_exact"]) < 0).all()
+    assert (np.diff(data["w2_exact"]) < 0).all()
+    if n == STUDIES["distance"].samples:
+        large = slice(0, 3)  # m where samples are enough
+        np.testing.assert_allclose(data["kl"][large], data["kl_bins"][large], rtol=0.02)
+        np.testing.assert_allclose(data["w2"][large], data["w2_exact"][large], rtol=0.02)
+
+
+@pytest.mark.parametrize("m", DIMENSIONS)
+def test_exact_distances(m):
+    module = load(STUDIES["distance"].script)
+    a = (m - 1) / 2  # KL = E log p - E log q: the entropy of Beta(a, a) stretched by 2, and E Y^2 = 1/m
+    entropy = special.betaln(a, a) - 2 * (a - 1) * (special.digamma(a) - special.digamma(2 * a)) + np.log(2)
+    assert module.kl_exact(m) == pytest.approx(0.5 * np.log(2 * np.pi / m) + 0.5 - entropy, rel=1e-8, abs=1e-12)
+    # W2^2 = int (y - G^-1(F(y)))^2 p(y) dy, over the lower half, y = sin t: the map instead of the quantiles
+    t = -np.pi / 2 * (np.arange(200_000) + 0.5) / 200_000
+    law, y = coordinates.sphere_law(m), np.sin(t)
+    square = (y - stats.norm.ppf(law.cdf(y)) / m**0.5) ** 2 * law.pdf(y) * np.cos(t)
+    assert module.w2_exact(m) == pytest.approx(np.sqrt(np.pi * square.mean()), rel=1e-4)
+
+
+def test_expected_kl_of_bins_is_the_mean_over_samples():
+    module = load(STUDIES["distance"].script)
+    p, q = np.array([0.001, 0.099, 0.4, 0.5, 0]), np.array([0.01, 0.1, 0.3, 0.5, 0.05])
+    assert module.kl_bins(p, q) == pytest.approx(stats.entropy(p, q / q.sum()) - np.log(q.sum()))
+    for n in (1, 2, 50, 5000):
+        drawn = np.random.default_rng(0).multinomial(n, p, size=20_000) / n
+        found = [module.kl_bins(shares, q) for shares in drawn]
+        assert module.kl_bins_expected(p, q, n) == pytest.approx(np.mean(found), abs=4 * np.std(found) / 20_000**0.5)
+
+
+def test_laws_lie_where_they_are_expected(read):
+    data, settings = read("laws")
+    n = settings["samples"]
+    value = {law: i for i, law in enumerate(data["law"])}
+    sphere = value["uniform on the sphere"]
+    assert (data["w2"][sphere], data["lu"][sphere]) == (w2_floor(n, 256), studies.lu_theory(256))
+    known = ~np.isnan(data["w2_expected"])
+    assert known.sum() == 9
+    np.testing.assert_allclose(data["w2"][known], data["w2_expected"][known], rtol=0.02)
+    assert data["lu"][value["N(0, I)"]] == pytest.approx(studies.lu_theory(256), rel=1e-3)
+    assert data["w2_expected"][value["U[0, 1]"]] == pytest.approx(1, abs=0.01 + w2_floor(n, 256) ** 2 / 2)
+    for better, worse in (("N(0, I)", "32 Gaussians"), ("32 Gaussians", "8 Gaussians"), ("8 Gaussians", "2 Gaussians")):
+        for measure in ("lu", "w2"):
+            assert data[measure][value[better]] < data[measure][value[worse]]
+    assert data["lu"][value["Cauchy"]] > data["lu"][value["N(0, I)"]] + 5e-3  # which W2 does not tell apart
+
+
+def test_laws_have_the_coordinates_that_they_are_named_after():
+    random = studies.generator(3)
+    laws = {
+        "N(0, I)": stats.norm(),
+        "U[-1, 1]": stats.uniform(-1, 2),
+        "Laplace": stats.laplace(),
+        "Student t, 2 d.o.f.": stats.t(2),
+        "Cauchy": stats.cauchy(),
+        "U[0, 1]": stats.uniform(),
+        "Exponential": stats.expon(),
+    }
+    for name, (mean_share, draw) in load(STUDIES["laws"].script).laws(random).items():
+        x = draw(torch.empty(400, 256), random).double().numpy()
+        if name in laws:
+            assert stats.kstest(x[:50].ravel(), laws[name].cdf).pvalue > 1e-3, name
+        if mean_share is not None and name not in ("Cauchy", "Student t, 2 d.o.f."):  # which have no mean square
+            assert x.mean() ** 2 / (x**2).mean() == pytest.approx(mean_share, abs=0.01)
+
+
+def test_padding_is_seen_by_w2_alone(read):
+    data, settings = read("padding")
+    n, m = settings["samples"], settings["m"]
+    assert data["circle"].shape == (n, 2)
+    np.testing.assert_array_equal(data["ring"], np.pad(data["circle"], ((0, 0), (0, 1))))
+    np.testing.assert_allclose(np.linalg.norm(data["sphere"], axis=1), 1, rtol=1e-6)
+    circle, ring, sphere = data["w2_rings"]
+    assert max(circle, sphere) < 2.5 / n**0.5
+    assert ring == pytest.approx(np.sqrt(2 - 2 * np.sqrt(2 / 3)), rel=0.02)
+    assert data["lu_rings"][0] == pytest.approx(data["lu_rings"][1], abs=1e-6)
+    np.testing.assert_allclose(data["lu_rings"], data["lu_rings_theory"], rtol=0.02)
+    np.testing.assert_allclose(data["w2_padding"], data["w2_padding_theory"], rtol=0.02)
+    np.testing.assert_allclose(data["lu_padding"], studies.lu_theory(m), rtol=0.01)
+    mean_square = None  # W2^2 = ||mu||^2 + sum of squared gaps: ||mu||^2 is the same, whatever is appended
+    for k, w2 in zip(data["zeros"], data["w2_padding"], strict=True):
+        spectrum = data[f"spectrum_{k}"]
+        assert len(spectrum) == m + k
+        assert abs(spectrum[m:]).max(initial=0) < 1e-12
+        np.testing.assert_allclose(spectrum[:m], data["spectrum_theory"], rtol=0.06)
+        rest = w2**2 - ((spectrum - (m + k) ** -0.5) ** 2).sum()
+        assert rest == pytest.approx(1 / n, rel=1)
+        assert mean_square is None or rest == pytest.approx(mean_square, abs=1e-6)
+        mean_square = rest
+
+
+@pytest.mark.parametrize(("n", "m"), [(200, 100), (1000, 50), (60, 120)])
+def test_the_spectrum_follows_marchenko_and_pastur(n, m):
+    module = load(STUDIES["padding"].script)
+    theory = module.spectrum_theory(n, m)
+    found = module.spectrum(studies.sphere(n, m, studies.generator(0)))
+    assert len(found) == len(theory) == m
+    np.testing.assert_allclose(found[: min(m, n - 1)], theory[: min(m, n - 1)], atol=0.05 * theory[0])
+    assert (theory[n - 1 :] == 0).all()
+    assert np.sqrt(2 - 2 / m**0.5 * theory.sum()) == pytest.approx(w2_floor(n, m), rel=5e-3)
+
+
+def test_large_means_collapse_as_theory_says(read):
+    data, settings = read("means")
+    assert data["k"].tolist() == [0, 0.5, 1, 2, 4, 8, 16, 32]
+    assert data["points"].shape == (8, settings["samples"], 2)
+    np.testing.assert_allclose(np.linalg.norm(data["points"], axis=2), 1, rtol=1e-6)
+    assert (np.diff(data["w2"]) > 0).all()
+    np.testing.assert_allclose(data["w2"], data["w2_population"], atol=2 / settings["samples"] ** 0.5)
+    np.testing.assert_allclose(data["w2"][4:], data["w2_population"][4:], rtol=0.01)
+
+
+@pytest.mark.parametrize("k", [0, 0.5, 2, 32])
+def test_population_w2_of_a_large_mean(k):
+    rows = torch.randn(1_000_000, 2, generator=studies.generator(1)) + k
+    expected = load(STUDIES["means"].script).w2_population(k)
+    assert W2Metric().update(rows).compute() == pytest.approx(expected, abs=2e-3)
+
+
+# ---- edge cases ----
+
+
+@names
+def test_two_samples_are_enough_and_a_seed_repeats(name, tmp_path):
+    first, again, other = (run(name, tmp_path, 2, seed) for seed in (1, 1, 2))
+    for key, values in first.items():
+        np.testing.assert_array_equal(values, again[key])
+        if values.dtype.kind == "f" and key != "w2_expected":  # which some laws lack
+            assert np.isfinite(values).all(), key
+    assert any((values != other[key]).any() for key, values in first.items())
+
+
+@names
+def test_mistakes_are_told_in_one_line(name, tmp_path, monkeypatch, capsys):
+    """As `python SCRIPT.py` would, in this process; a process of its own is started below."""
+    (tmp_path / "file").touch()
+    for options, text in (
+        (["--samples", "1"], "at least 2"),
+        (["--device", "nonsense"], "--device nonsense cannot be used"),
+        (["--samples", "2", "--out", str(tmp_path / "file")], f"cannot write {tmp_path / 'file'}"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(STUDIES[name].script), *options])
+        module = load(STUDIES[name].script)
+        with pytest.raises(SystemExit) as caught:
+            studies.main(module.study, module.__doc__, samples=2, out=tmp_path / STUDIES[name].data.name)
+        plt.close("all")
+        assert caught.value.code == 2
+        error = capsys.readouterr().err.splitlines()
+        assert text in error[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_an_absent_gpu_is_told_in_one_line(tmp_path):
+    done = start(STUDIES["laws"].script, "--device", "cuda", "--samples", 2, "--out", tmp_path)
+    assert done.returncode == 2
+    assert "--device cuda cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not os.listdir(tmp_path)
+
+
+# ---- notebooks and figures ----
+
+
+@with_notebook
+def test_a_notebook_plots_what_its_script_wrote(name, reduced, tmp_path):
+    shutil.copy(reduced(name), tmp_path)
+    notebook = nbformat.read(STUDIES[name].script.with_suffix(".ipynb"), 4)
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client.execute(env={**environment(), "PYTHONPATH": str(REPOSITORY / "code")})
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    check_figures(tmp_path, STUDIES[name].figures)
+
+
+def test_large_means_are_drawn_by_the_script(reduced):
+    check_figures(reduced("means").parent, STUDIES["means"].figures)
+
+
+@names
+def test_figures_are_committed(name):
+    check_figures(STUDIES[name].script.parent, STUDIES[name].figures)
+
+
+def check_figures(folder, figures):
+    for figure in figures:
+        assert plt.imread(folder / f"{figure}.png").shape[0] >= 750  # 300 dpi
+        assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+
+
+@with_notebook
+def test_committed_notebooks_were_run_from_top_to_bottom(name):
+    path = STUDIES[name].script.with_suffix(".ipynb")
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert code[0].source.startswith("from wassersteinssl import plotting, studies")
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    drawn = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert drawn == len(STUDIES[name].figures)
+    assert not re.search(r"/(home|tmp|root|work|Users)/", path.read_text())
