@@ -244,8 +244,8 @@ def test_committed_floor_and_batches():
     data, settings = studies.read(STUDIES["floor"].script.with_suffix(".csv"))
     assert len(data["m"]) == STUDIES["floor"].lines
     assert set(map(tuple, settings["marks"].values())) == {(512, 256), (10_000, 256)}
-    large = data["m"] >= 32
-    assert (np.abs(data["w2"] / data["floor"] - 1)[large] < 0.02).all()
+    bound = np.select([data["m"] >= 128, data["m"] >= 32], [0.01, 0.04], 0.12)  # the law is that of large m
+    assert (np.abs(data["w2"] / data["floor"] - 1) < bound).all()
     data, settings = studies.read(STUDIES["batch"].script.with_suffix(".csv"))
     assert len(data["batch"]) == STUDIES["batch"].lines
     assert (np.diff(data["w2"]) < 0).all()
