@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One command: makes the environment, then shows dimensional collapse and its cure. It trains BYOL without and with the
-# W2 term on the embedded digits (no download, no GPU) and prints one table and one picture. About 4 minutes on two
+# W2 term on the embedded digits (no download, no GPU) and prints one table and one picture. About 5 minutes on two
 # cores, the environment not counted. Run again, it continues or shows what is done; ./reproduce.sh --fresh starts anew.
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
