@@ -235,8 +235,10 @@ def test_committed_data_agree_with_theory(name):
     assert (np.abs(data["w2"] / data["w2_finite"] - 1)[data["k"] > 0] < 0.02).all()
     assert (np.abs(data["lu"] / data["lu_theory"] - 1)[data["k"] > 0] < 0.01).all()
     if settings["samples"] == STUDIES[name].samples:  # many rows: also near the limit, where W2 is not near 0
-        far = (data["eta"] >= 0.25) & (20 * data["k"] < settings["samples"]) & (data["k"] > 0)
-        assert (np.abs(data["w2"][far] / data["w2_theory"][far] - 1) < 0.02).all()
+        far = (data["eta"] >= 0.25) & (16 * data["k"] < settings["samples"]) & (data["k"] > 0)
+        w2, finite, limit = (data[name][far] for name in ("w2", "w2_finite", "w2_theory"))
+        expected = np.abs(finite / limit - 1)  # 2.5 % at m = 4096, 25 % collapsed: there finite n itself is that far
+        assert (np.abs(w2 / limit - 1) < np.maximum(0.02, expected + 1e-3)).all()
         assert far.sum() > len(far) / 2
 
 
