@@ -30,4 +30,4 @@ def study(options: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=200_000, out=Path(__file__).resolve().with_suffix(".csv"))
+    studies.main(study, __doc__, samples=200_000, quick=20_000, out=Path(__file__).resolve().with_suffix(".csv"))

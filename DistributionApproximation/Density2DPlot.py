@@ -47,4 +47,4 @@ def study(options: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=2_000_000, out=Path(__file__).resolve().with_suffix(".npz"))
+    studies.main(study, __doc__, samples=2_000_000, quick=200_000, out=Path(__file__).resolve().with_suffix(".npz"))

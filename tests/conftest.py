@@ -4,11 +4,13 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import nbformat
 import pytest
 import torch
 from hypothesis import settings
@@ -78,3 +80,18 @@ def timeless(content: dict) -> dict:
     """A result or a metrics line without what differs from run to run: times, paths, the command."""
     changing = ("seconds", "images_per_second", "memory_mb", "config")
     return {key: value for key, value in content.items() if not key.endswith(changing)}
+
+
+FIGURES = load(REPOSITORY / "code" / "figures.py")
+
+
+def check_executed(notebook: nbformat.NotebookNode) -> int:
+    """How many pictures an executed notebook shows; it ran from top to bottom, with nothing to complain about."""
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    assert not re.search(r"/(home|tmp|root|work|Users)/", nbformat.writes(notebook))
+    return sum("image/png" in output.get("data", {}) for output in outputs)

@@ -10,9 +10,9 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, special, stats
+from scipy import integrate, special
 
-from wassersteinssl import files, studies
+from wassersteinssl import coordinates, files, studies
 from wassersteinssl.uniformity import lu_uniformity
 from wassersteinssl.w2 import w2_floor, w2_uniformity
 
@@ -117,11 +117,11 @@ def test_lu_is_right_where_the_bessel_function_underflows(k):
 
 
 @pytest.mark.parametrize("m", [2, 3, 8, 256])
-def test_the_density_of_a_coordinate_is_a_beta_law(m):
+def test_the_law_of_a_coordinate_has_its_density(m):
     x = np.linspace(-0.99, 0.99, 45)
-    beta = stats.beta.pdf((x + 1) / 2, (m - 1) / 2, (m - 1) / 2) / 2
-    np.testing.assert_allclose(studies.coordinate_density(x, m), beta, rtol=1e-9)
-    assert studies.coordinate_density(np.array([-1.5, 1.5]), m).tolist() == [0, 0]
+    density = special.gamma(m / 2) / special.gamma((m - 1) / 2) / np.pi**0.5 * (1 - x**2) ** ((m - 3) / 2)
+    np.testing.assert_allclose(coordinates.sphere_law(m).pdf(x), density, rtol=1e-9)
+    assert coordinates.sphere_law(m).pdf([-1.5, 1.5]).tolist() == [0, 0]
 
 
 def test_w2_of_a_collapse():
@@ -215,7 +215,8 @@ def test_a_failed_write_leaves_the_old_file(options, monkeypatch):
 def start(monkeypatch, folder, *arguments):
     """studies.main with a study that writes its samples; the file."""
     monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments)])
-    studies.main(lambda o: studies.write(o, [{"n": o.samples}]), "A study.", samples=50, out=Path(folder) / "study.csv")
+    out = Path(folder) / "study.csv"
+    studies.main(lambda o: studies.write(o, [{"n": o.samples}]), "A study.", samples=50, quick=7, out=out)
     return Path(folder) / "study.csv"
 
 
@@ -226,6 +227,8 @@ def test_defaults_and_options(monkeypatch, tmp_path, capsys):
     start(monkeypatch, tmp_path, "--samples", 2, "--seed", 4, "--out", tmp_path / "new" / "folder")
     head = (tmp_path / "new" / "folder" / "study.csv").read_text().splitlines()[0]
     assert json.loads(head.removeprefix("# "))["seed"] == 4
+    _, settings = studies.read(start(monkeypatch, tmp_path, "--quick"))
+    assert settings["samples"] == 7
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,7 @@ def test_defaults_and_options(monkeypatch, tmp_path, capsys):
         (["--device", "nowhere"], "--device nowhere cannot be used"),
         (["--out", "{file}"], "cannot write into {file}: File exists"),
         (["--out", "{file}/below"], "cannot write into {file}/below: Not a directory"),
+        (["--quick", "--samples", "3"], "not allowed with argument --quick"),
         (["--unknown"], "unrecognized arguments: --unknown"),
     ],
 )
@@ -250,6 +254,25 @@ def test_mistakes_get_one_line_and_leave_nothing(monkeypatch, tmp_path, capsys, 
     assert last.startswith("study.py: error: ")
     assert message.format(file=file) in last
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_more_samples_than_memory_are_told_in_a_line(monkeypatch, tmp_path, capsys, allocate):
+    monkeypatch.setattr(sys, "argv", ["study.py", "--samples", str(10**15)])
+    with pytest.raises(SystemExit) as caught:
+        studies.main(lambda o: allocate(o.samples), "A study.", samples=50, quick=7, out=tmp_path / "study.csv")
+    assert caught.value.code == 2
+    told = "study.py: error: --samples 1000000000000000 do not fit into the memory of cpu\n"
+    assert capsys.readouterr().err == told
+
+
+def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
+    def study(options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["study.py"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        studies.main(study, "A study.", samples=50, quick=7, out=tmp_path / "study.csv")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -55,4 +55,4 @@ def study(options):
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=16_384, out=Path(__file__).resolve().with_suffix(".csv"))
+    studies.main(study, __doc__, samples=16_384, quick=4096, out=Path(__file__).resolve().with_suffix(".csv"))

@@ -50,4 +50,4 @@ def study(options):
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=50_000, out=Path(__file__).resolve().with_suffix(".csv"))
+    studies.main(study, __doc__, samples=50_000, quick=3000, out=Path(__file__).resolve().with_suffix(".csv"))

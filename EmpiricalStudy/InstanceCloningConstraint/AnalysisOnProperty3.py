@@ -40,4 +40,4 @@ def study(options):
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=1_000, out=Path(__file__).resolve().with_suffix(".csv"))
+    studies.main(study, __doc__, samples=1_000, quick=500, out=Path(__file__).resolve().with_suffix(".csv"))

@@ -64,4 +64,4 @@ def study(options: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=400, out=Path(__file__).resolve().with_suffix(".npz"))
+    studies.main(study, __doc__, samples=400, quick=400, out=Path(__file__).resolve().with_suffix(".npz"))

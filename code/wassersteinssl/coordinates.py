@@ -12,7 +12,10 @@ CENTRES = (EDGES[:-1] + EDGES[1:]) / 2
 
 
 def sphere_law(m: int) -> stats.distributions.rv_frozen:
-    """Of one coordinate Y, with `studies.coordinate_density`: (Y + 1) / 2 follows Beta((m-1)/2, (m-1)/2)."""
+    """Of one coordinate Y: density Gamma(m/2) / (sqrt(pi) Gamma((m-1)/2)) (1 - y^2)^((m-3)/2) on (-1, 1).
+
+    (Y + 1) / 2 follows Beta((m-1)/2, (m-1)/2). At m = 2 it is the arcsine law, which is infinite at the ends.
+    """
     return stats.beta((m - 1) / 2, (m - 1) / 2, loc=-1, scale=2)
 
 

@@ -122,7 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "short": {"epochs": 100},
     "mini": {"epochs": 20, "width": 16, "linear_epochs": 10},
     "digits": {
-        "epochs": 60, "width": 16, "hidden_dim": 256, "dim": 64, "batch_size": 128, "linear_epochs": 30,
+        "epochs": 40, "width": 16, "hidden_dim": 256, "dim": 64, "batch_size": 128, "linear_epochs": 30,
         "monitor_every": 20,
     },
 }  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import scipy
 import torch
-from scipy.special import gammaln, hyp0f1
+from scipy.special import hyp0f1
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,10 +34,17 @@ ROWS = 2**24  # numbers of a chunk of samples: 64 MiB in float32
 # ---- the command line ----
 
 
-def main(study: Callable[[argparse.Namespace], Path], description: str | None, *, samples: int, out: Path) -> None:
-    """Run `study(options)`, which returns the file it wrote, with options --samples, --seed, --device and --out."""
+def main(
+    study: Callable[[argparse.Namespace], Path], description: str | None, *, samples: int, quick: int, out: Path
+) -> None:
+    """Run `study(options)`, which returns the file it wrote, with options --samples, --seed, --device and --out.
+
+    `samples` is the default, `quick` the few of --quick, `out` the data file.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=_at_least_two, default=samples, help="rows (default: all %(default)s)")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--samples", type=_at_least_two, default=samples, help="rows (default: all %(default)s)")
+    rows.add_argument("--quick", dest="samples", action="store_const", const=quick, help=f"{quick} rows: in seconds")
     parser.add_argument("--seed", type=whole, default=12, help="of the samples (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=out.parent, help="folder of the data file (default: the script's)")
@@ -49,7 +56,12 @@ def main(study: Callable[[argparse.Namespace], Path], description: str | None, *
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from None
         _check_writable(options.out)
-        print(f"wrote {study(options)}")
+        try:
+            print(f"wrote {study(options)}")
+        except (MemoryError, RuntimeError) as error:
+            if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+                raise
+            raise UserError(f"--samples {options.samples} do not fit into the memory of {options.device}") from None
     except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
@@ -152,18 +164,6 @@ def lu_theory(k: int, *, t: float = 2.0) -> float:
     The same as log(e^(-2t) Gamma(k/2) t^(1 - k/2) I_(k/2 - 1)(2t)); as a 0F1 it does not underflow at large k.
     """
     return float(-2 * t + np.log(hyp0f1(k / 2, t * t)))
-
-
-def coordinate_density(x: np.ndarray, m: int) -> np.ndarray:
-    """Density of one coordinate of a uniform unit row of R^m: Gamma(m/2) / (sqrt(pi) Gamma((m-1)/2)) (1-x^2)^((m-3)/2).
-
-    Zero outside (-1, 1); at m = 2 it is the arcsine law, which is infinite at the ends.
-    """
-    x = np.asarray(x, dtype=float)
-    inside = np.abs(x) < 1
-    log_scale = gammaln(m / 2) - gammaln((m - 1) / 2) - 0.5 * np.log(np.pi)
-    log_density = log_scale + (m - 3) / 2 * np.log1p(-(np.where(inside, x, 0) ** 2))
-    return np.where(inside, np.exp(log_density), 0.0)
 
 
 def beside_theory(metric: W2Metric, lu: float, m: int, k: int, *, clones: int = 1, blocks: int = 0) -> dict[str, float]:

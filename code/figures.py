@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Regenerate the figures: run each study's script, then its notebook on the data that the script wrote.
+
+    python code/figures.py                          every study from few samples, into runs/figures: minutes
+    python code/figures.py --paper                  at the paper's sizes: about twenty minutes on two cores
+    python code/figures.py Dimensions LargeMeans    only studies whose path contains one of these
+    python code/figures.py --paper --out .          the committed data, notebooks and figures themselves
+
+Prints where each figure lies. Exit status: 0 all made, 1 some failed, 2 a mistake in the command, 130 interrupted.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CODE = Path(__file__).resolve().parent
+REPOSITORY = CODE.parent
+SCRIPTS = sorted(
+    script for where in ("DistributionApproximation", "EmpiricalStudy/*", "LargeMeans")
+    for script in REPOSITORY.glob(f"{where}/*.py")
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", metavar="NAME", help="part of a script's path (default: all studies)")
+    parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "figures", metavar="FOLDER")
+    options = parser.parse_args()
+    for name in options.studies:
+        if not any(name in str(script.relative_to(REPOSITORY)) for script in SCRIPTS):
+            parser.error(f"no study is called {name}: {', '.join(script.stem for script in SCRIPTS)}")
+    chosen = [s for s in SCRIPTS if any(name in str(s.relative_to(REPOSITORY)) for name in options.studies or [""])]
+    failed = 0
+    for k, script in enumerate(chosen, 1):
+        folder = options.out.resolve() / script.parent.relative_to(REPOSITORY)
+        print(f"[{k}/{len(chosen)}] {script.relative_to(REPOSITORY)}", flush=True)
+        try:
+            pictures = make(script, folder, paper=options.paper)
+        except KeyboardInterrupt:
+            return 130
+        except (OSError, RuntimeError) as error:
+            print(f"figures.py: error: {script.stem}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        for picture in pictures:
+            print(f"    {picture}")
+    return 1 if failed else 0
+
+
+def make(script: Path, folder: Path, *, paper: bool) -> list[Path]:
+    """Run a script and its notebook in `folder`; the pictures (PNG) there that are new. RuntimeError if one fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = _times(folder)
+    command = [sys.executable, str(script), "--out", str(folder), *([] if paper else ["--quick"])]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # its progress and errors go where ours go
+        raise RuntimeError("the script failed")
+    notebook = script.with_suffix(".ipynb")
+    if notebook.exists():
+        execute(notebook, folder)
+    return sorted(path for path, time in _times(folder).items() if before.get(path) != time)
+
+
+def execute(notebook: Path, folder: Path):
+    """Run a notebook from top to bottom on the files in `folder` and write it there; the executed notebook."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    from traitlets.config import Config
+
+    content = nbformat.read(notebook, 4)
+    paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with tempfile.TemporaryDirectory() as scratch:  # of IPython's profile and the kernel's sockets
+        kernel = {"connection_file": f"{scratch}/kernel.json"}
+        if os.name == "posix":
+            kernel["transport"] = "ipc"  # no open port, and no warning of one
+        client = NotebookClient(
+            content, timeout=600, kernel_name="python3", record_timing=False, config=Config(KernelManager=kernel),
+            resources={"metadata": {"path": str(folder)}},
+        )  # fmt: skip
+        try:
+            client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": scratch})
+        except CellExecutionError as error:
+            raise RuntimeError(f"{notebook.name}: {error.ename}: {error.evalue}") from None
+    content.metadata = {  # that of no machine
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    nbformat.write(content, folder / notebook.name)
+    return content
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

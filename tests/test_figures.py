@@ -1,0 +1,51 @@
+"""The program that regenerates the figures, as a user starts it."""
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import FIGURES, REPOSITORY, check_executed, environment
+
+
+def start(*arguments):
+    command = [sys.executable, str(REPOSITORY / "code" / "figures.py"), *map(str, arguments)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def test_data_notebook_and_picture_appear_and_are_named(tmp_path):
+    done = start("InstanceCloning", "--out", tmp_path / "a b")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "a b" / "EmpiricalStudy" / "InstanceCloningConstraint"
+    assert str(folder / "AnalysisOnICC.png") in done.stdout
+    assert {path.name for path in folder.iterdir()} == {
+        "AnalysisOnProperty3.csv", "AnalysisOnProperty3.ipynb", "AnalysisOnICC.png", "AnalysisOnICC.pdf"
+    }  # fmt: skip
+    assert check_executed(nbformat.read(folder / "AnalysisOnProperty3.ipynb", 4)) == 1
+
+
+def test_every_study_is_found_and_has_a_notebook_or_draws_by_itself():
+    assert len(FIGURES.SCRIPTS) >= 13
+    for script in FIGURES.SCRIPTS:
+        assert script.with_suffix(".ipynb").exists() or "plotting.save" in script.read_text()
+
+
+def test_mistakes_are_told_and_the_other_studies_made(tmp_path):
+    done = start("nonsense")
+    assert done.returncode == 2
+    assert "no study is called nonsense" in done.stderr.splitlines()[-1]
+    (tmp_path / "EmpiricalStudy").mkdir()
+    (tmp_path / "EmpiricalStudy" / "InstanceCloningConstraint").touch()  # a file where the folder should be
+    done = start("InstanceCloning", "LargeMeans", "--out", tmp_path)
+    assert done.returncode == 1
+    assert "error: AnalysisOnProperty3: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "largemean_collapse.png" in done.stdout
+
+
+def test_a_failing_notebook_is_named(tmp_path):
+    cell = nbformat.v4.new_code_cell("raise ValueError('no data')")
+    notebook = tmp_path / "broken.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    with pytest.raises(RuntimeError, match=r"broken\.ipynb: ValueError: no data"):
+        FIGURES.execute(notebook, tmp_path)
