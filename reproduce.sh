@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One command: makes the environment, then shows dimensional collapse and its cure, with no download and no GPU.
 #   1. Table 2 in small: four methods x three uniformity terms on the embedded digits -> runs/reproduce/
-#   2. every figure of the synthetic studies, from few samples                        -> runs/figures/
+#   2. every figure of the paper, from these runs and from few samples                -> runs/figures/
 # Under 12 minutes on two cores, the environment not counted. Run again, it continues or shows what is done.
 #   ./reproduce.sh --paper    the figures from the paper's number of samples: about 20 minutes more
 #   ./reproduce.sh --fresh    forget what was done and start anew
@@ -25,4 +25,4 @@ make_environment requirements.txt
 echo
 "$python" code/table2.py "$runs" --spectra
 echo
-"$python" code/figures.py ${paper[@]+"${paper[@]}"}
+RUNS=$runs "$python" code/figures.py ${paper[@]+"${paper[@]}"}

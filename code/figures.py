@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Regenerate the figures: run each study's script, then its notebook on the data that the script wrote.
+"""Regenerate the figures: run each study's script, then its notebook on the data that the script wrote; and the
+notebooks that plot trained models (RUNS=FOLDER for other runs than code/results/mini).
 
     python code/figures.py                          every study from few samples, into runs/figures: minutes
     python code/figures.py --paper                  at the paper's sizes: about twenty minutes on two cores
@@ -18,10 +19,14 @@ from pathlib import Path
 
 CODE = Path(__file__).resolve().parent
 REPOSITORY = CODE.parent
-SCRIPTS = sorted(
-    script for where in ("DistributionApproximation", "EmpiricalStudy/*", "LargeMeans")
-    for script in REPOSITORY.glob(f"{where}/*.py")
-)  # fmt: skip
+STUDIES = sorted(  # scripts and notebooks, without their suffix
+    {
+        path.with_suffix("")
+        for where in ("DistributionApproximation", "EmpiricalStudy/*", "LargeMeans")
+        for kind in ("py", "ipynb")
+        for path in REPOSITORY.glob(f"{where}/*.{kind}")
+    }
+)
 
 
 def main() -> int:
@@ -30,20 +35,20 @@ def main() -> int:
     parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "figures", metavar="FOLDER")
     options = parser.parse_args()
-    for name in options.studies:
-        if not any(name in str(script.relative_to(REPOSITORY)) for script in SCRIPTS):
-            parser.error(f"no study is called {name}: {', '.join(script.stem for script in SCRIPTS)}")
-    chosen = [s for s in SCRIPTS if any(name in str(s.relative_to(REPOSITORY)) for name in options.studies or [""])]
+    names = {study: str(study.relative_to(REPOSITORY)) for study in STUDIES}
+    for part in options.studies:
+        if not any(part in name for name in names.values()):
+            parser.error(f"no study is called {part}: {', '.join(study.name for study in STUDIES)}")
+    chosen = [study for study in STUDIES if any(part in names[study] for part in options.studies or [""])]
     failed = 0
-    for k, script in enumerate(chosen, 1):
-        folder = options.out.resolve() / script.parent.relative_to(REPOSITORY)
-        print(f"[{k}/{len(chosen)}] {script.relative_to(REPOSITORY)}", flush=True)
+    for k, study in enumerate(chosen, 1):
+        print(f"[{k}/{len(chosen)}] {names[study]}", flush=True)
         try:
-            pictures = make(script, folder, paper=options.paper)
+            pictures = make(study, (options.out / names[study]).resolve().parent, paper=options.paper)
         except KeyboardInterrupt:
             return 130
         except (OSError, RuntimeError) as error:
-            print(f"figures.py: error: {script.stem}: {error}", file=sys.stderr)
+            print(f"figures.py: error: {study.name}: {error}", file=sys.stderr)
             failed += 1
             continue
         for picture in pictures:
@@ -51,14 +56,15 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def make(script: Path, folder: Path, *, paper: bool) -> list[Path]:
-    """Run a script and its notebook in `folder`; the pictures (PNG) there that are new. RuntimeError if one fails."""
+def make(study: Path, folder: Path, *, paper: bool) -> list[Path]:
+    """Run a study in `folder`: its script, its notebook; the new pictures (PNG) there. RuntimeError if one fails."""
     folder.mkdir(parents=True, exist_ok=True)
     before = _times(folder)
-    command = [sys.executable, str(script), "--out", str(folder), *([] if paper else ["--quick"])]
-    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # its progress and errors go where ours go
-        raise RuntimeError("the script failed")
-    notebook = script.with_suffix(".ipynb")
+    script, notebook = study.with_suffix(".py"), study.with_suffix(".ipynb")
+    if script.exists():
+        command = [sys.executable, str(script), "--out", str(folder), *([] if paper else ["--quick"])]
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # its progress and errors go where ours go
+            raise RuntimeError("the script failed")
     if notebook.exists():
         execute(notebook, folder)
     return sorted(path for path, time in _times(folder).items() if before.get(path) != time)

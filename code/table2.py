@@ -59,13 +59,13 @@ def build(runs: list[Path], out: Path, spectra: bool) -> list[Path]:
     for name, content in contents.items():
         (out / name).write_text(content, encoding="utf-8")
     written = [out / name for name in contents]
-    from wassersteinssl import table2_figures  # matplotlib takes a second to load
+    from wassersteinssl import plotting, table2_figures  # matplotlib takes a second to load
 
     for k, table in enumerate(tables):
         suffix = f"-{k + 1}" if len(tables) > 1 else ""
         written += table2_figures.draw_table(table, out / f"table2{suffix}")
         if spectra:
-            written += table2_figures.draw_spectra(table, out / f"spectra{suffix}")
+            written += plotting.save(table2_figures.draw_spectra(table), out / f"spectra{suffix}")
     return written
 
 

@@ -24,10 +24,23 @@ def test_data_notebook_and_picture_appear_and_are_named(tmp_path):
     assert check_executed(nbformat.read(folder / "AnalysisOnProperty3.ipynb", 4)) == 1
 
 
-def test_every_study_is_found_and_has_a_notebook_or_draws_by_itself():
-    assert len(FIGURES.SCRIPTS) >= 13
-    for script in FIGURES.SCRIPTS:
-        assert script.with_suffix(".ipynb").exists() or "plotting.save" in script.read_text()
+def test_every_study_is_found_and_draws():
+    assert len(FIGURES.STUDIES) >= 17
+    for study in FIGURES.STUDIES:
+        plots = study.with_suffix(".ipynb")
+        assert "plotting.save" in (plots if plots.exists() else study.with_suffix(".py")).read_text()
+
+
+@pytest.mark.parametrize("name", ["SingularSpectra", "AccuracyCurves", "UniformityCurves", "AlignmentCurves"])
+def test_trained_models_are_plotted_from_any_runs(name, tmp_path, monkeypatch):
+    notebook = REPOSITORY / "EmpiricalStudy" / "TrainedModels" / f"{name}.ipynb"
+    assert check_executed(nbformat.read(notebook, 4)) == 1
+    monkeypatch.setenv("RUNS", str(REPOSITORY / "code" / "results" / "digits"))
+    executed = FIGURES.execute(notebook, tmp_path)
+    assert check_executed(executed) == 1
+    assert "Preset `digits`" in nbformat.writes(executed)
+    assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+    assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_mistakes_are_told_and_the_other_studies_made(tmp_path):

@@ -77,6 +77,16 @@ def test_every_row_of_the_papers_table_is_known():
         assert all((method, term, data) in numbers for term in table2.TERMS for data in table2.DATASETS)
 
 
+def test_different_options_of_a_method_never_share_a_row(make, tmp_path):
+    for folder, queue, seed in (("a", 4096, 1), ("b", 4096, 2), ("c", 1024, 1)):
+        make(folder, method="MoCoV2", seed=seed, options={"queue_size": queue, "temperature": 0.2}, acc1=queue / 100)
+    (table,), unfinished = table2.collect([tmp_path])
+    assert not unfinished
+    text = table2.markdown(table)
+    assert cell(text, "MoCo v2 (queue_size 4096)", "seeds") == "2"
+    assert cell(text, "MoCo v2 (queue_size 1024)", "Acc@1 ↑") == "10.24"
+
+
 def test_different_settings_never_share_a_table(make, tmp_path):
     make()
     make(folder="short", seed=13, options={"epochs": 100})

@@ -42,7 +42,8 @@ GAINS = ("acc1", "w2", "alignment")  # shown against vanilla, as in the paper
 
 # What may differ between rows of one table; "place" settings never matter.
 _FREE = {"dataset", "dataset_name", "monitor_every", "seed", "uniformity", "alpha_max", "alpha_min", *Settings.PLACE}
-_COMMON = {entry.name for entry in fields(Settings)} - _FREE
+_SHARED = {entry.name for entry in fields(Settings)}  # the rest of a run's settings is the method's own
+_COMMON = _SHARED - _FREE
 
 
 @dataclass
@@ -52,8 +53,13 @@ class Row:
     method: str
     term: str
     dataset: str
-    variant: str  # what else was not the default: weights of the term, options of the method
+    variant: str  # weights of the term that were given; options of the method in which it differs from another row
+    own: dict  # all options of the method itself
     runs: list[dict] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return self.method, self.term, self.dataset, self.variant
 
     @property
     def name(self) -> str:
@@ -107,15 +113,17 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
         setting = {key: settings.get(key) for key in sorted(_COMMON)}
         table = tables.setdefault(json.dumps(setting), Table(setting, []))
         variant = _variant(settings)
-        key = (result["method"], result["uniformity"], result["dataset"], variant)
-        row = next((r for r in table.rows if (r.method, r.term, r.dataset, r.variant) == key), None)
+        own = {key: value for key, value in settings.items() if key not in _SHARED}
+        new = Row(result["method"], result["uniformity"], result["dataset"], variant, own)
+        row = next((r for r in table.rows if (*r.key, r.own) == (*new.key, new.own)), None)
         if row is None:
-            table.rows.append(row := Row(*key))
+            table.rows.append(row := new)
         if result["seed"] in (run["seed"] for run in row.runs):
             unfinished.append(Unfinished(folder, f"a second run of seed {result['seed']}, not counted"))
         else:
             row.runs.append(result)
     for table in tables.values():
+        _tell_apart(table.rows)
         table.rows.sort(key=_order)
     return list(tables.values()), unfinished
 
@@ -266,9 +274,23 @@ def _order(row: Row) -> tuple:
 
 
 def _variant(settings: dict) -> str:
-    """The weight of the term, if it was given on the command line; a method's own options are left to config.json."""
+    """The weight of the term, if it was given on the command line."""
     given = [f"{key} {settings[key]:g}" for key in ("alpha_max", "alpha_min") if settings.get(key) is not None]
     return ", ".join(given)
+
+
+def _tell_apart(rows: list[Row]) -> None:
+    """Name the method's options in which rows of one name differ."""
+    alike: dict[tuple, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(row.key, []).append(row)
+    for group in alike.values():
+        options = sorted(set().union(*(row.own for row in group)))
+        for option in options:
+            if len({repr(row.own.get(option)) for row in group}) > 1:
+                for row in group:
+                    told = f"{option} {row.own[option]}" if option in row.own else f"no {option}"
+                    row.variant = ", ".join(filter(None, [row.variant, told]))
 
 
 def _epochs(folder: Path) -> int:

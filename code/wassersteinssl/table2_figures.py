@@ -1,11 +1,18 @@
-"""Pictures of a Table 2: accuracy and uniformity of every row beside the paper's, and the spectra."""
+"""Pictures of a Table 2: every row beside the paper's, the spectra, and the measures against the epoch."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from wassersteinssl.plotting import COLORS, COLUMN, line_style, plt, save
-from wassersteinssl.table2 import COLUMNS, DATASETS, TERMS, Row, Table, paper
+from wassersteinssl.table2 import COLUMNS, DATASETS, METHODS, TERMS, Row, Table, paper
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+AXIS = {"knn1": "kNN top-1 (%)", "w2": "W2", "lu": "L_U", "alignment": "A"}  # what a run's metrics.jsonl follows
 
 
 def draw_table(table: Table, path: Path) -> list[Path]:
@@ -41,27 +48,88 @@ def draw_table(table: Table, path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def draw_spectra(table: Table, path: Path) -> list[Path]:
-    """Eigenvalues of the covariance of the l2-normalised test embeddings, one curve a row, a panel a method."""
+def by_method(table: Table) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each data set and method."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in table.rows:
         groups.setdefault((row.dataset, row.method), []).append(row)
-    columns = min(2, len(groups))
-    lines = -(-len(groups) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(COLUMN * columns, 2.3 * lines), squeeze=False)
-    for panel in axes.flat[len(groups) :]:
-        panel.remove()
-    for k, (panel, rows) in enumerate(zip(axes.flat, groups.values(), strict=False)):
-        for row in rows:
+    return groups
+
+
+def draw_spectra(table: Table) -> Figure:
+    """Eigenvalues of the covariance of the l2-normalised test embeddings: all vanilla methods of a data set in a panel,
+    then a panel a method, a curve a term (the paper's figure 7)."""
+    groups = by_method(table)
+    panels: list[tuple[str, list[tuple[Row, str, int]]]] = []  # title; row, label and style of each curve
+    for dataset in table.datasets():
+        name = DATASETS.get(dataset, dataset)
+        vanilla = [row for row in table.rows if row.dataset == dataset and row.term == "none"]
+        if len(vanilla) > 1:
+            panels.append((f"{name}, no term", [(row, row.name, k) for k, row in enumerate(vanilla)]))
+        for (where, method), rows in groups.items():
+            if where == dataset and (len(rows) > 1 or len(vanilla) < 2):
+                panels.append(
+                    (f"{name}, {METHODS.get(method, method)}", [(row, row.name, _style(row)) for row in rows])
+                )
+    figure, axes = _panels(len(panels), 2)
+    for letter, panel, (title, curves) in zip(LETTERS, axes, panels, strict=False):
+        for row, label, style in curves:
             values = np.load(row.runs[0]["folder"] / "spectrum.npy", allow_pickle=False).clip(1e-12)
             index = np.arange(1, len(values) + 1)
-            style = line_style(list(TERMS).index(row.term) if row.term in TERMS else 3)
-            panel.plot(index, values, label=row.name, markevery=max(1, len(values) // 8), **style)
-        m = rows[0].runs[0]["dim"]
+            panel.plot(index, values, label=label, markevery=max(1, len(values) // 8), **line_style(style))
+        m = curves[0][0].runs[0]["dim"]
         panel.axhline(1 / m, color="0.4", linewidth=0.8)
         panel.text(m, 1.2 / m, "uniform, 1/m", ha="right", va="bottom", fontsize=7, color="0.3")
-        panel.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log")
+        panel.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log", title=f"({letter}) {title}")
         panel.legend(loc="lower left")
-        if len(groups) > 1:
-            panel.set_title(f"({'abcdefghijklmnop'[k]}) {DATASETS.get(rows[0].dataset, rows[0].dataset)}")
-    return save(figure, path)
+    return figure
+
+
+def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
+    """Measures of `AXIS` against the epoch, a panel a method and measure, a curve a term (the paper's figures 15-17).
+
+    Mean over seeds, with a band from the least to the largest. Dotted: W2's floor.
+    """
+    groups = by_method(table)
+    wanted = [(column, *group) for column in columns for group in groups.items()]
+    figure, axes = _panels(len(wanted), min(4, max(2, len(groups))))
+    for letter, panel, (column, (dataset, method), rows) in zip(LETTERS, axes, wanted, strict=False):
+        for row in rows:
+            epochs, values = _followed(row, column)  # (epochs,), (seeds, epochs)
+            style = line_style(_style(row))
+            panel.plot(epochs, values.mean(0), label=row.name, **style)
+            if len(values) > 1:
+                panel.fill_between(epochs, values.min(0), values.max(0), color=style["color"], alpha=0.2, linewidth=0)
+        if column == "w2":
+            panel.axhline(rows[0].value("w2_floor"), color="0.4", linewidth=0.8, linestyle=":")
+            panel.set_ylim(0, 2**0.5)
+        title = f"({letter}) {DATASETS.get(dataset, dataset)}, {METHODS.get(method, method)}"
+        panel.set(xlabel="epoch", ylabel=AXIS[column], title=title)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.legend(loc="best")
+    return figure
+
+
+def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """The epochs (counted from 1) at which every run of a row has noted a measure, and its values (seeds, epochs)."""
+    runs = []
+    for run in row.runs:
+        lines = map(json.loads, (run["folder"] / "metrics.jsonl").read_text().splitlines())
+        runs.append({line["epoch"] + 1: line[column] for line in lines if column in line})
+    epochs = sorted(set.intersection(*map(set, runs)))
+    return np.array(epochs), np.array([[run[epoch] for epoch in epochs] for run in runs])
+
+
+def _style(row: Row) -> int:
+    return list(TERMS).index(row.term) if row.term in TERMS else len(TERMS)
+
+
+def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """`count` panels in lines of `columns`, each half a text width wide, or a quarter if there are four in a line."""
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    width = COLUMN if columns <= 2 else COLUMN * 0.72
+    figure, axes = plt.subplots(lines, columns, figsize=(width * columns, 2.3 * lines), squeeze=False)
+    for panel in axes.flat[count:]:
+        panel.remove()
+    return figure, list(axes.flat[:count])
