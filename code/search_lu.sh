@@ -12,7 +12,7 @@ while read -r program last weights; do
     [ "$last" = same ] && least=$weight || least=$last
     name=$(basename "$program" .py)+lu-$weight
     "${PYTHON:-python}" "$code/$program" --uniformity lu --alpha-max "$weight" --alpha-min "$least" --limit-train 12800 \
-      --epochs 6 --width 16 --linear-epochs 2 --monitor-every 3 --run-dir "$runs/$name" "$@"
+      --epochs 6 --width 16 --linear-epochs 2 --monitor-every 3 --run-dir "$runs/$name" "$@" </dev/null
   done
 done <<'WEIGHTS'
 MoCov2/moco_v2.py             same 0.25 1 4
