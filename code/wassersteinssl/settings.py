@@ -82,7 +82,7 @@ class Settings:
         "dataset", "subtract each data set's own mean or, as the paper, CIFAR-10's", choices=("dataset", "cifar10")
     )
 
-    uniformity: str = option("none", "the uniformity term to add to the method's loss")
+    uniformity: str = option("none", "the term to add to the loss: w2, lu, ...; an unknown name lists them all")
     alpha_max: float | None = option(None, "its weight at the start (default: the method's)", check=not_negative)
     alpha_min: float | None = option(None, "its weight at the end; linear in between", check=not_negative)
 

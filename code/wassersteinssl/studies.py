@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import scipy
 import torch
-from scipy.special import hyp0f1
 from torch import Tensor
 from tqdm import tqdm
 
 from wassersteinssl import __version__
 from wassersteinssl.files import write_atomically
+from wassersteinssl.pairwise import lu_theory, lu_uniformity
 from wassersteinssl.settings import UserError, count, whole
-from wassersteinssl.uniformity import lu_uniformity
 from wassersteinssl.w2 import W2Metric, w2_floor
 
 ROWS = 2**24  # numbers of a chunk of samples: 64 MiB in float32
@@ -156,14 +155,6 @@ def w2_finite(n: int, k: int, m: int, *, clones: int = 1) -> float:
     """Expected W2 of n uniform rows of R^k padded to R^m: the floor's E sqrt(lambda), shared by k of m directions."""
     mean_root = 1 - w2_floor(n, k) ** 2 / 2
     return float(np.sqrt(2 - 2 * np.sqrt(k / m) * mean_root + clones - 1))
-
-
-def lu_theory(k: int, *, t: float = 2.0) -> float:
-    """L_U of the uniform unit sphere of R^k: log E exp(-t ||x - y||^2) = -2 t + log 0F1(; k/2; t^2).
-
-    The same as log(e^(-2t) Gamma(k/2) t^(1 - k/2) I_(k/2 - 1)(2t)); as a 0F1 it does not underflow at large k.
-    """
-    return float(-2 * t + np.log(hyp0f1(k / 2, t * t)))
 
 
 def beside_theory(metric: W2Metric, lu: float, m: int, k: int, *, clones: int = 1, blocks: int = 0) -> dict[str, float]:

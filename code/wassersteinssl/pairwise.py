@@ -1,0 +1,197 @@
+"""Measures of pairs of rows: exact over all pairs, in blocks, so that memory does not grow with n^2.
+
+z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. They see more than
+two moments. No value waits for the host on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from scipy.special import hyp0f1
+from torch import Tensor
+
+from wassersteinssl.moments import result_dtype, wide_rows
+from wassersteinssl.w2 import _check_matrix, _FirstDerivative
+
+BLOCK = 2048  # rows of a pairwise block: its distances take 16 MiB in float32, whatever n is
+
+
+def lu_uniformity(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
+    """L_U = log mean_{i<j} exp(-t ||z_i - z_j||^2), a differentiable 0-d tensor; lower is more uniform.
+
+    Exact over all n (n-1) / 2 pairs, in blocks of rows: beside z and, in the backward pass, its gradient, memory does
+    not grow with n or m. About -2 t for uniform unit rows and large m, 0 when all rows are equal. Half-precision
+    input is computed in float32, unnormalised rows in float64, where near rows keep their distance far from the mean.
+    A zero row stays zero. The first derivative only: a second one raises. ValueError, with the shape, for anything but
+    a floating matrix of n >= 2 rows.
+    Wang & Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity, ICML 2020.
+    """
+    _check_matrix(z, least_rows=2)
+    with torch.autocast(z.device.type, enabled=False):
+        return _LogMeanKernel.apply(z, t, normalize)
+
+
+def lu_theory(m: int, *, t: float = 2.0) -> float:
+    """log c_m, the L_U of the uniform unit sphere of R^m: log E exp(-t ||x - y||^2) = -2 t + log 0F1(; m/2; t^2).
+
+    The same as log(e^(-2t) Gamma(m/2) t^(1 - m/2) I_(m/2 - 1)(2t)); as a 0F1 it does not underflow at large m.
+    """
+    return float(-2 * t + math.log(hyp0f1(m / 2, t * t)))
+
+
+def lu_calibrated(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
+    """log mean_{i,j} exp(-t ||z_i - z_j||^2) - log c_m, i = j included: 0 for the uniform sphere, else above it.
+
+    log((1 + (n-1) e^L_U) / n) - log c_m. Of the same pairs as L_U, but a V-statistic: repeating every row changes
+    nothing, and its difference e^(.) c_m - c_m is the squared maximum mean discrepancy to the uniform sphere in R^m.
+    About log(1 + 1 / (n c_m)) for n uniform rows; -log c_m, near 2 t, when all rows are equal. Errors and types as L_U.
+    """
+    n, m = z.shape if z.ndim == 2 else (0, 0)  # which L_U refuses
+    pairs = lu_uniformity(z, t=t, normalize=normalize)
+    return torch.logaddexp(pairs + math.log(max(n - 1, 1)), torch.zeros_like(pairs)) - math.log(n) - lu_theory(m, t=t)
+
+
+def koleo(z: Tensor, *, eps: float = 1e-8, normalize: bool = True) -> Tensor:
+    """-mean_i log(min_{j != i} ||z_i - z_j|| + eps), a differentiable 0-d tensor; lower is more uniform.
+
+    eps is DINOv2's, for rows that are repeated exactly: they count 18.4 each, with no gradient, instead of the +inf
+    that eps = 0 gives. Neighbours are found in blocks, in float64.
+    Sablayrolles et al., Spreading Vectors for Similarity Search, ICLR 2019. DINOv2 adds it with weight 0.1.
+    """
+    rows = wide_rows(z, normalize)
+    distance = _distance(rows, rows[_nearest(rows.detach())])
+    return -(distance + eps).log().mean().to(result_dtype(z))
+
+
+def mst_length(z: Tensor, *, normalize: bool = True) -> Tensor:
+    """-(1/n) sum of the edges of the minimum spanning tree, a differentiable 0-d tensor; lower is more uniform.
+
+    0 when all rows are equal; the simplex of n <= m + 1 rows has -((n-1)/n) sqrt(2n/(n-1)). The tree is found by
+    Prim's algorithm in float64, n steps of n distances each, right also where rows are repeated: no n^2 memory and,
+    on a GPU, nothing that waits for the host, but some 10 n small kernels. It is a constant: each edge pushes its ends
+    apart with a unit vector, an edge of length 0 does not.
+    Mordacq et al., T-REGS, arXiv 2510.23484, which also pulls the norms of free rows towards 1.
+    """
+    rows = wide_rows(z, normalize)
+    near, far = _spanning_tree(rows.detach())
+    return -(_distance(rows[near], rows[far]).sum() / len(z)).to(result_dtype(z))
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(a - b, dim=1)
+
+
+@torch.no_grad()
+def _nearest(z: Tensor) -> Tensor:
+    """(n,) the index of each row's nearest other row."""
+    z = z - z.mean(dim=0)  # so that squares do not swamp the distances
+    norms, nearest = z.square().sum(dim=1), []
+    with torch.autocast(z.device.type, enabled=False):
+        for i in _rows(len(z)):
+            squares = torch.addmm(norms, z[i], z.T, alpha=-2)  # less ||z_i||^2, which is one number a row
+            squares.diagonal(offset=i.start).fill_(torch.inf)
+            nearest.append(squares.argmin(dim=1))
+    return torch.cat(nearest)
+
+
+@torch.no_grad()
+def _spanning_tree(z: Tensor) -> tuple[Tensor, Tensor]:
+    """(near, far), the ends of the n - 1 edges, each (n - 1,)."""
+    n = len(z)
+    z = z - z.mean(dim=0)  # as above
+    norms = z.square().sum(dim=1)
+    square = torch.full((n,), torch.inf, dtype=z.dtype, device=z.device)  # to the tree
+    parent = torch.zeros(n, dtype=torch.long, device=z.device)  # the row of the tree at that distance
+    outside = torch.zeros_like(square)  # inf for the rows of the tree
+    new = torch.zeros(1, dtype=torch.long, device=z.device)
+    near, far = [], []
+    with torch.autocast(z.device.type, enabled=False):
+        for _ in range(n - 1):
+            outside.index_fill_(0, new, torch.inf)
+            to_new = norms + norms[new] - 2 * (z @ z[new].squeeze(0))
+            closer = ~(to_new >= square)  # NaN too, which must stay visible
+            parent = torch.where(closer, new, parent)
+            square = torch.where(closer, to_new, square)
+            new = (square + outside).argmin(dim=0, keepdim=True)
+            near.append(parent[new])
+            far.append(new)
+    return torch.cat(near), torch.cat(far)
+
+
+class _LogMeanKernel(torch.autograd.Function):
+    """log mean_{i<j} exp(-t d_ij^2); the backward pass computes the blocks again instead of keeping n^2 weights."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, t: float, normalize: bool) -> Tensor:
+        # float64 where the device has it: the sum runs over up to billions of pairs
+        wide = torch.float32 if z.device.type == "mps" else torch.float64
+        largest = torch.full((), -torch.inf, device=z.device, dtype=wide)
+        total = torch.zeros((), device=z.device, dtype=wide)
+        shift, scale = _standardise(z, normalize, wide)
+        for i, j, _, _, exponent in _blocks(z, shift, scale, t, normalize):
+            new = torch.maximum(largest, exponent.max().to(wide))
+            part = exponent.sub_(new.to(exponent.dtype)).exp_().sum(dim=1).sum(dtype=wide)
+            total = total * (largest - new).exp() + (part / 2 if i == j else part)  # i = j: each pair twice
+            largest = new
+        n = z.shape[0]
+        log_sum = largest + total.log()
+        ctx.save_for_backward(z, shift, scale, log_sum)
+        ctx.t, ctx.normalize = t, normalize
+        return (log_sum - math.log(n * (n - 1) / 2)).to(result_dtype(z))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        z, shift, scale, log_sum = ctx.saved_tensors
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            out = torch.zeros(z.shape, dtype=result_dtype(z), device=z.device)
+            for i, j, u, v, exponent in _blocks(z, shift, scale, ctx.t, ctx.normalize):
+                p = exponent.sub_(log_sum.to(exponent.dtype)).exp_()  # each pair's share of the sum
+                # d/du_i sum_j p_ij (-t ||u_i - v_j||^2) = -2 t (u_i sum_j p_ij - sum_j p_ij v_j), and likewise for v
+                out[i] += torch.addmm(u * p.sum(dim=1, keepdim=True), p, v, alpha=-1)
+                if i != j:
+                    out[j] += torch.addmm(v * p.sum(dim=0).unsqueeze(1), p.T, u, alpha=-1)
+            out *= -2 * ctx.t * gradient
+            if ctx.normalize:  # through u = z / ||z||: drop the radial part, divide by the norm
+                for i in _rows(len(z)):
+                    u = _standard_rows(z, i, shift, scale, normalize=True)
+                    out[i] = (out[i] - u * (out[i] * u).sum(dim=1, keepdim=True)) * scale[i]
+        return _FirstDerivative.apply(out.to(z.dtype), z), None, None
+
+
+def _standardise(z: Tensor, normalize: bool, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(shift, scale) with u = (z - shift) * scale: unit rows, or centred ones, whose distances are the same and whose
+    squared norms do not swamp them."""
+    if not normalize:
+        return z.mean(dim=0, dtype=wide), torch.ones(len(z), 1, dtype=wide, device=z.device)
+    norms = torch.cat([torch.linalg.vector_norm(z[i], dim=1, keepdim=True, dtype=wide) for i in _rows(len(z))])
+    zero = norms < torch.finfo(result_dtype(z)).tiny
+    return torch.zeros((), dtype=wide, device=z.device), torch.where(zero, 0, 1 / norms)
+
+
+def _standard_rows(z: Tensor, i: slice, shift: Tensor, scale: Tensor, normalize: bool) -> Tensor:
+    rows = (z[i].to(scale.dtype) - shift) * scale[i]
+    return rows.to(result_dtype(z)) if normalize else rows
+
+
+def _blocks(
+    z: Tensor, shift: Tensor, scale: Tensor, t: float, normalize: bool
+) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
+    """Row slices i <= j, their standardised rows u and v, and -t ||u_i - v_j||^2, with -inf for a row with itself."""
+    for i in _rows(len(z)):
+        u = _standard_rows(z, i, shift, scale, normalize)
+        for j in _rows(len(z)):
+            if j.start < i.start or (i == j and len(u) == 1):
+                continue
+            v = u if i == j else _standard_rows(z, j, shift, scale, normalize)
+            exponent = torch.addmm(v.square().sum(dim=1), u, v.T, alpha=-2)
+            exponent.add_(u.square().sum(dim=1, keepdim=True)).clamp_(min=0).mul_(-t)
+            if i == j:
+                exponent.fill_diagonal_(-torch.inf)
+            yield i, j, u, v, exponent
+
+
+def _rows(n: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
