@@ -10,6 +10,7 @@ Legend: n images, H x W their size, h x w the output size; pixels are on the sca
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -79,6 +80,7 @@ class Parameters:
     """
 
     table: Tensor  # (20, n) float32
+    cuts: tuple[int, ...] | None = None  # place k is at cuts[k]..cuts[k + 1] of the order; None: quarter k
 
     box = _field(slice(0, 4))  # top, left, height, width of the crop, in pixels
     flip = _field(4)  # 1: mirrored
@@ -96,7 +98,15 @@ class Parameters:
         table = self.table
         if non_blocking and torch.device(device).type == "cuda":
             table = table.pin_memory()  # from pageable memory the copy would wait
-        return Parameters(table.to(device, non_blocking=non_blocking))
+        return Parameters(table.to(device, non_blocking=non_blocking), self.cuts)
+
+    def share(self, rank: int, size: int) -> "Parameters":
+        """Those of the rank-th of `size` equal shares of the samples. On the CPU."""
+        if size == 1:
+            return self
+        table = self.table.chunk(size, dim=1)[rank].clone()
+        table[19] = table[18].argsort(stable=True)
+        return Parameters(table, tuple(int((table[18] < k).sum()) for k in range(5)))
 
 
 def generator(seed: int, epoch: int, step: int, stream: int | str) -> torch.Generator:
@@ -308,13 +318,14 @@ def apply(
     if images.device.type == "cpu" and not torch.compiler.is_compiling():
         chunk = max(1, CHUNK_PIXELS * torch.get_num_threads() // (h * w))
     order = parameters.order.long()
+    quarters_of_n = [(k * n // 4, -(-(k + 1) * n // 4)) for k in range(4)]
+    places = quarters_of_n if parameters.cuts is None else list(itertools.pairwise(parameters.cuts))
     table = parameters.table.index_select(1, order)
     out = torch.empty(n, 3, h, w, device=images.device)
     with torch.autocast(images.device.type, enabled=False):  # pixels keep their float32
         for start in range(0, n, chunk):
             stop = min(start + chunk, n)
-            inside = [(max(k * n // 4, start), min(-(-(k + 1) * n // 4), stop)) for k in range(4)]
-            quarters = [slice(first - start, last - start) for first, last in inside]
+            quarters = [slice(max(first, start) - start, min(last, stop) - start) for first, last in places]
             x = images.index_select(0, order[start:stop]).float()
             x = _augment(x, Parameters(table[:, start:stop]), augmentation, (h, w), quarters)
             out.index_copy_(0, order[start:stop], _normalize(x, mean, std))

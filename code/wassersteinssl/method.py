@@ -13,7 +13,8 @@ class Method(nn.Module):
     """Backbone (b, 3, H, W) -> h (b, 8 width) and projector h -> z (b, dim). A method adds what it needs.
 
     A training step computes `loss(**{name: e.float() for name, e in forward(view_a, view_b).items()})`: the networks
-    under autocast, the loss in float32. A uniformity term works on "z_a" and "z_b".
+    under autocast, the loss in float32. A uniformity term works on "z_a" and "z_b". With several processes `forward`
+    sees this one's share of the batch and `loss` the embeddings of all.
     """
 
     # Default weights (alpha_max, alpha_min) of the uniformity terms.

@@ -1,6 +1,7 @@
 """Pre-training: the loop, on one screen."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +10,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wassersteinssl import augment
+from wassersteinssl import augment, distributed
 from wassersteinssl.data import ImageSet
 from wassersteinssl.machine import peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
 from wassersteinssl.settings import Settings, UserError
-from wassersteinssl.step import NAMES, NonFiniteLoss, TrainingStep, place_lr
+from wassersteinssl.step import NAMES, TrainingStep, place_lr
 from wassersteinssl.uniformity import MEASURES
+from wassersteinssl.w2 import w2_uniformity
+
+COLLAPSED = 0.99 * math.sqrt(2)  # the W2 of a batch from which on its rows are nearly equal
 
 
 def pretrain(
@@ -35,7 +39,8 @@ def pretrain(
     """Train for settings.epochs; the seconds it took, over all continuations, or None if `stop()` asked for an end.
 
     `state` continues a run, bitwise on a CPU: order and augmentation are functions of (seed, epoch, step). `save(step,
-    state)` is called after every epoch and before an end, `log(line)` with the means of every epoch.
+    state)` is called as often as the settings say and before an end, `log(line)` with the means of every epoch.
+    With several processes each calls this with the same arguments; `save`, `log` and `monitor` are of the first alone.
     """
     split = (data.unlabeled or data.train).to(device)
     n, batch_size, seed = len(split), settings.batch_size, settings.seed
@@ -46,73 +51,93 @@ def pretrain(
     total, warmup_steps = settings.epochs * steps, round(settings.warmup * steps)
     term, alpha_max, alpha_min = uniformity_term(method, settings)
     train = TrainingStep(method, optimizer, term, data, augmentation, settings, device)
-    done, seconds = 0, 0.0  # steps and time so far
+    done, seconds, collapsed = 0, 0.0, 0  # steps and time so far; epochs in a row with a collapsed last batch
     if state is not None:
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         place_lr(optimizer, device)
         train.sums.copy_(state["sums"])
-        done, seconds = state["step"], state["seconds"]
+        train.good.fill_(state["step"])
+        done, seconds, collapsed = state["step"], state["seconds"], state.get("collapsed", 0)
+    first_process, saved = distributed.first(), time.monotonic()
 
-    def snapshot() -> dict:
-        return {
-            "method": method.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "sums": train.sums,  # of the terms in this epoch
-            "step": done,
-            "logged": done // steps,  # lines of metrics.jsonl
-            "seconds": seconds + time.perf_counter() - start,
-        }
+    def keep() -> None:
+        nonlocal saved
+        train.look()  # bad numbers are never kept
+        saved = time.monotonic()
+        if first_process:
+            content = {
+                "method": method.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "sums": train.sums,  # of the terms in this epoch
+                "step": done,
+                "logged": done // steps,  # lines of metrics.jsonl
+                "seconds": seconds + time.perf_counter() - start,
+                "collapsed": collapsed,
+            }
+            save(done, content)
+
+    def due() -> bool:
+        return 0 < 60 * settings.checkpoint_minutes <= time.monotonic() - saved
 
     method.train()
     start = time.perf_counter()
     bar = tqdm(
         total=total * batch_size, initial=done * batch_size, desc="pretrain", unit=" images", unit_scale=True,
-        smoothing=0.05, disable=None,
+        smoothing=0.05, disable=None if first_process else True,
     )  # fmt: skip
     for epoch in range(done // steps, settings.epochs):
-        began, first = time.perf_counter(), done % steps
+        began, begun = time.perf_counter(), done % steps
         alpha = alpha_max - epoch * (alpha_max - alpha_min) / settings.epochs
         train.alpha.fill_(alpha)
-        order = torch.randperm(n, generator=augment.generator(seed, epoch, 0, "order")).split(batch_size)[first:steps]
-        for step, (images, _) in enumerate(split.batches(order, device), first):
+        order = torch.randperm(n, generator=augment.generator(seed, epoch, 0, "order")).split(batch_size)[begun:steps]
+        order = [distributed.share(batch) for batch in order]
+        for step, (images, _) in enumerate(split.batches(order, device), begun):
             set_lr(optimizer, warmup_cosine(done, total, warmup_steps))
             views = [
-                augment.draw(augmentation, len(images), split.size, augment.generator(seed, epoch, step, view))
+                augment.draw(augmentation, batch_size, split.size, augment.generator(seed, epoch, step, view))
                 for view in "ab"
             ]
-            try:
-                train(images, views)
-            except NonFiniteLoss as error:
-                raise NonFiniteLoss(f"not finite in epoch {epoch}, step {step}: {error}") from None
+            train(images, [view.share(distributed.rank(), distributed.size()) for view in views])
             done += 1
             method.after_step(done / total)
             bar.update(batch_size)
             if device.type == "cpu" and not bar.disable:  # elsewhere once an epoch: reading the loss would stall
-                bar.set_postfix(_shown(epoch, train.sums / (step + 1), term), refresh=False)
-            if stop() and done % steps:
-                save(done, snapshot())
-                bar.close()
-                return None
+                bar.set_postfix(_shown(epoch, train.sums / (step + 1), term, collapsed), refresh=False)
+            stopping = stop()
+            if done % steps and (stopping or due()):
+                keep()
+                if stopping:
+                    bar.close()
+                    return None
+        train.look()
         means = (train.sums / steps).tolist()
-        if not all(map(math.isfinite, means)):
-            raise NonFiniteLoss(f"not finite in epoch {epoch}: {_shown(epoch, means, term)}")
         took = time.perf_counter() - began
         line = {"epoch": epoch, "loss": means[0], "lr": warmup_cosine(done - 1, total, warmup_steps)}
         if term is not None:
             line |= {"loss_uniformity": means[1], "alpha": alpha}
-        line |= {"seconds": took, "images_per_second": (steps - first) * batch_size / took}
+        line |= {"seconds": took, "images_per_second": (steps - begun) * batch_size / took}
         line |= {"peak_memory_mb": round(peak_memory(device) / 2**20)}
-        if settings.monitor_every and ((epoch + 1) % settings.monitor_every == 0 or epoch + 1 == settings.epochs):
-            line |= monitor()
-        bar.set_postfix(_shown(epoch, means, term))
-        if bar.disable:
-            left = (total - done) / steps * took / 60
-            print("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {left:.1f} min", flush=True)
+        last, nth = epoch + 1 == settings.epochs, epoch + 1
+        if first_process:
+            line["w2_batch"] = w2_uniformity(train.batch).item()  # of the last batch
+            collapsed = collapsed + 1 if line["w2_batch"] > COLLAPSED else 0
+            if collapsed > 1:
+                line["collapsed_epochs"] = collapsed
+            if collapsed == 2:
+                bar.write("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2", file=sys.stderr)
+            if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
+                line |= monitor()
+            bar.set_postfix(_shown(epoch, means, term, collapsed))
+            if bar.disable:
+                left = (total - done) / steps * took / 60
+                print("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {left:.1f} min", flush=True)
+            log(line)
         train.sums.zero_()
-        log(line)
-        save(done, snapshot())
-        if stop() and done < total:
+        stopping = stop()
+        if last or stopping or nth % settings.checkpoint_epochs == 0 or due():
+            keep()
+        if stopping and not last:
             bar.close()
             return None
     bar.close()
@@ -136,7 +161,8 @@ def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tenso
     return MEASURES[name].function, alpha_max, alpha_max if alpha_min is None else alpha_min
 
 
-def _shown(epoch: int, terms: Any, term: Any) -> dict[str, str]:
-    """The mean terms of an epoch, for the progress bar."""
+def _shown(epoch: int, terms: Any, term: Any, collapsed: int) -> dict[str, str]:
+    """The mean terms of an epoch, for the progress bar, and whether the embeddings have collapsed."""
     names = NAMES if term is not None else NAMES[:1]
-    return {"epoch": str(epoch), **{name: f"{float(v):.3f}" for name, v in zip(names, terms, strict=False)}}
+    warning = {"COLLAPSED": f"{collapsed} epochs"} if collapsed > 1 else {}
+    return {"epoch": str(epoch), **{name: f"{float(v):.3f}" for name, v in zip(names, terms, strict=False)}, **warning}

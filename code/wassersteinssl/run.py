@@ -3,10 +3,13 @@
 A run folder holds config.json (settings, versions, command), metrics.jsonl (a line an epoch), checkpoints,
 encoder.safetensors, spectrum.npy and, when all is done, result.json. The same command continues an unfinished run.
 
-Exit status: 0 done, 2 a user's mistake, 3 the loss stopped being finite, 75 stopped by a signal and to be continued.
+Exit status: 0 done, 2 a user's mistake or a full disk, 3 a loss or gradient is not finite, 75 stopped by a signal or
+the loss of another process, and to be continued.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import platform
 import re
@@ -25,7 +28,7 @@ import safetensors.torch
 import torch
 from tqdm import tqdm
 
-from wassersteinssl import __version__, augment, checkpoint, data, evaluate
+from wassersteinssl import __version__, augment, checkpoint, data, distributed, evaluate
 from wassersteinssl.files import write_atomically
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
@@ -43,26 +46,77 @@ STOPPED = 75  # "temporary failure": a scheduler may start the same command agai
 
 def main(method_class: type[Method], settings: Settings) -> NoReturn:
     """Do what the settings ask for and exit with the status of this module's docstring."""
-    program = Path(sys.argv[0]).name
     try:
         finished = execute(method_class, settings)
     except UserError as error:
-        sys.exit(_last_word(program, "error", error, 2))
+        _exit(2, "error", error)
     except FloatingPointError as error:
-        sys.exit(_last_word(program, "failed", error, 3))
+        _exit(3, "failed", error, everywhere=False)
     except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        sys.exit(_last_word(program, "error", f"out of memory: {reason}; try a smaller --batch-size", 2))
+        _exit(2, "error", f"out of memory: {str(error).splitlines()[0]}; try a smaller --batch-size")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _exit(2, "stopped", "the disk is full; make room, and the same command continues from the last checkpoint")
+    except RuntimeError as error:
+        if not distributed.lost(error):
+            raise
+        _exit(STOPPED, "stopped", "another process of the run has ended; the same command continues the run")
     except KeyboardInterrupt:
-        sys.exit(_last_word(program, "stopped", "at the second Ctrl-C; the last checkpoint is kept", 130))
+        _exit(130, "stopped", "at the second Ctrl-C; the last checkpoint is kept", everywhere=False)
     sys.exit(0 if finished else STOPPED)
+
+
+def _exit(status: int, kind: str, reason: Any, *, everywhere: bool = True) -> NoReturn:
+    """Say why in one line and exit; what all processes meet alike is told by the first one alone."""
+    if everywhere or distributed.first():
+        where = "" if distributed.first() else f" (process {distributed.rank()})"
+        print(f"{Path(sys.argv[0]).name}: {kind}{where}: {reason}", file=sys.stderr, flush=True)
+    sys.exit(status)
 
 
 def execute(method_class: type[Method], settings: Settings) -> bool:
     """Pre-train and evaluate in the run's folder; whether all that was asked for is done."""
+    name = method_class.__name__
+    distributed.join()
+    with contextlib.ExitStack() as stack:
+        with distributed.first_alone():  # whatever the user has to put right is told before the others begin
+            job = _prepare(method_class, settings)
+            if distributed.first():
+                stack.enter_context(job.folder)
+        if distributed.from_first(job.folder.result.exists):
+            if distributed.first():
+                print(f"{job.folder.path}: done already")
+            distributed.leave()
+            return True
+        signals = stack.enter_context(Signals())
+        job.stop = lambda: distributed.any_of(signals.stop())
+        job.state = distributed.from_first(job.restored)
+        if distributed.first():
+            print(
+                f"{name}, uniformity {settings.uniformity}: {len(job.images.unlabeled or job.images.train)} training "
+                f"and {len(job.images.test)} test images of {settings.dataset}, {settings.epochs} epochs, "
+                f"{hardware(job.device)}; run folder {job.folder.path}",
+                flush=True,
+            )
+        finished = job.pretrain()
+        distributed.leave()
+        job.stop = signals.stop
+        if not distributed.first():
+            return finished
+        finished = finished and (settings.stage == "pretrain" or job.evaluate())
+        if not finished:
+            print(f"{job.folder.path}: stopped, checkpoint written; the same command continues it", file=sys.stderr)
+        return finished
+
+
+def _prepare(method_class: type[Method], settings: Settings) -> "Job":
+    """Images, networks and folder of a run. UserError for all that can be told before anything is written."""
     if settings.dataset == "folder" and not settings.data_dir:
         raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
     device = _device(settings.device)
+    if settings.batch_size % distributed.size():
+        raise UserError(f"--batch-size {settings.batch_size} is of all {distributed.size()} processes: not divisible")
     images = data.load(
         settings.dataset, settings.data_dir or REPOSITORY / "data",
         limit_train=settings.limit_train, normalization=settings.normalization,
@@ -72,48 +126,42 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
         raise UserError(f"--batch-size {settings.batch_size} exceeds the {n} training images")
     torch.manual_seed(settings.seed)
     method = method_class(settings)
-    uniformity_term(method, settings)  # complains before anything is written
+    uniformity_term(method, settings)
     method.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     name = method_class.__name__
-    with RunFolder(_run_path(name, settings), name, settings) as folder, Signals() as signals:
-        if folder.result.exists():
-            print(f"{folder.path}: done already")
-            return True
-        print(
-            f"{name}, uniformity {settings.uniformity}: {n} training and {len(images.test)} test images of "
-            f"{settings.dataset}, {settings.epochs} epochs, {hardware(device)}; run folder {folder.path}",
-            flush=True,
-        )
-        job = Job(method, images, settings, device, folder, signals.stop)
-        finished = job.pretrain() and (settings.stage == "pretrain" or job.evaluate())
-        if not finished:
-            print(f"{folder.path}: stopped, checkpoint written; the same command continues it", file=sys.stderr)
-        return finished
+    return Job(method, images, settings, device, RunFolder(_run_path(name, settings), name, settings))
 
 
 @dataclasses.dataclass
 class Job:
-    """The two stages of a run. `state` is its last checkpoint; it holds "probe" once pre-training is done."""
+    """The two stages of a run. `state` is its last checkpoint; it holds "probe" once pre-training is done. Of several
+    processes each has a job and pre-trains; the first one alone opens and writes the folder, and evaluates."""
 
     method: Method
     images: data.ImageSet
     settings: Settings
     device: torch.device
     folder: "RunFolder"
-    stop: Callable[[], bool]
+    state: dict | None = None
+    stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
-        self.state = checkpoint.load(self.folder.path)
         self.augmentation = augment.FOR_DATASET.get(self.settings.dataset, augment.Augmentation())
+
+    def restored(self) -> dict | None:
+        """The last checkpoint."""
+        state = checkpoint.load(self.folder.path)
+        if self.settings.stage == "evaluate" and (state is None or "probe" not in state):
+            raise UserError(f"{self.folder.path} holds no finished pre-training to evaluate")
+        return state
 
     def pretrain(self) -> bool:
         """Train, or take the finished network from the checkpoint; False if stopped."""
         if self.state is not None and "probe" in self.state:
             self.method.load_state_dict(self.state["method"])
             return True
-        if self.settings.stage == "evaluate":
-            raise UserError(f"{self.folder.path} holds no finished pre-training to evaluate")
-        self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
+        if distributed.first():
+            self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
         try:
             seconds = pretrain(
                 self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
@@ -121,10 +169,13 @@ class Job:
                 stop=self.stop,
             )  # fmt: skip
         except FloatingPointError as error:
-            self.folder.fail(str(error))
+            if distributed.first():
+                self.folder.fail(str(error))
             raise
         if seconds is None:
             return False
+        if not distributed.first():
+            return True
         self.folder.save_encoder(self.method)
         self.state = {
             "method": self.method.state_dict(),
@@ -206,6 +257,7 @@ class RunFolder:
         self.config = {
             "method": method,
             "settings": dataclasses.asdict(settings),
+            "processes": distributed.size(),
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
             "versions": {
                 "wassersteinssl": __version__,
@@ -326,20 +378,27 @@ class Signals:
 
 def hardware(device: torch.device) -> str:
     """The device in words, for results: a number without its hardware means little."""
+    processes = f"{distributed.size()} processes, each " if distributed.size() > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return processes + torch.cuda.get_device_name(device)
     cpu = platform.processor() or platform.machine()
     try:
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
         cpu = found[1] if found else cpu
     except OSError:
         pass
-    return f"{cpu}, {torch.get_num_threads()} threads" + ("" if device.type == "cpu" else f", {device.type}")
+    return f"{processes}{cpu}, {torch.get_num_threads()} threads" + ("" if device.type == "cpu" else f", {device.type}")
 
 
 def _device(name: str) -> torch.device:
+    several = distributed.size() > 1
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        mps = torch.backends.mps.is_available() and not several
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if several and name == "cuda":
+        name = f"cuda:{distributed.local_rank()}"
+    elif several and name != "cpu":
+        raise UserError(f"--device {name} with several processes: give cuda, of which each takes its own, or cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -369,8 +428,3 @@ def _git_commit() -> str | None:
 
 def _json(content: dict) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def _last_word(program: str, kind: str, error: Any, status: int) -> int:
-    print(f"{program}: {kind}: {error}", file=sys.stderr)
-    return status

@@ -104,6 +104,9 @@ class Settings:
     precision: str = option("fp32", "bf16: mixed precision", choices=("fp32", "bf16"))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     cuda_graph: bool = option(True, "replay the training step as one CUDA graph (GPU only)", check=yes_or_no)
+    checkpoint_epochs: int = option(1, "epochs between checkpoints", check=count)
+    checkpoint_minutes: float = option(10.0, "a checkpoint after so many minutes too, also within an epoch; 0: never",
+                                       check=not_negative)  # fmt: skip
     run_dir: str = option("", "the run's folder (default: runs/DATASET/METHOD+TERM-wWIDTH-eEPOCHS-sSEED)")
     stage: str = option("all", "what to do", choices=("all", "pretrain", "evaluate"))
 
@@ -113,7 +116,7 @@ class Settings:
         return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     # Settings that may differ when a run is continued: where it runs, not what it computes.
-    PLACE = ("data_dir", "device", "cuda_graph", "run_dir", "stage")
+    PLACE = ("data_dir", "device", "cuda_graph", "checkpoint_epochs", "checkpoint_minutes", "run_dir", "stage")
 
 
 # What a preset changes; the rest is the paper's.

@@ -2,9 +2,11 @@
 
 A step of a ResNet-18 on small images is thousands of launches of a few microseconds: a GPU waits for the host. After a
 few ordinary steps the whole step is recorded once and then replayed with new images in the same memory. Nothing in it
-waits for the device: learning rate and weight of the term are tensors, loss terms are summed on the device.
+waits for the device: learning rate and weight of the term are tensors, loss terms are summed on the device, and a
+number that is not finite stops the updates there until the host looks.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wassersteinssl import augment
+from wassersteinssl import augment, distributed
 from wassersteinssl.data import ImageSet
 from wassersteinssl.method import Method
 from wassersteinssl.settings import Settings
@@ -22,14 +24,16 @@ EAGER = 3  # ordinary steps before the capture, in which libraries choose their 
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss is NaN or infinite; told before the weights are touched on a CPU, after the epoch elsewhere."""
+    """A loss or a gradient is NaN or infinite; no weight has been updated with it. Told at once on a CPU, elsewhere at
+    the end of the epoch or before the next checkpoint."""
 
 
 class TrainingStep:
     """step(images, parameters) trains on a batch of uint8 images; `parameters` of each view as `augment.draw` gave.
 
-    `sums` adds up the terms on the device; `alpha` is the weight of the uniformity term. The method's
-    `after_step` is left to the caller.
+    `sums` adds up the terms on the device, `good` counts steps up to the first with a number that is not finite, and
+    `batch` are the last embeddings; `alpha` is the weight of the uniformity term. The method's `after_step` is left to
+    the caller. With several processes `images` are this one's share, and the terms those of the whole batch.
     """
 
     def __init__(
@@ -43,19 +47,26 @@ class TrainingStep:
         device: torch.device,
     ):
         self.method, self.optimizer, self.term = method, optimizer, term
+        self.network = distributed.network(method)
         self.augmentation, self.mean, self.std = augmentation, data.mean, data.std
         self.device, self.bf16 = device, settings.precision == "bf16"
         self.alpha = torch.zeros((), device=device)
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
         self.sums = torch.zeros(len(NAMES), dtype=wide, device=device)
-        self.check = device.type == "cpu"  # elsewhere looking at the loss would wait for it
+        self.numbers = torch.zeros(len(NAMES) + 1, dtype=wide, device=device)  # the terms and the largest gradient
+        self.good = torch.zeros((), dtype=torch.long, device=device)
+        self.check = device.type == "cpu"  # elsewhere looking at the numbers would wait for them
         self.record = _record if device.type == "cuda" and settings.cuda_graph else None
+        if self.record is not None and distributed.size() > 1:
+            self.record = None
+            if distributed.first():
+                print("no CUDA graph: with several processes every step is launched anew", file=sys.stderr)
         self._replay: Callable[[], Any] | None = None
         self._steps = 0
+        place_lr(optimizer, device)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("highest")  # no TF32: W2's solver and the paper's fp32 need the digits
             torch.backends.cudnn.benchmark = True
-            place_lr(optimizer, device)
 
     def __call__(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:
         self._steps += 1
@@ -78,20 +89,50 @@ class TrainingStep:
             for p in parameters
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            embeddings = self.method(view_a, view_b)
-        embeddings = {name: e.float() for name, e in embeddings.items()}
+            embeddings = self.network(view_a, view_b)
+        embeddings = {name: distributed.gather(e.float()) for name, e in embeddings.items()}
         loss = self.method.loss(**embeddings)
         terms = [loss.detach()]
+        z = torch.cat([embeddings["z_a"], embeddings["z_b"]])
+        self.batch = z.detach()
         if self.term is not None:
-            uniformity = self.term(torch.cat([embeddings["z_a"], embeddings["z_b"]]))
+            uniformity = self.term(z)
             loss = loss + self.alpha * uniformity
             terms.append(uniformity.detach())
-        if self.check and not loss.isfinite():
-            raise NonFiniteLoss(", ".join(f"{name} {v.item():g}" for name, v in zip(NAMES, terms, strict=False)))
         self.optimizer.zero_grad()
         loss.backward()
+        self._guard(terms)
         self.optimizer.step()
         self.sums[: len(terms)] += torch.stack(terms)
+
+    @torch.no_grad()
+    def _guard(self, terms: list[Tensor]) -> None:
+        """No update from the first step on whose terms or gradient are not finite."""
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        numbers = self.numbers.new_zeros(len(self.numbers))
+        numbers[: len(terms)] = torch.stack(terms)
+        numbers[-1] = torch.stack(torch._foreach_norm(gradients, torch.inf)).max()
+        # Once they are not finite they stay as they are, to be told.
+        self.numbers.copy_(torch.where(self.numbers.isfinite().all(), numbers, self.numbers))
+        finite = self.numbers.isfinite().all()
+        self.good += finite
+        if self.check:
+            self.look()
+            return
+        for gradient in gradients:
+            gradient.masked_fill_(~finite, 0)
+        for group in self.optimizer.param_groups:
+            group["lr"].mul_(finite)
+
+    def look(self) -> None:
+        """NonFiniteLoss with the step, counted from 0 at the start of the run, if a number is not finite. Waits."""
+        numbers = self.numbers.tolist()
+        if not all(map(math.isfinite, numbers)):
+            named = dict(zip((*NAMES, "gradient"), numbers, strict=True))
+            if self.term is None:
+                del named[NAMES[1]]
+            told = ", ".join(f"{name} {value:g}" for name, value in named.items())
+            raise NonFiniteLoss(f"not finite at step {int(self.good)}: {told}")
 
     def _capture(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:
         """Record the step on memory of its own; if that fails, say so and go on without."""
@@ -107,10 +148,10 @@ class TrainingStep:
 
 
 def place_lr(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Learning rates as tensors on a GPU, where a captured step reads them, as numbers elsewhere."""
+    """Learning rates as tensors on a GPU, where the step reads them without the host, as numbers on a CPU."""
     for group in optimizer.param_groups:
         lr = float(group["lr"])
-        group["lr"] = torch.tensor(lr, device=device) if device.type == "cuda" else lr
+        group["lr"] = lr if device.type == "cpu" else torch.tensor(lr, device=device)
 
 
 def _record(run: Callable[[], None]) -> Callable[[], Any]:

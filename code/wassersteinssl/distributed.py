@@ -1,0 +1,194 @@
+"""Several processes train one run, one a GPU (or a share of a CPU's cores):
+
+    torchrun --nproc-per-node 4 code/BYOL/byol.py --batch-size 256
+
+--batch-size is that of all processes together; each takes its share of every batch, of the same order and the same
+augmentation as one process would take. The networks' batch-norm is synchronised and embeddings are gathered, so that
+every process computes the losses of the whole batch and no method knows how many processes there are. Up to rounding
+the weights are those of one process. Process 0 alone writes, prints and evaluates.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+T = TypeVar("T")
+
+
+def size() -> int:
+    """Processes of this run, as torchrun started them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """Of this machine's processes; which GPU to take."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def join() -> None:
+    """Meet the other processes; they can talk to each other from here to `leave`, which all call together."""
+    if size() > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def leave() -> None:
+    if size() > 1:
+        dist.destroy_process_group()
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether the error says that another process has ended or cannot be reached; it has no class of its own."""
+    words = "connection|broken pipe|remote process|timed? ?out|peer"
+    return size() > 1 and re.search(words, str(error), re.IGNORECASE) is not None
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """The block runs in process 0, then in the others; an error in process 0 ends all, told by process 0 alone."""
+    done = [False]
+    if first():
+        try:
+            yield
+            done = [True]
+        finally:
+            if size() > 1:
+                dist.broadcast_object_list(done)
+        return
+    dist.broadcast_object_list(done)
+    if not done[0]:
+        sys.exit(2)
+    yield
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """In every process what `make` returns in process 0, where alone it is called."""
+    made: list[Any] = [None]
+    with first_alone():
+        if first():
+            made = [make()]
+    if size() > 1:
+        dist.broadcast_object_list(made)
+    return made[0]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is true in any process: all agree. Waits for the other hosts, never for a GPU."""
+    if size() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def share(rows: Tensor) -> Tensor:
+    """This process's rows of a batch that `size()` divides: (b, ...) -> (b / size, ...)."""
+    return rows.chunk(size())[rank()]
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows of all processes in the order of their ranks: (b / size, ...) -> (b, ...).
+
+    The loss that follows is computed in every process alike. Its gradient arrives here multiplied by size(), which
+    DistributedDataParallel's averaging over the processes undoes: the parameters get the gradient of the one loss.
+    """
+    return _Gather.apply(rows) if size() > 1 else rows
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return size() * share(gradient)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes, and in the backward pass that of their gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return _Sum.apply(gradient)
+
+
+def network(method: nn.Module) -> nn.Module:
+    """What computes the method's embeddings: the method itself, or with several processes a wrapper that averages
+    gradients, over networks whose batch-norm is synchronised. Parameters, and names in the state dict, stay."""
+    if size() == 1:
+        return method
+    device = next(method.parameters()).device
+    for name, child in method.named_children():
+        if not isinstance(child, _BatchNorm):  # a batch-norm of the method's own: its loss sees the whole batch
+            setattr(method, name, _synchronised(child, device))
+    # In each forward pass it also gives all processes the first one's buffers, the queue among them.
+    return nn.parallel.DistributedDataParallel(method, device_ids=[device] if device.type == "cuda" else None)
+
+
+def _synchronised(module: nn.Module, device: torch.device) -> nn.Module:
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.__class__ = _SyncBatchNorm
+    return module
+
+
+class _SyncBatchNorm(_BatchNorm):
+    """What nn.SyncBatchNorm, which is for GPUs only, computes: batch-norm by the moments of all processes' rows."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        over = [0, *range(2, x.ndim)]  # x (b, channels, ...)
+        n = x.numel() // x.shape[1] * size()
+
+        def per_channel(values: Tensor) -> Tensor:
+            return values.view(1, -1, *[1] * (x.ndim - 2))
+
+        mine = torch.stack([x.float().mean(over), x.float().var(over, unbiased=False)])  # (2, channels)
+        zeros = torch.zeros_like(mine)
+        means, variances = _Sum.apply(torch.stack([mine if k == rank() else zeros for k in range(size())])).unbind(1)
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
+            self.num_batches_tracked += 1
+        out = (x - per_channel(mean)) * per_channel((variance + self.eps).rsqrt())
+        if self.affine:
+            out = torch.addcmul(per_channel(self.bias), out, per_channel(self.weight))
+        return out.to(x.dtype)
