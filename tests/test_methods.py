@@ -1,4 +1,4 @@
-"""Every method: its loss against the formula, stopped gradients, what follows a step, and its whole program."""
+"""Every method: its loss against the formula, stopped gradients, what follows a step. Whole programs: test_kill.py."""
 
 import contextlib
 import copy
@@ -9,14 +9,13 @@ import pytest
 import scipy.linalg
 import scipy.special
 import torch
-from conftest import PROGRAMS, TINY, load
+from conftest import PROGRAMS, load
 from sklearn.neighbors import NearestNeighbors
-from test_run import assert_bitwise_equal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wassersteinssl import optim, run
+from wassersteinssl import optim
 from wassersteinssl.pretrain import uniformity_term
-from wassersteinssl.settings import UserError, parse
+from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES
 
 every_method = pytest.mark.parametrize("name", PROGRAMS)
@@ -480,26 +479,3 @@ def test_several_steps_train_with_a_queue_that_the_rows_do_not_divide(name):
         assert loss.isfinite()
     assert int(method.queue.next) == 4 * (24 if name == "MoCoV2" else 12) % 29
     torch.testing.assert_close(method.queue.rows.norm(dim=1), torch.ones(29))
-
-
-# ---- whole programs ----
-
-
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "BYOL"])  # BYOL: test_run.py
-def test_a_program_trains_evaluates_and_continues_bitwise(name, tmp_path, monkeypatch):
-    options = "--epochs 2 --linear-epochs 1 --monitor-every 0 --uniformity w2".split()
-    options += [] if name in PAPER_ALPHA else ["--alpha-max", "0.5"]
-    options += ["--queue-size", "150"] if name in ("MoCoV2", "NNCLR") else []
-
-    def execute(folder):
-        settings = parse(settings_of(name), "", [*TINY, *options, "--run-dir", str(tmp_path / folder)])
-        return run.execute(getattr(load(PROGRAMS[name]), name), settings)
-
-    assert execute("whole")
-    asked = iter(range(10**6))
-    with monkeypatch.context() as patch:
-        patch.setattr(run.Signals, "stop", lambda self: next(asked) >= 3)
-        assert not execute("stopped")
-    assert not (tmp_path / "stopped" / "result.json").exists()
-    assert execute("stopped")
-    assert_bitwise_equal(tmp_path / "whole", tmp_path / "stopped")

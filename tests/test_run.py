@@ -83,21 +83,6 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     assert len(list(finished.glob("checkpoint-*.pt"))) == 2
 
 
-def test_the_exported_encoder_gives_the_measured_embeddings(module, finished):
-    method = module.BYOL(parse(module.BYOLSettings, "", TINY))
-    missing, unexpected = method.load_state_dict(
-        safetensors.torch.load_file(finished / "encoder.safetensors"), strict=False
-    )
-    assert not unexpected
-    assert all(name.startswith(("predictor.", "target.")) for name in missing)
-    images = run.data.load("digits", None, limit_train=200)
-    measured, _ = run.evaluate.measure(
-        method, images, run.augment.FOR_DATASET["digits"], train_limit=None, seed=12, device="cpu"
-    )
-    result = json.loads((finished / "result.json").read_text())
-    assert {key: result[key] for key in measured} == measured
-
-
 def test_the_weight_of_the_term_falls_linearly(module, tmp_path):
     options = "--uniformity w2 --alpha-max 3 --alpha-min 0 --stage pretrain --monitor-every 0".split()
     assert execute(module, tmp_path / "run", *options)

@@ -19,16 +19,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
-import safetensors.torch
 import torch
 from tqdm import tqdm
 
 from wassersteinssl import __version__, augment, checkpoint, data, distributed, evaluate
+from wassersteinssl.encoder import save_encoder
 from wassersteinssl.files import write_atomically
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
@@ -176,7 +177,8 @@ class Job:
             return False
         if not distributed.first():
             return True
-        self.folder.save_encoder(self.method)
+        encoder = self.folder.path / "encoder.safetensors"
+        save_encoder(encoder, self.method, self.folder.config, self.images.mean, self.images.std)
         self.state = {
             "method": self.method.state_dict(),
             "probe": None,
@@ -330,20 +332,10 @@ class RunFolder:
         if path.exists():
             write_atomically(path, b"".join(path.read_bytes().splitlines(keepends=True)[:logged]))
 
-    def save_encoder(self, method: Method) -> None:
-        tensors = {
-            key: value.contiguous()
-            for key, value in method.state_dict().items()
-            if key.startswith(("backbone.", "projector."))
-        }
-        metadata = {"config": json.dumps(self.config)}
-        write_atomically(self.path / "encoder.safetensors", safetensors.torch.save(tensors, metadata))
-
     def save_spectrum(self, z: torch.Tensor) -> None:
         """Eigenvalues of the covariance of the l2-normalised test embeddings, descending."""
         values = evaluate.spectrum(torch.nn.functional.normalize(z)).cpu().numpy()
-        with open(self.path / "spectrum.npy", "wb") as file:
-            np.save(file, values)
+        write_atomically(self.path / "spectrum.npy", partial(np.save, arr=values, allow_pickle=False))
 
     def finish(self, result: dict) -> None:
         write_atomically(self.result, _json(result))

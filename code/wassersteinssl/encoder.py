@@ -1,0 +1,67 @@
+"""A trained encoder as a run exports it, encoder.safetensors: weights, the run's config and the images' statistics.
+
+    encoder = load_encoder("runs/digits/byol/encoder.safetensors")
+    h, z = encoder(images), encoder.embed(images)
+
+The same by torch.hub: torch.hub.load("path/to/this/repository", "encoder", PATH, source="local").
+"""
+
+import json
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from wassersteinssl import augment
+from wassersteinssl.backbones import projector, resnet18
+from wassersteinssl.files import reason, write_atomically
+
+
+class Encoder(nn.Module):
+    """images (n, 3, H, W), uint8 or floats from 0 to 1, un-normalised -> features h (n, 8 width); `embed`: z (n, dim).
+
+    `config` is that of the run: method, settings, versions, command.
+    """
+
+    def __init__(self, config: dict, mean: list[float], std: list[float]):
+        super().__init__()
+        settings = config["settings"]
+        self.config, self.mean, self.std = config, mean, std
+        self.backbone = resnet18(settings["width"])
+        self.projector = projector(self.backbone.feature_dim, settings["hidden_dim"], settings["dim"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images if images.dtype == torch.uint8 else 255 * images
+        return self.backbone(augment.normalize(pixels, self.mean, self.std))
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.projector(self(images))
+
+
+def save_encoder(path: Path, method: nn.Module, config: dict, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Write a method's backbone and projector."""
+    tensors = {
+        key: value.contiguous()
+        for key, value in method.state_dict().items()
+        if key.startswith(("backbone.", "projector."))
+    }
+    metadata = {"config": json.dumps(config), "mean": json.dumps(mean), "std": json.dumps(std)}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encoder:
+    """The encoder of a finished pre-training, in evaluation mode. ValueError, one line, if the file is no such encoder.
+    Nothing in the file is executed."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, the file is no dict
+        encoder = Encoder(metadata["config"], metadata["mean"], metadata["std"])
+        encoder.load_state_dict(tensors)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {reason(error)}") from None
+    except Exception as error:  # damaged bytes can fail anywhere
+        raise ValueError(f"{path} is no encoder that a run has exported: {reason(error)}") from None
+    return encoder.to(device).eval()

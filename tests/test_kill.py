@@ -1,0 +1,273 @@
+"""Runs that are killed, signalled, starved of disk space and fed bad numbers, and what is left of them."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import PROGRAMS, REPOSITORY, TINY, load, metrics
+from test_run import assert_bitwise_equal
+
+from wassersteinssl import augment, checkpoint, data, evaluate, pretrain, run, step, w2
+from wassersteinssl.encoder import load_encoder
+from wassersteinssl.settings import parse
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
+
+# Two steps an epoch, three epochs; two forward batches an epoch of the linear evaluation.
+SHORT = [*TINY, *"--limit-train 130 --monitor-every 0 --alpha-max 0.5 --uniformity w2".split()]
+
+
+def execute(name, folder, *options):
+    module = load(PROGRAMS[name])
+    options = [*SHORT, *(["--queue-size", "150"] if name in ("MoCoV2", "NNCLR") else []), *map(str, options)]
+    settings = parse(getattr(module, name + "Settings"), "", [*options, "--run-dir", str(folder)])
+    return run.execute(getattr(module, name), settings)
+
+
+def nth_call(patch, owner, name, n, action):
+    """Do `action(*arguments)` before the n-th call, counted from 1."""
+    function, calls = getattr(owner, name), iter(range(1, 10**6))
+
+    def counted(*arguments, **keywords):
+        if next(calls) == n:
+            action(*arguments)
+        return function(*arguments, **keywords)
+
+    patch.setattr(owner, name, counted)
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_half_way(file):
+    """Within the writing of a file, at its fsync: half of it is there."""
+    os.ftruncate(file, os.fstat(file).st_size // 2)
+    die()
+
+
+def killed(monkeypatch, owner, name, n, action, work):
+    """Do the work in a child process, which is killed at the n-th call of a function."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            nth_call(monkeypatch, owner, name, n, action)
+            work()
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it was not killed"
+
+
+# Where the run is killed, one after the other: function, number of its call, what happens then, the step of the newest
+# checkpoint that is left; after the pre-training, images and epochs of the linear evaluation are counted. A checkpoint
+# takes two calls of fsync, of the file and of its folder.
+KILLS = {
+    "before the first checkpoint": (step.TrainingStep, "__call__", 2, die, None),
+    "writing the second checkpoint": (os, "fsync", 3, die_half_way, 2),
+    "in the third epoch": (step.TrainingStep, "__call__", 4, die, 4),
+    "in the linear evaluation": (evaluate.LinearProbe, "learn", 2, die, 386),
+    "before the result": (run.RunFolder, "finish", 1, die, 387),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_run_killed_five_times_ends_bitwise_equal(name, tmp_path, monkeypatch):
+    assert execute(name, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    for place, (owner, function, n, action, left) in KILLS.items():
+        killed(monkeypatch, owner, function, n, action, lambda: execute(name, folder))
+        newest = max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*.pt")), default=None)
+        assert newest == left, place
+    assert not (folder / "result.json").exists()
+    assert execute(name, folder)
+    assert_bitwise_equal(tmp_path / "whole", folder)
+    ours, theirs = (checkpoint.load(path)["method"] for path in (tmp_path / "whole", folder))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())  # momentum encoder, queue, statistics
+    assert list(folder.glob(".*")) == []
+
+
+# ---- checkpoints ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_leaves_a_checkpoint_within_one_step(number, tmp_path, monkeypatch):
+    nth_call(monkeypatch, step.TrainingStep, "__call__", 4, lambda *_: signal.raise_signal(number))
+    handler = signal.getsignal(number)
+    assert not execute("BYOL", tmp_path / "run", "--limit-train", 200)  # three steps an epoch
+    assert checkpoint.load(tmp_path / "run")["step"] == 4
+    assert signal.getsignal(number) is handler
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ("--checkpoint-minutes 0", [2, 4, 6, 8]),
+        ("--checkpoint-minutes 0 --checkpoint-epochs 3", [6, 8]),  # the last one always
+        ("--checkpoint-minutes 1e-9 --checkpoint-epochs 3", [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_checkpoints_come_by_epochs_and_by_minutes(options, kept, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(checkpoint, "save", lambda folder, step, state: steps.append(step))
+    execute("BYOL", tmp_path / "run", "--stage", "pretrain", "--epochs", 4, *options.split())
+    assert steps[:-1] == kept
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MiB."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoint_says_what_is_missing_and_the_run_continues(
+    small_disk, tmp_path, monkeypatch, capsys
+):
+    folder, filler = small_disk / "run", small_disk / "filler"
+    module = load(PROGRAMS["BYOL"])
+    settings = parse(module.BYOLSettings, "", [*SHORT, "--run-dir", str(folder)])
+
+    def fill(*_):
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        os.truncate(filler, filler.stat().st_size - 40960)  # lines of metrics find room, a checkpoint does not
+
+    with monkeypatch.context() as patch:
+        nth_call(patch, step.TrainingStep, "__call__", 4, fill)
+        with pytest.raises(SystemExit) as end:
+            run.main(module.BYOL, settings)
+    assert end.value.code == 2
+    errors = capsys.readouterr().err.splitlines()
+    size = next(folder.glob("checkpoint-*.pt")).stat().st_size
+    found = re.fullmatch(r"no checkpoint written: the disk of .* is full, ([\d.]+) MiB more are needed; .*", errors[0])
+    assert float(found[1]) == pytest.approx((size - 40960) / 2**20, abs=0.06)
+    assert errors[-1].endswith("the disk is full; make room, and the same command continues from the last checkpoint")
+    assert checkpoint.load(folder)["step"] == 2
+    assert len(metrics(folder)) == 3
+    assert list(folder.glob(".*")) == []
+
+    filler.unlink()
+    with pytest.raises(SystemExit) as end:
+        run.main(module.BYOL, settings)
+    assert end.value.code == 0
+    assert execute("BYOL", tmp_path / "whole")
+    assert_bitwise_equal(tmp_path / "whole", folder)
+
+
+# ---- bad numbers ----
+
+
+def test_a_nan_batch_stops_the_run_before_the_update_and_it_can_continue(tmp_path, monkeypatch):
+    weights = {}
+
+    def poison(self, images, parameters):
+        weights["before"] = [p.detach().clone() for p in self.method.parameters()]
+        weights["method"] = self.method
+        self.mean = (float("nan"),) * 3  # this batch, normalised with it, is NaN
+
+    with monkeypatch.context() as patch:
+        nth_call(patch, step.TrainingStep, "__call__", 4, poison)
+        with pytest.raises(step.NonFiniteLoss) as error:
+            execute("BYOL", tmp_path / "run")
+    assert str(error.value) == "not finite at step 3: loss nan, uniformity nan, gradient nan"
+    assert all(torch.equal(a, b) for a, b in zip(weights["before"], weights["method"].parameters(), strict=True))
+    failed = json.loads((tmp_path / "run" / "failed.json").read_text())
+    assert failed["reason"] == str(error.value)
+    assert failed["last_checkpoint"].startswith("checkpoint-000000002-")
+    assert execute("BYOL", tmp_path / "run")
+    assert not (tmp_path / "run" / "failed.json").exists()
+
+
+@pytest.mark.parametrize("gpu", [False, True], ids=["told at once", "told later"])
+def test_a_gradient_that_is_not_finite_moves_no_weight(gpu):
+    """With a learning rate on the device, as on a GPU, the step does not look; the weights stay all the same."""
+    module = load(PROGRAMS["SimSiam"])
+    settings = parse(module.SimSiamSettings, "", SHORT)
+    torch.manual_seed(0)
+    method, images = module.SimSiam(settings), data.load("digits", None)
+    optimizer = pretrain.LARS(pretrain.param_groups(method), lr=0.2)
+    steep = iter([False, False, True, False, False])
+
+    def term(z):  # at the third step its slope is infinite where its value is 0
+        return (z - z.detach()).sum().square().sqrt() if next(steep) else w2.w2_uniformity(z)
+
+    train = step.TrainingStep(
+        method, optimizer, term, images, augment.Augmentation(), settings, torch.device("cpu")
+    )  # fmt: skip
+    train.alpha.fill_(1.0)
+    train.check = not gpu
+    for group in optimizer.param_groups if gpu else []:
+        group["lr"] = torch.tensor(group["lr"])
+
+    def take(k):
+        views = [augment.draw(train.augmentation, 16, (8, 8), augment.generator(0, 0, k, view)) for view in "ab"]
+        pretrain.set_lr(optimizer, 1.0)
+        train(images.train.images[16 * k : 16 * k + 16], views)
+
+    def weights():
+        return torch.cat([p.detach().flatten() for p in method.parameters()])
+
+    moved = []
+    for k in range(5):
+        before = weights()
+        with contextlib.nullcontext() if gpu or k != 2 else pytest.raises(step.NonFiniteLoss):
+            take(k)
+        moved.append(not torch.equal(before, weights()))
+        if not gpu and k == 2:
+            break
+    assert moved == [True, True, False, False, False][: len(moved)]
+    with pytest.raises(step.NonFiniteLoss, match=r"not finite at step 2: loss -?[\d.]+, uniformity 0, gradient nan"):
+        train.look()
+
+
+def test_a_collapse_is_told_in_the_log_and_once_on_stderr(tmp_path, monkeypatch, capsys):
+    module = load(PROGRAMS["SimSiam"])
+    embed = module.SimSiam.embed
+    monkeypatch.setattr(module.SimSiam, "embed", lambda self, view: 1 + 1e-3 * embed(self, view))
+    execute("SimSiam", tmp_path / "run", "--uniformity", "none", "--stage", "pretrain", "--weight-lr", 1e-6)
+    shown = capsys.readouterr()
+    assert [line.get("collapsed_epochs") for line in metrics(tmp_path / "run")] == [None, 2, 3]
+    assert shown.err.count("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2") == 1
+    assert "collapsed_epochs 3" in shown.out
+
+
+# ---- the exported encoder ----
+
+
+def test_an_encoder_is_loaded_by_the_function_and_by_torch_hub(tmp_path):
+    execute("BYOL", tmp_path / "run")
+    path = tmp_path / "run" / "encoder.safetensors"
+    images = data.load("digits", None).test.images
+    encoder = load_encoder(path)
+    by_hub = torch.hub.load(str(REPOSITORY), "encoder", str(path), source="local")
+    with torch.no_grad():
+        z = encoder.embed(images)
+        assert torch.equal(z, by_hub.embed(images))
+        torch.testing.assert_close(encoder(images / 255), encoder(images))
+    measured = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert w2.W2Metric().update(z).compute() == pytest.approx(measured["w2"], rel=1e-5)
+    assert encoder.config["method"] == "BYOL"
+    assert not encoder.training
+    hub_loss = torch.hub.load(str(REPOSITORY), "w2_loss", source="local")
+    assert hub_loss(z) == w2.w2_uniformity(z)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff" * 100, safetensors.torch.save({"weight": torch.ones(1)})])
+def test_what_is_no_encoder_is_told_in_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match="file") as error:
+        load_encoder(tmp_path / "file")
+    assert "\n" not in str(error.value)
