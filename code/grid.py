@@ -4,11 +4,14 @@
     python code/grid.py status --preset mini                  what is done, what is left, how long it may take
     python code/grid.py run --preset short --datasets cifar10 --precision bf16 --time-budget 25
     python code/grid.py run --preset mini --datasets cifar10 --folder cifar10=PATH
-    python code/grid.py run-one --index 3 --preset mini       one cell, for job arrays
+    python code/grid.py run-one --index 3 --preset mini       one cell, for job arrays (code/grid.sbatch)
+    python code/grid.py run --slurm --partition gpu --gpus 1 --time 240 --preset paper     a Slurm array, a cell a job
     python code/table2.py runs/grid/mini                      the table of what is done
 
 A finished cell is skipped, an unfinished one continued, a crashed one tried once more at the end, and one that another
 process works on left alone. --time-budget stops all cells in time with a checkpoint; the same command goes on later.
+--slurm (it needs submitit) submits the cells that are not done; they are requeued when they are preempted or their time
+is up, and status tells how far they are, from their files.
 
 Presets: paper (500 epochs, ResNet-18), short (100 epochs), mini (width 16, 20 epochs), digits (minutes on a CPU).
 Exit status: 0 all cells done, 1 some failed, 2 a mistake in the command, 75 stopped in time and to be continued.
@@ -137,9 +140,21 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")
     parser.add_argument("--parallel", type=count, default=1, metavar="K", help="cells at a time (default: 1)")
     parser.add_argument("--index", type=whole, help="of the cell for run-one, as status numbers them")
+    parser.add_argument(
+        "--gpus", type=count, metavar="N", help="of each cell; several: torchrun (default: one or none)"
+    )
+    parser.add_argument(
+        "--slurm", action="store_true", help="submit the cells as a Slurm array; the next four are for it"
+    )
+    parser.add_argument("--partition", metavar="NAME", help="(default: the cluster's)")
+    parser.add_argument("--account", metavar="NAME", help="(default: yours)")
+    parser.add_argument("--time", type=count, metavar="MINUTES", default=240, help="of a job (default: %(default)s)")
+    parser.add_argument("--cpus", type=count, metavar="N", default=8, help="of a cell (default: %(default)s)")
     options, rest = parser.parse_known_args()
     if options.action == "run-one" and options.index is None:
         parser.error("run-one needs --index")
+    if options.slurm and sys.argv[1] != "run":
+        parser.error("--slurm goes with run: grid.py run --slurm ...")
     return options, rest
 
 
@@ -149,6 +164,8 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     datasets = options.datasets or (["digits"] if options.preset == "digits" else ["cifar10", "cifar100"])
     preset = PRESETS[options.preset]
     runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
+    several = options.gpus is not None and options.gpus > 1
+    launcher = f"-m torch.distributed.run --standalone --nproc-per-node {options.gpus}".split() if several else []
     folders = dict(entry.split("=", 1) for entry in options.folder if "=" in entry)
     if len(folders) != len(options.folder):
         raise UserError("--folder needs NAME=PATH")
@@ -172,7 +189,8 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                     path = os.path.abspath(folders[dataset])
                     images = ["--dataset", "folder", "--dataset-name", dataset, "--data-dir", path]
                 chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-                command = [sys.executable, str(CODE / PROGRAMS[method]), *images, "--uniformity", term, *chosen]
+                command = [sys.executable, *launcher, str(CODE / PROGRAMS[method])]
+                command += [*images, "--uniformity", term, *chosen]
                 command += ["--seed", str(seed), "--run-dir", str(folder), *rest]
                 given = rest[rest.index("--epochs") + 1] if "--epochs" in rest[:-1] else ""
                 epochs = int(given) if given.isdigit() else preset.get("epochs", 500)
@@ -226,7 +244,9 @@ class Runner:
     def run(self) -> int:
         from tqdm import tqdm
 
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Slurm sends SIGTERM before it preempts, and before the time is up what a job has asked for.
+        asking = [getattr(signal, name, signal.SIGTERM) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")]
+        before = {number: signal.signal(number, self._stop) for number in dict.fromkeys(asking)}
         total = sum(cell.epochs for cell in self.grid)
         try:
             with tqdm(total=total, desc="grid", unit="epoch", disable=None, smoothing=0) as bar:
@@ -303,6 +323,70 @@ class Runner:
         self.stopping = True
 
 
+class Job:
+    """What a Slurm job does: one cell by its own command. Stopped to make room or in time, it is requeued."""
+
+    def __init__(self, command: list[str]):
+        self.command = command
+
+    def __call__(self) -> None:
+        self.process = subprocess.Popen(self.command)
+        self.wait()
+        code = self.process.wait()
+        if code == STOPPED:  # a preemption has reached the cell itself
+            import submitit
+
+            subprocess.run(["scontrol", "requeue", submitit.JobEnvironment().job_id], check=True)
+            time.sleep(60)  # Slurm ends this job
+        elif code:
+            raise RuntimeError(f"status {code}: {self.command}")
+
+    def checkpoint(self):
+        """Called by submitit when the time is nearly up."""
+        from submitit.helpers import DelayedSubmission
+
+        self.process.terminate()
+        self.wait()
+        return DelayedSubmission(Job(self.command))
+
+    def wait(self) -> None:
+        """Unlike Popen.wait, also from a signal handler that has interrupted the same: no lock is held."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+
+
+def submit(grid: list[Cell], options: argparse.Namespace) -> int:
+    """Submit the cells that are not done as one Slurm array."""
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("--slurm needs submitit (pip install submitit); without it: code/grid.sbatch") from None
+    left = [k for k, cell in enumerate(grid) if cell.result() is None and not cell.busy()]
+    if not left:
+        print(status(grid))
+        return 0
+    folder = (options.runs or CODE.parent / "runs" / "grid" / options.preset) / "slurm"
+    try:
+        # "Timed out" is also what submitit calls a job that was preempted within its first minutes: no limit on that.
+        executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=10**6)
+        given = {"slurm_partition": options.partition, "slurm_account": options.account, "gpus_per_node": options.gpus}
+        executor.update_parameters(
+            name="wassersteinssl", timeout_min=options.time, cpus_per_task=options.cpus,
+            slurm_signal_delay_s=min(120, 20 * options.time), slurm_additional_parameters={"requeue": True},
+            **{key: value for key, value in given.items() if value is not None},
+        )  # fmt: skip
+        with executor.batch():
+            same = [argument for argument in sys.argv[2:] if argument != "--slurm"]
+            command = [sys.executable, str(CODE / "grid.py"), "run-one", *same, "--index"]
+            jobs = [executor.submit(Job([*command, str(k)])) for k in left]
+        number = jobs[0].job_id.partition("_")[0]
+    except Exception as error:  # of sbatch: no such partition, no time left on the account, no Slurm
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(f"Slurm did not take the jobs: {reason}") from None
+    print(f"{len(left)} of {len(grid)} cells submitted as job {number}; logs in {folder} and beside each run")
+    return 0
+
+
 def main() -> int:
     options, rest = parse()
     try:
@@ -310,6 +394,8 @@ def main() -> int:
         if options.action == "status":
             print(status(grid))
             return 0
+        if options.action == "run" and options.slurm:
+            return submit(grid, options)
         if options.action == "run-one":
             if options.index >= len(grid):
                 raise UserError(f"--index {options.index}: there are cells 0 to {len(grid) - 1}")

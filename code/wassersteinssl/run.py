@@ -342,14 +342,14 @@ class RunFolder:
 
 
 class Signals:
-    """Ctrl-C, SIGTERM and SIGUSR1 ask for a checkpoint and an end; a second Ctrl-C ends at once."""
+    """Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2 ask for a checkpoint and an end; a second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
         self._asked = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
             number = getattr(signal, name, None)
             if number is not None:
                 self._before[number] = signal.signal(number, self._ask)
