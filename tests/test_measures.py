@@ -104,10 +104,19 @@ def vicreg_of(z):
     return 25 * hinge + (c**2).sum() / len(c) - (np.diag(c) ** 2).sum() / len(c)
 
 
+def log_c(m, t):
+    return gammaln(m / 2) + (1 - m / 2) * math.log(t) + math.log(ive(m / 2 - 1, 2 * t))
+
+
 def lu_calibrated_of(z, t=2.0):
+    """log(1 + MMD^2 / c_m); the kernel's mean to the sphere by quadrature over the cosine of the angle."""
     m = z.shape[1]
-    log_c = -2 * t + 2 * t + gammaln(m / 2) + (1 - m / 2) * math.log(t) + math.log(ive(m / 2 - 1, 2 * t))
-    return math.log(np.exp(-t * cdist(z, z) ** 2).mean()) - log_c
+    cosines = np.cos((np.arange(4000) + 0.5) * np.pi / 4000)
+    weights = (1 - cosines**2) ** ((m - 2) / 2)  # density of the cosine, times d(cosine)/d(angle)
+    squares = 1 + (z**2).sum(dim=1).numpy()[:, None] - 2 * z.norm(dim=1).numpy()[:, None] * cosines
+    across = (np.exp(-t * squares) @ weights / weights.sum()).mean()
+    c = math.exp(log_c(m, t))
+    return math.log((np.exp(-t * cdist(z, z) ** 2).mean() - 2 * across + 2 * c) / c)
 
 
 def koleo_of(z):
@@ -215,6 +224,15 @@ def test_pairs_in_blocks_of_any_size(block, monkeypatch):
         z = unit(randn(n, 5, seed=n))
         for measure, oracle in ((koleo, koleo_of), (lu_calibrated, lu_calibrated_of)):
             assert measure(z).item() == pytest.approx(oracle(z), rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.5, 1.0, 2.0, 1e3])
+def test_calibrated_uniformity_of_rows_of_any_length(scale):
+    z = (scale * unit(randn(50, 6))).requires_grad_()
+    assert lu_calibrated(z, normalize=False).item() == pytest.approx(lu_calibrated_of(z.detach()), rel=1e-7)
+    assert torch.autograd.gradcheck(lambda z: lu_calibrated(z, normalize=False), z)
+    if scale == 1:
+        assert lu_calibrated(z, normalize=False).item() == pytest.approx(lu_calibrated(z).item(), rel=1e-9)
 
 
 def test_slices_in_parts_of_any_size(monkeypatch):

@@ -1,7 +1,7 @@
 """Measures of pairs of rows: exact over all pairs, in blocks, so that memory does not grow with n^2.
 
 z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. They see more than
-two moments. No value waits for the host on a GPU.
+two moments. No value waits for the host on a GPU, except `lu_calibrated` of rows that are not normalised.
 """
 
 from __future__ import annotations
@@ -45,13 +45,19 @@ def lu_theory(m: int, *, t: float = 2.0) -> float:
 def lu_calibrated(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
     """log mean_{i,j} exp(-t ||z_i - z_j||^2) - log c_m, i = j included: 0 for the uniform sphere, else above it.
 
-    log((1 + (n-1) e^L_U) / n) - log c_m. Of the same pairs as L_U, but a V-statistic: repeating every row changes
-    nothing, and its difference e^(.) c_m - c_m is the squared maximum mean discrepancy to the uniform sphere in R^m.
+    Of the same pairs as L_U, log((1 + (n-1) e^L_U) / n), but a V-statistic: repeating every row changes nothing. For
+    unit rows it is log(1 + MMD^2 / c_m), MMD the maximum mean discrepancy to the uniform sphere of R^m, and that is
+    its meaning for other rows too (normalize=False), with E_u exp(-t ||z_i - u||^2) in the place of c_m.
     About log(1 + 1 / (n c_m)) for n uniform rows; -log c_m, near 2 t, when all rows are equal. Errors and types as L_U.
     """
-    n, m = z.shape if z.ndim == 2 else (0, 0)  # which L_U refuses
     pairs = lu_uniformity(z, t=t, normalize=normalize)
-    return torch.logaddexp(pairs + math.log(max(n - 1, 1)), torch.zeros_like(pairs)) - math.log(n) - lu_theory(m, t=t)
+    n, m = z.shape
+    log_c = lu_theory(m, t=t)
+    own = torch.logaddexp(pairs + math.log(n - 1), torch.zeros_like(pairs)) - math.log(n)
+    if normalize:
+        return own - log_c
+    across = _KernelToSphere.apply(torch.linalg.vector_norm(wide_rows(z, normalize=False), dim=1), m, t).mean()
+    return torch.log(own.exp() / math.exp(log_c) + 2 - 2 * across / math.exp(log_c)).to(pairs.dtype)
 
 
 def koleo(z: Tensor, *, eps: float = 1e-8, normalize: bool = True) -> Tensor:
@@ -119,6 +125,27 @@ def _spanning_tree(z: Tensor) -> tuple[Tensor, Tensor]:
             near.append(parent[new])
             far.append(new)
     return torch.cat(near), torch.cat(far)
+
+
+class _KernelToSphere(torch.autograd.Function):
+    """E_u exp(-t ||z - u||^2) over the uniform unit sphere of R^m, for rows of norms r: by scipy, on the host.
+
+    exp(-t (1 + r^2)) 0F1(; m/2; (t r)^2); 0 where it is below 1e-300."""
+
+    @staticmethod
+    def forward(ctx, r: Tensor, m: int, t: float) -> Tensor:
+        far = t * (r - 1).square() > 700
+        near = torch.where(far, 1, r)
+        kernel, slope = (
+            torch.from_numpy(hyp0f1(half, (t * near.cpu().numpy()) ** 2)).to(r) for half in (m / 2, m / 2 + 1)
+        )
+        decay = torch.where(far, 0, torch.exp(-t * (1 + near.square())))
+        ctx.save_for_backward(decay * (2 * t**2 * near * slope * 2 / m - 2 * t * near * kernel))
+        return torch.where(r.isnan(), r, decay * kernel)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient * ctx.saved_tensors[0], None, None
 
 
 class _LogMeanKernel(torch.autograd.Function):

@@ -1,0 +1,177 @@
+"""Our own studies of all measures: each script as a user starts it, its data, its notebook on them."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+import torch
+from conftest import FIGURES, REPOSITORY, check_executed, environment, load
+
+from wassersteinssl import studies
+from wassersteinssl.uniformity import MEASURES
+
+
+class Study(NamedTuple):
+    script: Path
+    suffix: str
+    figures: tuple[str, ...]
+    pictures: int  # in the notebook
+
+    @property
+    def data(self) -> Path:
+        return self.script.with_suffix(self.suffix)
+
+
+def study(path, suffix, pictures, *figures):
+    return Study(REPOSITORY / "EmpiricalStudy" / f"{path}.py", suffix, figures, pictures)
+
+
+STUDIES = {"properties": study("MeasureProperties/AnalysisOnMeasures", ".csv", 1, "MeasureProperties")}
+names = pytest.mark.parametrize("name", STUDIES)
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory):
+    """reduced(name): the study's folder of data from few samples, made once, by the script as a user starts it."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            script, folder = STUDIES[name].script, tmp_path_factory.mktemp(name)
+            command = [sys.executable, str(script), "--quick", "--seed", "5", "--out", str(folder)]
+            done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            assert "Warning" not in done.stderr
+            assert done.stdout.splitlines()[-1] == f"wrote {folder / STUDIES[name].data.name}"
+            made[name] = folder
+        return made[name]
+
+    return make
+
+
+@names
+def test_a_file_tells_what_made_it(name, reduced):
+    for path, seed in ((reduced(name) / STUDIES[name].data.name, 5), (STUDIES[name].data, 12)):
+        _, settings = studies.read(path)
+        assert (settings["script"], settings["seed"]) == (STUDIES[name].script.name, seed)
+        assert {"torch", "numpy", "python", "wassersteinssl"} <= set(settings["versions"])
+        assert path.stat().st_size < 1_000_000
+
+
+@names
+def test_committed_notebooks_were_run_from_top_to_bottom(name):
+    assert check_executed(nbformat.read(STUDIES[name].script.with_suffix(".ipynb"), 4)) >= STUDIES[name].pictures
+    for figure in STUDIES[name].figures:
+        for suffix in ("png", "pdf"):
+            assert (STUDIES[name].script.parent / f"{figure}.{suffix}").stat().st_size > 5_000
+
+
+@names
+def test_a_notebook_plots_what_its_script_wrote(name, reduced, tmp_path):
+    shutil.copytree(reduced(name), tmp_path, dirs_exist_ok=True)
+    assert check_executed(FIGURES.execute(STUDIES[name].script.with_suffix(".ipynb"), tmp_path)) >= 1
+    for figure in STUDIES[name].figures:
+        assert plt.imread(tmp_path / f"{figure}.png").shape[0] >= 500  # 300 dpi
+        assert (tmp_path / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+
+
+# ---- measures against properties ----
+
+# ICC, FCC, FBC as theory has them. Every measure has IPC.
+EXPECTED = {
+    "w2": "yes yes yes", "w2_unbiased": "no yes yes", "lu": "no reversed no", "lu_calibrated": "yes mixed yes",
+    "koleo": "no reversed no", "mst": "no reversed no", "ssw": "yes yes yes", "sigreg": "no yes yes",
+    "sigreg_per_row": "yes yes yes", "frobenius": "yes yes yes", "vicreg": "no mixed yes",
+    "kl": "yes infinite infinite", "reverse_kl": "yes infinite infinite", "jeffreys": "yes infinite infinite",
+    "bhattacharyya": "yes infinite infinite", "hellinger": "yes mixed mixed", "tcr": "yes reversed reversed",
+    "rankme": "yes no no", "rankme_share": "yes yes yes", "effective_rank": "yes no no",
+    "participation_ratio": "yes no no", "stable_rank": "yes no no", "alpha_req": "yes no no",
+    "isoscore": "yes yes yes", "barlow": "yes yes yes", "mmcr": "no reversed no", "lidar": "yes mixed no",
+}  # fmt: skip
+
+
+@pytest.fixture
+def properties():
+    data, settings = studies.read(STUDIES["properties"].data)
+    keys = zip(data["measure"], data["question"], strict=True)
+    return {key: (float(v), str(w)) for key, v, w in zip(keys, data["value"], data["verdict"], strict=True)}, settings
+
+
+def test_every_measure_of_rows_or_of_embeddings_is_there(properties):
+    cells, settings = properties
+    assert set(settings["labels"]) == set(MEASURES) - {"alignment", "align_uniform"} | {"w2_unbiased", "sigreg_per_row"}
+    for name in settings["labels"]:
+        for question in ("ipc", "icc", "fcc", "fbc", "rotation", "scale", "eighth", "half", "cost_n", "cost_m"):
+            assert (name, question) in cells
+
+
+def test_the_constraints_are_as_theory_has_them(properties):
+    cells, _ = properties
+    for name, expected in EXPECTED.items():
+        assert " ".join(cells[name, question][1] for question in ("icc", "fcc", "fbc")) == expected, name
+        assert cells[name, "ipc"][1] == "yes"
+    turned = {name: cells[name, "rotation"][1] for name in EXPECTED}
+    assert {name for name, verdict in turned.items() if verdict == "no"} == {"vicreg", "barlow"}
+    assert {name for name, verdict in turned.items() if verdict == "on average"} == {"ssw", "sigreg", "sigreg_per_row"}
+
+
+def test_what_sees_collapse_and_what_sees_more_than_two_moments(properties):
+    cells, settings = properties
+    for name in ("w2", "rankme", "tcr", "frobenius", "lu", "mst"):
+        assert cells[name, "eighth"][0] > settings["seen"]
+    assert cells["w2", "eighth"][0] > 10 * cells["lu", "eighth"][0]
+    assert cells["w2", "eighth_few"][0] > 5  # also with fewer rows than features
+    assert cells["vicreg", "half_axes"][0] > 5 * cells["vicreg", "half"][0]  # its hinge looks at the axes
+    for name in EXPECTED:
+        if name not in MEASURES or not MEASURES[name].of_moments or name == "alpha_req":
+            continue
+        for question in ("atoms", "atoms_repeated", "simplex", "clusters"):
+            assert cells[name, question][1] == "blind"
+        assert cells[name, "antipodal"][1] == "seen"
+    for name in ("lu", "lu_calibrated", "koleo", "mst", "ssw", "sigreg"):
+        assert cells[name, "atoms"][1] == "blind"  # 2 m rows at 2 m atoms: more even than chance
+        for question in ("atoms_repeated", "simplex", "clusters"):
+            assert cells[name, question][1] == "seen"
+
+
+def test_bias_and_cost_follow_theory(properties):
+    cells, _ = properties
+    assert cells["w2", "bias_n"][0] == pytest.approx(-0.5, abs=0.05)  # the floor, sqrt(m / 4n)
+    for name in ("frobenius", "lu_calibrated", "ssw", "kl"):
+        assert cells[name, "bias_n"][0] == pytest.approx(-1, abs=0.15)
+    assert ("lu", "bias_n") not in cells  # a U-statistic
+    for name in ("lu", "koleo", "mst"):
+        assert cells[name, "cost_n"][0] > 1.3
+    for name in ("ssw", "frobenius", "kl"):
+        assert cells[name, "cost_n"][0] < 1.6
+
+
+def test_properties_are_computed_and_not_asserted():
+    """A measure that lacks every property is found out."""
+    module = load(STUDIES["properties"].script)
+    random = studies.generator(0)
+    assert module.verdict("icc", [0.0, 1e-3]) == "no"
+    assert module.verdict("fcc", [0.1, -0.1]) == "mixed"
+    assert module.verdict("fbc", [np.inf, np.inf]) == "infinite"
+    assert module.d_prime([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]) == pytest.approx(2)
+    assert np.isnan(module.d_prime([np.inf, 1.0], [2.0, 3.0]))
+    for z in list(module.arrangements(64, 4, random).values())[:4]:
+        two = z.mean(dim=0).square().sum(), 4 * z.T @ z / len(z) - torch.eye(4)
+        spots = len(torch.unique(z, dim=0)) == len(z) > 8  # clusters: only on average
+        assert max(two[0], two[1].abs().max()) < (0.2 if spots else 1e-12)
+
+
+def test_the_table_is_that_of_the_data():
+    module = load(STUDIES["properties"].script)
+    data, _ = studies.read(STUDIES["properties"].data)
+    rows = [
+        {"measure": m, "question": q, "value": float(v), "verdict": w}
+        for m, q, v, w in zip(data["measure"], data["question"], data["value"], data["verdict"], strict=True)
+    ]
+    assert module.markdown(rows) == STUDIES["properties"].data.with_suffix(".md").read_text(encoding="utf-8")
