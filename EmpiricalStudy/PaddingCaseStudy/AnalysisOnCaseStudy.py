@@ -32,17 +32,6 @@ def spectrum(z: torch.Tensor) -> np.ndarray:
     return np.pad(values.cpu().numpy(), (0, z.shape[1] - len(values)))
 
 
-def spectrum_theory(n: int, m: int) -> np.ndarray:
-    """Their expected sizes for uniform rows: sqrt of the quantiles (i - 1/2) / m of the Marchenko-Pastur law of ratio
-    gamma = m / (n-1), over m. With x = 1 + gamma + 2 sqrt(gamma) cos t its density times dx is 2 sin^2 t / (pi x)."""
-    gamma = m / (n - 1)
-    t = (np.arange(20_000) + 0.5) * np.pi / 20_000
-    x = 1 + gamma + 2 * gamma**0.5 * np.cos(t)  # falls
-    above = np.cumsum(np.sin(t) ** 2 / x) * 2 / 20_000  # mass above x; what is missing to 1 at the end lies at 0
-    share = (np.arange(m) + 0.5) / m
-    return np.sqrt(np.interp(share, above, x, right=0.0) * (n - 1) / n / m)
-
-
 def study(options: argparse.Namespace) -> Path:
     random = studies.generator(options.seed, options.device)
     n = options.samples
@@ -56,7 +45,7 @@ def study(options: argparse.Namespace) -> Path:
     arrays["zeros"] = np.array(ZEROS)
     for k in studies.progress(ZEROS, "zeros"):
         arrays[f"spectrum_{k}"] = spectrum(padded(features, k))
-    arrays["spectrum_theory"] = spectrum_theory(n, M)
+    arrays["spectrum_theory"] = studies.spectrum_theory(n, M) ** 0.5  # of singular values
     padding = [studies.measures(padded(features, k), M + k) for k in ZEROS]
     arrays |= {f"{measure}_padding": np.array([row[measure] for row in padding]) for measure in ("w2", "lu")}
     arrays["w2_padding_theory"] = np.array([studies.w2_finite(n, M, M + k) for k in ZEROS])

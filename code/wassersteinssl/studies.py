@@ -157,6 +157,20 @@ def w2_finite(n: int, k: int, m: int, *, clones: int = 1) -> float:
     return float(np.sqrt(2 - 2 * np.sqrt(k / m) * mean_root + clones - 1))
 
 
+def spectrum_theory(n: int, m: int) -> np.ndarray:
+    """(m,) eigenvalues that the covariance of n uniform rows in R^m is expected to have, largest first: the quantiles
+    (i - 1/2) / m of the Marchenko-Pastur law of ratio gamma = m / (n-1), times (n-1) / (n m).
+
+    With x = 1 + gamma + 2 sqrt(gamma) cos t its density times dx is 2 sin^2 t / (pi x).
+    """
+    gamma = m / (n - 1)
+    t = (np.arange(20_000) + 0.5) * np.pi / 20_000
+    x = 1 + gamma + 2 * gamma**0.5 * np.cos(t)  # falls
+    above = np.cumsum(np.sin(t) ** 2 / x) * 2 / 20_000  # mass above x; what is missing to 1 at the end lies at 0
+    share = (np.arange(m) + 0.5) / m
+    return np.interp(share, above, x, right=0.0) * (n - 1) / n / m
+
+
 def beside_theory(metric: W2Metric, lu: float, m: int, k: int, *, clones: int = 1, blocks: int = 0) -> dict[str, float]:
     """A line of a data file: W2 in R^((1 + blocks) m) of rows with k living coordinates, of which `metric` holds the
     moments, and their L_U, beside what theory gives. `eta` is the share of zeros that was really drawn."""

@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Has this embedding collapsed? A verdict in words, and one page of measures behind it.
+
+    python code/audit.py FEATURES                                       a table of features, a row a sample
+    python code/audit.py FEATURES --labels L --views F2 --report DIR    and the page as HTML, PNG, JSON and text in DIR
+    python code/audit.py --encoder RUN                                  a trained run, on the test images of its data
+    python code/audit.py --timm MODEL --data-dir IMAGES                 a pretrained model (needs the package timm)
+
+FEATURES is a .npy, .npz, .pt, .safetensors or .csv file, or a folder of such shards, of float16 to float64 (whole
+numbers are taken as they are). It is read in chunks: ten million rows of 1,024 features need less than 1 GB. Rows of
+any length will do: they are scaled to unit length. Moments, norms and repeated rows are those of all rows; what needs
+pairs of rows is measured on --sample of them.
+
+collapsed: less than 10 % of the dimensions are in use; partly collapsed: less than 60 %; else healthy.
+Dimensions are counted by W2 against its floor and by the effective rank; the smaller count decides.
+
+Exit status: 0 the audit is done, whatever it says; 2 a mistake in the command or the data; 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
+
+from wassersteinssl.settings import DATASETS, UserError, pair_size, whole
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", nargs="?", type=Path, metavar="FEATURES")
+    parser.add_argument("--encoder", type=Path, metavar="RUN", help="instead: the folder of a finished run")
+    parser.add_argument("--timm", metavar="MODEL", help="instead: a pretrained model of the package timm")
+    parser.add_argument("--key", metavar="NAME", help="of the array, in a file that holds several")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="a class a row: does its neighbourhood know it?")
+    parser.add_argument("--views", type=Path, metavar="FEATURES2", help="features of the same inputs, seen differently")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write audit.html, .png, .json and .txt there")
+    parser.add_argument("--sample", type=pair_size, default=2048, help="rows for pairs (default: %(default)s)")
+    parser.add_argument("--seed", type=whole, default=12, help="of that sample and of the draws (default: %(default)s)")
+    parser.add_argument("--drop-bad-rows", action="store_true", help="leave out rows with NaN or infinite values")
+    encoder = parser.add_argument_group("with --encoder and --timm")
+    encoder.add_argument("--dataset", choices=DATASETS, help="default: the run's own; with --timm folder")
+    encoder.add_argument("--data-dir", help="of the images")
+    encoder.add_argument("--split", choices=("test", "train"), default="test", help="default: %(default)s")
+    encoder.add_argument("--layer", choices=("projector", "backbone"), default="projector", help="default: %(default)s")
+    options = parser.parse_args()
+    if sum(source is not None for source in (options.features, options.encoder, options.timm)) != 1:
+        parser.error("give FEATURES or --encoder RUN or --timm MODEL")
+    return options
+
+
+def main(options: argparse.Namespace) -> int:
+    try:
+        check_writable(options.report)
+        from wassersteinssl import audit, audit_report, audit_sources  # torch and matplotlib take seconds to load
+
+        if options.encoder is not None:
+            features = audit_sources.of_run(
+                options.encoder, options.dataset, options.data_dir, options.split, options.layer
+            )
+        elif options.timm is not None:
+            features = audit_sources.of_timm(options.timm, options.dataset, options.data_dir, options.split)
+        else:
+            features = audit_sources.read(options.features, options.key)
+        features = audit_sources.with_labels(features, options.labels)
+        views = options.views and audit_sources.read(options.views, options.key)
+        found = audit.audit(
+            features, views=views, sample=options.sample, seed=options.seed, drop_bad_rows=options.drop_bad_rows
+        )
+        print(audit_report.text(found.report), end="")
+        if options.report is not None:
+            try:
+                print("wrote " + ", ".join(str(path) for path in audit_report.save(found, options.report)))
+            except OSError as error:
+                raise UserError(f"cannot write into {options.report}: {error.strerror}") from None
+    except UserError as error:
+        print(f"audit.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def check_writable(folder: Path | None) -> None:
+    """UserError now, not after minutes of reading, if no file can be written into `folder`; nothing is made yet."""
+    if folder is None:
+        return
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write into {folder}: {existing} is no folder that may be written to")
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse()))

@@ -1,0 +1,228 @@
+"""An audit as one page: text for the terminal, a picture, HTML that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from wassersteinssl.audit import COLLAPSED, HEALTHY, Audit, percent
+from wassersteinssl.files import write_atomically
+from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
+
+# Of the laws that the rows are compared with: colour, dashes, name.
+LAWS = {"uniform": (COLORS[1], "--", "uniform rows"), "gaussian": (COLORS[6], ":", "Gaussian, same moments")}
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def title(report: dict[str, Any]) -> str:
+    return printable(
+        f"{report['name']}: {report['n']} rows of {report['m']} features, {report['dtype']}; "
+        f"pairs of rows: of {report['sample']} of them, seed {report['seed']}"
+    )
+
+
+def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What is measured, its value, and what to compare it with."""
+    w2, spectrum, beyond, m = report["w2"], report["spectrum"], report["beyond"], report["m"]
+    norms, features, rows, square = report["norms"], report["features"], report["rows"], w2["w2"] ** 2
+    parts = [percent(part / square) if square else "0 %" for part in (w2["mean_part"], w2["covariance_part"])]
+    found = [
+        ("W2", f"{w2['w2']:.4f}", f"floor {w2['floor']:.4f} (so many uniform rows), minimum {w2['minimum']:.4f} "
+         f"(no rows lower), {w2['collapse']:.4f} if all rows are equal"),
+        ("W2^2, mean and covariance", f"{w2['mean_part']:.4f} + {w2['covariance_part']:.4f}",
+         f"{parts[0]} a common mean, {parts[1]} an uneven spread"),
+        ("dimensions by W2", f"{w2['dimensions']:.1f}", f"of {m}, {percent(w2['dimensions'] / m)}"),
+        ("dimensions by rank", f"{spectrum['dimensions']:.1f}", f"of {m}, {percent(spectrum['dimensions'] / m)}"),
+        ("effective rank", f"{spectrum['effective_rank']:.1f}",
+         f"uniform rows {spectrum['uniform_effective_rank']:.1f}; {spectrum['directions_of_99_percent']} directions "
+         "carry 99 % of the variance"),
+        ("RankMe", f"{spectrum['rankme']:.1f}", f"not centred, at most {min(report['n'], m)}"),
+        ("participation ratio", f"{spectrum['participation_ratio']:.1f}", f"from 1 to {m}"),
+        ("L_U, calibrated", f"{beyond['lu_calibrated']:.4f}", "0: uniform; " + _beside(beyond, "lu_calibrated", "lu")),
+        ("nearest neighbour, median", f"{beyond['nearest']:.4f}", _beside(beyond, "nearest", "nearest")),
+        ("norms", f"{norms['mean']:.4g} ± {norms['std']:.3g}",
+         f"from {norms['min']:.4g} to {norms['max']:.4g}, {norms['zero_rows']} zero rows"),
+        ("dead features", str(features["dead"]), "constant over all rows" + _named(features["first_dead"])),
+        ("repeated features", str(features["repeated"]),
+         "a multiple of an earlier one" + _named([f"{j} of {i}" for i, j in features["first_pairs"]])),
+        ("repeated rows", str(rows["repeated"]), f"{rows['distinct']} are distinct"),
+    ]  # fmt: skip
+    if rows["dropped"]:
+        found.append(("dropped rows", str(rows["dropped"]), "NaN or infinite"))
+    if "labels" in report:
+        labels = report["labels"]
+        asked = f"of {labels['asked']} sampled rows, {labels['classes']} classes"
+        most = f"the most frequent one {labels['most_frequent']:.1f} %"
+        found.append(("kNN accuracy", f"{labels['knn1']:.1f} %", f"{asked}; {most}"))
+    if "views" in report:
+        views = report["views"]
+        found.append(("alignment A", f"{views['alignment']:.4f}", f"0: views agree, 2: unrelated; {views['name']}"))
+        found.append(("LiDAR", f"{views['lidar']:.1f}", "directions that tell inputs apart"))
+    return [(name, value, printable(meaning)) for name, value, meaning in found]
+
+
+def text(report: dict[str, Any]) -> str:
+    """The page for a terminal."""
+    verdict = report["verdict"]
+    lines = [title(report), "", f"verdict: {verdict['word'].upper()}", f"  {verdict['why']}.", ""]
+    lines += [f"{name:26} {value:>17}   {meaning}" for name, value, meaning in entries(report)]
+    lines += [f"note: {printable(note)}" for note in report["notes"]]
+    return "\n".join(lines) + "\n"
+
+
+def printable(text: str) -> str:
+    """No character that could steer a terminal: names of files may hold any."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _beside(beyond: dict[str, Any], value: str, d_prime: str) -> str:
+    parts = []
+    for law, (_, _, name) in LAWS.items():
+        d = beyond[law][f"{d_prime}_d_prime"]
+        parts.append(f"{name} {beyond[law][value]:.4f}" + ("" if d is None else f" (d' {d:+.3g})"))
+    return "; ".join(parts)
+
+
+def _named(items: list) -> str:
+    return ": " + ", ".join(map(str, items)) + " ..." if items else ""
+
+
+# ---- the picture -----------------------------------------------------------------------------------------------------
+
+
+def draw(audit: Audit) -> Figure:
+    """Dimensions in use, the spectrum, nearest neighbours, norms."""
+    figure, panels = plt.subplots(2, 2, figsize=(2.2 * COLUMN, 4.8))
+    _draw_dimensions(panels[0, 0], audit.report)
+    _draw_spectrum(panels[0, 1], audit.report["spectrum"])
+    _draw_nearest(panels[1, 0], audit.nearest)
+    panels[1, 1].hist(audit.norms, bins=_bins(audit.norms), color=COLORS[0])
+    panels[1, 1].set(title="(d) Norms before scaling to unit length", xlabel="norm of a row", ylabel="sampled rows")
+    return figure
+
+
+def _draw_dimensions(axes: Axes, report: dict[str, Any]) -> None:
+    """The two counts behind the verdict, over its three zones."""
+    m, w2, spectrum = report["m"], report["w2"], report["spectrum"]
+    zones = {"collapsed": (0, COLLAPSED, "0.75"), "partly": (COLLAPSED, HEALTHY, "0.88"), "healthy": (HEALTHY, 1, "1")}
+    for name, (left, right, grey) in zones.items():
+        axes.axvspan(100 * left, 100 * right, color=grey, linewidth=0, zorder=0)
+        place = (100 * right - 1, "right") if name == "collapsed" else (50 * (left + right), "center")
+        axes.text(place[0], 1.62, name, ha=place[1], va="center", rotation=90 if name == "collapsed" else 0, fontsize=7)
+    rank = f"rank {spectrum['effective_rank']:.1f}, uniform {spectrum['uniform_effective_rank']:.1f}"
+    bars = {
+        f"by {SYMBOLS['w2']}": (w2["dimensions"], f"{SYMBOLS['w2']} {w2['w2']:.3f}, floor {w2['floor']:.3f}"),
+        "by rank": (spectrum["dimensions"], rank),
+    }
+    for y, (count, label) in zip((1, 0), bars.values(), strict=True):
+        axes.barh(y, 100 * count / m, height=0.32, color=COLORS[0])
+        axes.text(14, y - 0.33, f"{label}: {count:.3g} of {m} dimensions", ha="left", va="center", fontsize=7)
+    axes.set_yticks((1, 0), list(bars))
+    axes.set(title="(a) Dimensions in use", xlabel="% of the dimensions", xlim=(0, 100), ylim=(-0.6, 2.0))
+    axes.grid(False)
+
+
+def _draw_spectrum(axes: Axes, spectrum: dict[str, Any]) -> None:
+    values, law = np.array(spectrum["eigenvalues"]), np.array(spectrum["marchenko_pastur"])
+    index = np.arange(1, len(values) + 1)
+    bottom = max(1e-12, 1e-9 * law.max())  # what lies below is rounding
+    axes.plot(index, values.clip(bottom), color=COLORS[0], label="these rows")
+    color, dashes, name = LAWS["uniform"]
+    axes.plot(index, np.where(law > 0, law, np.nan), color=color, linestyle=dashes, label=f"{name} (Marchenko-Pastur)")
+    axes.set(title="(b) Spectrum of the covariance", xlabel="eigenvalue, largest first", ylabel="eigenvalue",
+             yscale="log", ylim=(max(bottom, 0.5 * min(values.clip(bottom).min(), law.max())), None))  # fmt: skip
+    axes.legend()
+
+
+def _draw_nearest(axes: Axes, nearest: dict[str, np.ndarray]) -> None:
+    bins = _bins(np.concatenate(list(nearest.values())))
+    axes.hist(nearest["these rows"], bins=bins, color=COLORS[0], alpha=0.6, label="these rows")
+    for law, (color, dashes, name) in LAWS.items():
+        weights = np.full(len(nearest[law]), len(nearest["these rows"]) / len(nearest[law]))
+        style: dict[str, Any] = {"color": color, "linestyle": dashes, "linewidth": 1.3, "label": name}
+        axes.hist(nearest[law], bins=bins, weights=weights, histtype="step", **style)
+    axes.set(title="(c) Distance to the nearest neighbour", xlabel="distance of unit rows", ylabel="sampled rows")
+    axes.margins(y=0.35)  # room for the legend
+    axes.legend()
+
+
+def _bins(values: np.ndarray) -> list[float]:
+    """40 bins over the values; one unit wide around them if they are all the same."""
+    low, high = float(values.min()), float(values.max())
+    spread = high - low > 1e-6 * max(abs(high), 1e-30)
+    return np.linspace(low, high, 41).tolist() if spread else np.linspace(low - 0.5, high + 0.5, 41).tolist()
+
+
+# ---- the files -------------------------------------------------------------------------------------------------------
+
+STYLE = """
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #111 }
+table { border-collapse: collapse; width: 100% } td { padding: .25rem .6rem; border-top: 1px solid #ccc }
+td:nth-child(2) { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+img { width: 100%; height: auto } .verdict { border-left: .4rem solid #0072B2; padding-left: 1rem }
+"""
+
+
+def page(report: dict[str, Any], picture: bytes) -> str:
+    """HTML that needs no other file and runs no script; whatever came from outside is escaped."""
+    verdict = report["verdict"]
+    rows = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in entry) + "</tr>" for entry in entries(report)
+    )
+    notes = "".join(f"<li>{html.escape(printable(note))}</li>\n" for note in report["notes"])
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width">
+<title>Has it collapsed? {html.escape(verdict["word"])}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>Has this embedding collapsed?</h1>
+<p>{html.escape(title(report))}</p>
+<div class="verdict">
+<h2>{html.escape(verdict["word"].capitalize())}</h2>
+<p>{html.escape(printable(verdict["why"]))}.</p>
+</div>
+<img alt="Dimensions in use, spectrum, nearest neighbours and norms"
+ src="data:image/png;base64,{base64.b64encode(picture).decode()}">
+<table>
+<tbody>
+{rows}
+</tbody>
+</table>
+<ul>
+{notes}</ul>
+<p>wassersteinssl {html.escape(report["versions"]["wassersteinssl"])}</p>
+</body>
+</html>
+"""
+
+
+def save(audit: Audit, folder: Path) -> list[Path]:
+    """audit.json, .txt, .png and .html in `folder`, which is made if need be; the paths."""
+    figure, picture = draw(audit), io.BytesIO()
+    figure.savefig(picture, format="png", dpi=200)
+    plt.close(figure)
+    contents = {
+        "audit.json": (json.dumps(audit.report, indent=1, allow_nan=False) + "\n").encode(),
+        "audit.txt": text(audit.report).encode(),
+        "audit.png": picture.getvalue(),
+        "audit.html": page(audit.report, picture.getvalue()).encode(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]

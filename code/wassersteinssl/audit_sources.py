@@ -1,0 +1,388 @@
+"""Where audited features come from: files of many kinds, a trained run, a timm model. Read chunk by chunk.
+
+A file is opened anew for every chunk, so that the pages of a memory map are given back: memory does not grow with the
+number of rows. Nothing that is read can run code: pickles and object arrays are refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wassersteinssl.files import reason
+from wassersteinssl.settings import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHUNK = 2**22  # numbers at once: 32 MiB in float64
+CODE = "which could run code when read: save a plain array"
+
+
+@dataclass(frozen=True)
+class Features:
+    """n rows of m features. `chunks()` gives them in order, as floating (k, m) tensors; it may raise UserError."""
+
+    name: str
+    n: int
+    m: int
+    dtype: str
+    chunks: Callable[[], Iterator[Tensor]]
+    labels: Tensor | None = None  # (n,) int64, where the source has them
+    notes: tuple[str, ...] = ()
+
+
+class Stored(NamedTuple):
+    """An array in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: Callable[[], Iterator[Any]]  # of rows, NumPy arrays or tensors
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, key: str | None = None) -> Features:
+    """The features in a file, or in a folder's files one after another in natural order (2 before 10).
+
+    `key` names the array in a file that holds several. UserError, one line, for what is no matrix of numbers.
+    """
+    if not path.exists():
+        raise UserError(f"there is no {path}")
+    if not path.is_dir():
+        return _read_file(path, key)
+    if (path / "encoder.safetensors").exists():
+        raise UserError(f"{path} is the folder of a run: audit it with --encoder")
+    files = sorted((file for file in path.iterdir() if file.suffix in FORMATS), key=_natural)
+    if not files:
+        raise UserError(f"no features in {path}: it holds none of {', '.join(FORMATS)}")
+    shards = [_read_file(file, key) for file in files]
+    for shard in shards:
+        if shard.m != shards[0].m:
+            raise UserError(f"shards differ: {shards[0].name} has {shards[0].m} features, {shard.name} {shard.m}")
+    return Features(
+        name=str(path),
+        n=sum(shard.n for shard in shards),
+        m=shards[0].m,
+        dtype=", ".join(sorted({shard.dtype for shard in shards})),
+        chunks=lambda: itertools.chain.from_iterable(shard.chunks() for shard in shards),
+        notes=(f"{len(shards)} shards", *dict.fromkeys(note for shard in shards for note in shard.notes)),
+    )
+
+
+def read_labels(path: Path, n: int) -> Tensor:
+    """Classes 0, 1, ... of n rows, (n,) int64, from n numbers or, in .csv and .txt, n lines of text."""
+    with _reading(path):
+        if path.suffix in (".csv", ".txt"):
+            values = np.array(path.read_text(encoding="utf-8").splitlines())
+        else:
+            stored = _format(path)(path, None, 1)
+            values = np.concatenate([np.asarray(chunk) for chunk in stored.chunks()])
+    if values.shape != (n,):
+        raise UserError(f"{path} holds labels of shape {values.shape} for {n} rows of features")
+    return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
+
+
+def _read_file(path: Path, key: str | None) -> Features:
+    with _reading(path):
+        stored = _format(path)(path, key, 2)
+    if len(stored.shape) != 2 or 0 in stored.shape:
+        raise UserError(f"{path} holds an array of shape {stored.shape}: features are a matrix (rows, features)")
+    n, m = stored.shape
+    if stored.dtype not in FLOATS and not re.fullmatch(r"u?int\d+|bool", stored.dtype):
+        raise UserError(f"{path} holds {stored.dtype}: features are float16 to float64, or whole numbers")
+
+    def chunks() -> Iterator[Tensor]:
+        with _reading(path):
+            yield from map(_floating, stored.chunks())
+
+    notes = () if stored.dtype in FLOATS else (f"whole numbers ({stored.dtype}), taken as they are",)
+    return Features(str(path), n, m, stored.dtype, chunks, notes=notes)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What goes wrong with a file, as one line."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise UserError(f"cannot read {path}: it holds more than tensors, {CODE}") from None
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        zipfile.BadZipFile,
+        safetensors.SafetensorError,
+    ) as e:
+        if "pickle" in str(e) or "Python objects" in str(e):
+            raise UserError(f"cannot read {path}: it holds no array, or Python objects, {CODE}") from None
+        raise UserError(f"cannot read {path}: {reason(e)[:300]}") from None
+
+
+def _npy(path: Path, key: str | None, ndim: int) -> Stored:
+    def rows(part: slice) -> np.ndarray:
+        return np.load(path, mmap_mode="r", allow_pickle=False)[part]
+
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return Stored(array.shape, array.dtype.name, _slices(rows, array.shape))
+
+
+def _torch(path: Path, key: str | None, ndim: int) -> Stored:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("no file of torch.save, or one from before torch 1.6")
+
+    def rows(part: slice) -> Tensor:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        arrays = content if isinstance(content, dict) else {"the tensor": content}
+        arrays = {str(name): value for name, value in arrays.items() if isinstance(value, Tensor)}
+        array = arrays[_choose({name: value.ndim for name, value in arrays.items()}, key, ndim)].detach()
+        if array.layout != torch.strided or array.is_quantized:
+            raise ValueError("the tensor is sparse or quantised")
+        return array[part]
+
+    array = rows(slice(None))
+    return Stored(tuple(array.shape), str(array.dtype).removeprefix("torch."), _slices(rows, tuple(array.shape)))
+
+
+def _safetensors(path: Path, key: str | None, ndim: int) -> Stored:
+    with safetensors.safe_open(path, framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    name = _choose({name: len(shape) for name, shape in shapes.items()}, key, ndim)
+
+    def rows(part: slice) -> Tensor:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.get_slice(name)[part]
+
+    shape = tuple(shapes[name])
+    return Stored(shape, str(rows(slice(0, 1)).dtype).removeprefix("torch."), _slices(rows, shape))
+
+
+def _npz(path: Path, key: str | None, ndim: int) -> Stored:
+    """Unpacked on the way: a packed array can only be read from its beginning."""
+
+    def header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(file)
+
+    with zipfile.ZipFile(path) as archive:
+        headers = {}
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                headers[member.removesuffix(".npy")] = header(file)
+    name = _choose({name: len(shape) for name, (shape, _, _) in headers.items()}, key, ndim)
+    shape, by_columns, dtype = headers[name]
+    if dtype.hasobject:
+        raise UserError(f"cannot read {path}: {name} holds Python objects, {CODE}")
+    if by_columns and min(shape) > 1:
+        raise UserError(f"cannot read {path}: {name} is stored column by column; save np.ascontiguousarray of it")
+
+    def chunks() -> Iterator[np.ndarray]:
+        with zipfile.ZipFile(path) as archive, archive.open(name + ".npy") as file:
+            header(file)
+            for part in _parts(shape):
+                k = part.stop - part.start
+                numbers = k * int(np.prod(shape[1:]))
+                yield np.frombuffer(file.read(numbers * dtype.itemsize), dtype, numbers).reshape(k, *shape[1:])
+
+    return Stored(shape, dtype.name, chunks)
+
+
+def _csv(path: Path, key: str | None, ndim: int) -> Stored:
+    """Numbers separated by comma, semicolon or tab, a row a line; a first line that is no numbers is a header."""
+    with path.open(encoding="utf-8") as file:
+        first = next((line for line in file if line.strip()), "")
+    delimiter = max(",;\t", key=first.count)
+    header = not all(_is_number(cell) for cell in first.split(delimiter))
+
+    def lines() -> Iterator[str]:
+        with path.open(encoding="utf-8") as file:
+            yield from itertools.islice((line for line in file if line.strip()), int(header), None)
+
+    shape = (sum(1 for _ in lines()), len(first.split(delimiter)))
+
+    def chunks() -> Iterator[np.ndarray]:
+        remaining = lines()
+        for part in _parts(shape, CHUNK // 4):  # as text, numbers are larger
+            text = list(itertools.islice(remaining, part.stop - part.start))
+            rows = np.loadtxt(text, delimiter=delimiter, ndmin=2, comments=None)
+            if rows.shape[1] != shape[1]:
+                raise ValueError(f"{rows.shape[1]} columns after {shape[1]}")
+            yield rows
+
+    return Stored(shape, "float64", chunks)
+
+
+FORMATS: dict[str, Callable[[Path, str | None, int], Stored]] = {
+    ".npy": _npy, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".safetensors": _safetensors, ".csv": _csv,
+}  # fmt: skip
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def _format(path: Path) -> Callable[[Path, str | None, int], Stored]:
+    if path.suffix not in FORMATS:
+        raise UserError(f"cannot tell what {path} holds: known are {', '.join(FORMATS)}")
+    return FORMATS[path.suffix]
+
+
+def _choose(dimensions: dict[str, int], key: str | None, ndim: int) -> str:
+    """The name that `key` asks for, or of the only array with so many dimensions."""
+    found = [name for name, number in dimensions.items() if number == ndim]
+    if key is not None and ndim == 2:
+        if key not in dimensions:
+            raise ValueError(f"no array is called {key}: {', '.join(dimensions) or 'it holds none'}")
+        return key
+    if len(found) > 1:
+        raise ValueError(f"several arrays: choose one with --key: {', '.join(found)}")
+    if not dimensions:
+        raise ValueError("it holds no array")
+    return found[0] if found else next(iter(dimensions))  # of another shape, which will be told
+
+
+def _parts(shape: tuple[int, ...], numbers: int = CHUNK) -> Iterator[slice]:
+    """Slices of rows that hold so many numbers."""
+    rows = max(1, numbers // max(1, int(np.prod(shape[1:]))))
+    return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
+
+
+def _slices(rows: Callable[[slice], Any], shape: tuple[int, ...]) -> Callable[[], Iterator[Any]]:
+    return lambda: map(rows, _parts(shape))
+
+
+def _floating(rows: np.ndarray | Tensor) -> Tensor:
+    """Rows in memory, in their own floating type; whole numbers in one that holds them."""
+    if isinstance(rows, np.ndarray):
+        small = rows.dtype.kind in "iub" and rows.dtype.itemsize <= 2
+        native = np.float32 if small else np.float64 if rows.dtype.kind in "iub" else rows.dtype.newbyteorder("=")
+        rows = torch.from_numpy(rows.astype(native))  # a copy: a memory map must not be written to
+    return rows if rows.is_floating_point() else rows.to(torch.float32 if rows.itemsize <= 2 else torch.float64)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _natural(path: Path) -> list:
+    """Sorts shard-2 before shard-10: labels and views follow this order."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+# ---- encoders --------------------------------------------------------------------------------------------------------
+
+
+def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, layer: str) -> Features:
+    """What a finished run's encoder makes of un-augmented images, by default those that it was trained on.
+
+    `layer`: "projector" for z, whose uniformity is trained, or "backbone" for the h that tasks use.
+    """
+    from wassersteinssl import augment, backbones, evaluate
+
+    file = folder / "encoder.safetensors" if folder.is_dir() else folder
+    if not file.exists():
+        raise UserError(f"there is no trained encoder {file}")
+    with _reading(file), safetensors.safe_open(file, framework="pt") as content:
+        metadata = content.metadata() or {}
+        if "config" not in metadata:
+            raise ValueError("this file was not written by a training run of this project")
+        config = json.loads(metadata["config"])
+        settings = config["settings"]
+        backbone = backbones.resnet18(settings["width"])
+        projector = backbones.projector(backbone.feature_dim, settings["hidden_dim"], settings["dim"])
+        networks = nn.ModuleDict({"backbone": backbone, "projector": projector})
+        networks.load_state_dict({name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
+    network = nn.Sequential(backbone, projector) if layer == "projector" else backbone
+    images, part = _images(
+        dataset or settings["dataset"], data_dir or settings["data_dir"], split, settings["normalization"]
+    )
+
+    def encode(batch: Tensor) -> Tensor:
+        return network(augment.normalize(batch, images.mean, images.std)).float()
+
+    m = settings["dim"] if layer == "projector" else backbone.feature_dim
+    term = "" if settings["uniformity"] == "none" else f" + {settings['uniformity']}"
+    return Features(
+        name=f"{layer} of {config['method']}{term} on the {len(part)} {split} images of {images.name}",
+        n=len(part), m=m, dtype="float32", labels=part.labels.cpu(),
+        chunks=lambda: _encoded(network, encode, part, evaluate._forward_batch(part.size, "cpu")),
+    )  # fmt: skip
+
+
+def of_timm(model: str, dataset: str | None, data_dir: str | None, split: str) -> Features:
+    """What a pretrained model of the package timm, without its classifier, makes of images, resized to its size."""
+    from wassersteinssl import evaluate
+
+    try:
+        import timm
+    except ImportError:
+        raise UserError("--timm needs the package timm: pip install timm") from None
+    try:
+        network = timm.create_model(model, pretrained=True, num_classes=0)
+        config = timm.data.resolve_model_data_config(network)
+    except Exception as error:  # of many libraries: unknown name, no network, no disk
+        raise UserError(f"timm cannot load {model}: {reason(error)[:300]}") from None
+    images, part = _images(dataset or "folder", data_dir, split)
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    size = tuple(config["input_size"][1:])
+
+    def encode(batch: Tensor) -> Tensor:
+        batch = F.interpolate(batch.float() / 255, size, mode="bicubic", antialias=True, align_corners=False)
+        return network((batch - mean) / std).float()
+
+    with evaluate.frozen(network):
+        m = encode(next(part.batches([torch.tensor([0])], "cpu"))[0]).shape[1]
+    return Features(
+        name=f"{model} of timm on the {len(part)} {split} images of {images.name}",
+        n=len(part), m=m, dtype="float32", labels=part.labels.cpu(),
+        chunks=lambda: _encoded(network, encode, part, evaluate._forward_batch(size, "cpu")),
+        notes=(f"images resized to {size[0]} x {size[1]} without a crop",),
+    )  # fmt: skip
+
+
+def _images(dataset: str, data_dir: str | None, split: str, normalization: str = "dataset") -> tuple[Any, Any]:
+    from wassersteinssl import data
+
+    if dataset == "folder" and not data_dir:
+        raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
+    images = data.load(dataset, data_dir or REPOSITORY / "data", normalization=normalization)
+    return images, images.train if split == "train" else images.test
+
+
+def _encoded(network: nn.Module, encode: Callable[[Tensor], Tensor], split: Any, batch: int) -> Iterator[Tensor]:
+    from wassersteinssl import evaluate
+
+    with evaluate.frozen(network):
+        for images, _ in split.batches(torch.arange(len(split)).split(batch), "cpu"):
+            yield encode(images)
+
+
+def pick(chunks: Iterable[Tensor], index: Tensor) -> Tensor:
+    """Rows `index` (ascending) of all chunks together, in float64."""
+    found, start = [], 0
+    for chunk in chunks:
+        here = index[(index >= start) & (index < start + len(chunk))] - start
+        found.append(chunk[here].double())
+        start += len(chunk)
+    return torch.cat(found)
+
+
+def with_labels(features: Features, path: Path | None) -> Features:
+    return features if path is None else replace(features, labels=read_labels(path, features.n))
