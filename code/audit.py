@@ -27,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and witho
 from wassersteinssl.settings import DATASETS, UserError, pair_size, whole
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="audit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("features", nargs="?", type=Path, metavar="FEATURES")
     parser.add_argument("--encoder", type=Path, metavar="RUN", help="instead: the folder of a finished run")
     parser.add_argument("--timm", metavar="MODEL", help="instead: a pretrained model of the package timm")
@@ -44,7 +46,7 @@ def parse() -> argparse.Namespace:
     encoder.add_argument("--data-dir", help="of the images")
     encoder.add_argument("--split", choices=("test", "train"), default="test", help="default: %(default)s")
     encoder.add_argument("--layer", choices=("projector", "backbone"), default="projector", help="default: %(default)s")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if sum(source is not None for source in (options.features, options.encoder, options.timm)) != 1:
         parser.error("give FEATURES or --encoder RUN or --timm MODEL")
     return options

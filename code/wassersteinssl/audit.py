@@ -37,7 +37,7 @@ from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import W2Metric, _noise, w2_floor, w2_minimum
 
 COLLAPSED, HEALTHY = 0.1, 0.6  # shares of the dimensions
-CLUMPED = 0.5  # nearest neighbours nearer than this share of what the two moments let expect
+CLUMPED = 1 / 3  # nearest neighbours nearer than this share of what the two moments let expect
 DRAWS = 12  # of each law that the sample is compared with
 NEAREST = 20  # neighbours that vote on a label
 NAMED = 10  # of many rows or features, the first ones are named
@@ -238,8 +238,8 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
             f"{used:.3g} of {m} dimensions are in use ({percent(used / m)}): W2 is that of uniform rows of "
             f"{w2['dimensions']:.3g} dimensions, the effective rank that of {spectrum['dimensions']:.3g}"
         )
-        if word != "healthy" and w2["mean_part"] > 0.5 * w2["w2"] ** 2:
-            why += "; most of W2 is a common mean: the rows point one way, and subtracting it would help most"
+        if w2["mean_part"] > 0.5:  # of the 1 that unit rows have
+            why += f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way"
     if beyond["clumped"]:
         word += " in two moments, but clumped" if word == "healthy" else ", and clumped"
         why += (

@@ -218,7 +218,7 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
 
     def chunks() -> Iterator[np.ndarray]:
         remaining = lines()
-        for part in _parts(shape, CHUNK // 4):  # as text, numbers are larger
+        for part in _parts(shape, share=4):  # as text, numbers are larger
             text = list(itertools.islice(remaining, part.stop - part.start))
             rows = np.loadtxt(text, delimiter=delimiter, ndmin=2, comments=None)
             if rows.shape[1] != shape[1]:
@@ -254,9 +254,9 @@ def _choose(dimensions: dict[str, int], key: str | None, ndim: int) -> str:
     return found[0] if found else next(iter(dimensions))  # of another shape, which will be told
 
 
-def _parts(shape: tuple[int, ...], numbers: int = CHUNK) -> Iterator[slice]:
-    """Slices of rows that hold so many numbers."""
-    rows = max(1, numbers // max(1, int(np.prod(shape[1:]))))
+def _parts(shape: tuple[int, ...], share: int = 1) -> Iterator[slice]:
+    """Slices of rows that hold CHUNK / share numbers."""
+    rows = max(1, CHUNK // share // max(1, int(np.prod(shape[1:]))))
     return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
 
 

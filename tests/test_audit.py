@@ -1,0 +1,498 @@
+"""The audit of an embedding: verdicts on embeddings made to be judged, every kind of file, and what it refuses."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pytest
+import safetensors.torch
+import scipy.linalg
+import torch
+from conftest import FIGURES, REPOSITORY, check_executed, environment, load
+from torch import nn
+
+from wassersteinssl import audit, audit_report, audit_sources, augment, backbones, data, studies
+from wassersteinssl.audit_sources import Features
+from wassersteinssl.settings import PRESETS, Settings
+
+PROGRAM = REPOSITORY / "code" / "audit.py"
+N, M = 1200, 32
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(audit, "DRAWS", 4)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=studies.generator(seed), dtype=torch.float64)
+
+
+def sphere(n, m, seed=0):
+    return studies.sphere(n, m, studies.generator(seed)).double()
+
+
+def random_basis(m):
+    return torch.linalg.qr(normal(m, m, seed=1)).Q
+
+
+def atoms(n=N, m=M):
+    return torch.cat([torch.eye(m), -torch.eye(m)]).double()[torch.arange(n) % (2 * m)]
+
+
+def report_on(z, *, sample=400, **options):
+    """The report on rows in memory."""
+    features = Features("rows", len(z), z.shape[1], "float64", lambda: iter(z.split(500)), options.pop("labels", None))
+    return audit.audit(features, sample=sample, **options).report
+
+
+def start(*arguments, report=None):
+    """The program in this process: its exit status."""
+    program = load(PROGRAM)
+    options = [str(argument) for argument in arguments] + ([] if report is None else ["--report", str(report)])
+    return program.main(program.parse(["--sample", "64", *options]))
+
+
+# ---- the verdict -----------------------------------------------------------------------------------------------------
+
+EMBEDDINGS = {
+    "uniform": (sphere(N, M), "healthy", 32),
+    "half collapsed, random basis": (sphere(N, M // 2) @ random_basis(M)[: M // 2], "partly collapsed", 16),
+    "two directions": (sphere(N, 2) @ random_basis(M)[:2], "collapsed", 2),
+    "constant": (torch.ones(N, M, dtype=torch.float64), "collapsed", 0),
+    "a common mean": (0.15 * normal(N, M) + 1, "collapsed", None),
+    "atoms at +-e_i": (atoms(), "healthy in two moments, but clumped", 32),
+    "atoms with noise": (atoms() + 0.02 * normal(N, M), "healthy in two moments, but clumped", 32),
+    "ten points": (sphere(10, M)[torch.arange(N) % 10] + 0.01 * normal(N, M), "partly collapsed, and clumped", 9),
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_verdicts(name):
+    z, word, dimensions = EMBEDDINGS[name]
+    report = report_on(z)
+    assert report["verdict"]["word"] == word
+    if dimensions is not None:
+        assert report["verdict"]["dimensions"] == pytest.approx(dimensions, rel=0.12, abs=0.5)
+    assert report["verdict"]["clumped"] == ("clumped" in word)
+    assert ("common mean" in report["verdict"]["why"]) == (name == "a common mean")
+    json.dumps(report, allow_nan=False)
+
+
+def test_numbers_are_those_of_scipy_and_numpy():
+    z = (normal(N, M) * torch.linspace(0.1, 3, M)) @ random_basis(M) + 0.1
+    report = report_on(z)
+    unit = (z / z.norm(dim=1, keepdim=True)).numpy()
+    mean, covariance = unit.mean(0), np.cov(unit.T, bias=True)
+    square = mean @ mean + np.trace(covariance) + 1 - 2 / M**0.5 * np.trace(scipy.linalg.sqrtm(covariance).real)
+    assert report["w2"]["w2"] == pytest.approx(square**0.5, rel=1e-9)
+    assert report["w2"]["mean_part"] == pytest.approx(mean @ mean, rel=1e-9)
+    apart = np.linalg.norm(scipy.linalg.sqrtm(covariance).real - np.eye(M) / M**0.5)
+    assert report["w2"]["covariance_part"] == pytest.approx(apart**2, rel=1e-9)
+    eigenvalues = np.linalg.eigvalsh(covariance)[::-1]
+    np.testing.assert_allclose(report["spectrum"]["eigenvalues"], eigenvalues, rtol=1e-8)
+    share = eigenvalues / eigenvalues.sum()
+    assert report["spectrum"]["effective_rank"] == pytest.approx(np.exp(-share @ np.log(share)), rel=1e-9)
+    assert report["spectrum"]["participation_ratio"] == pytest.approx(1 / (share @ share), rel=1e-9)
+    singular = np.linalg.svd(unit, compute_uv=False)
+    singular /= singular.sum()
+    assert report["spectrum"]["rankme"] == pytest.approx(np.exp(-singular @ np.log(singular)), rel=1e-9)
+    assert report["spectrum"]["directions_of_99_percent"] == 1 + np.searchsorted(share.cumsum(), 0.99)
+    norms = np.linalg.norm(z.numpy(), axis=1)
+    found = report["norms"]
+    expected = [norms.min(), norms.mean(), norms.std(), norms.max(), 0]
+    assert list(found.values()) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(400, 40), (80, 200), (64, 64)])
+def test_uniform_rows_use_all_dimensions_whatever_their_number(n, m):
+    report = report_on(sphere(n, m))
+    assert report["verdict"]["word"] == "healthy"
+    assert report["verdict"]["share"] > 0.97
+    assert report["spectrum"]["effective_rank"] == pytest.approx(report["spectrum"]["uniform_effective_rank"], rel=0.02)
+    beyond = report["beyond"]
+    assert abs(beyond["lu_calibrated"] / beyond["uniform"]["lu_calibrated"] - 1) < 0.1
+    assert abs(beyond["nearest"] / beyond["uniform"]["nearest"] - 1) < 0.05
+
+
+def test_repeating_rows_changes_neither_w2_nor_its_floor():
+    z = normal(300, M)
+    once, often = report_on(z), report_on(z.repeat(4, 1))
+    assert often["w2"] == pytest.approx(once["w2"], rel=1e-9)
+    assert often["rows"] == {"distinct": 300, "repeated": 900, "dropped": 0}
+    assert any("900 of 1200 rows repeat" in note for note in often["notes"])
+
+
+def test_companion_measures_the_distance_in_deviations():
+    beyond = report_on(sphere(N, M // 2) @ random_basis(M)[: M // 2])["beyond"]
+    assert beyond["uniform"]["lu_d_prime"] > 20
+    assert beyond["uniform"]["nearest_d_prime"] < -20
+    assert abs(beyond["gaussian"]["nearest"] / beyond["nearest"] - 1) < 0.05  # which two moments tell all about
+
+
+def test_dead_and_repeated_features():
+    z = normal(N, 8)
+    z[:, 1], z[:, 3], z[:, 6], z[:, 7] = 2.5, z[:, 0], -3 * z[:, 2], 0
+    found = report_on(z)["features"]
+    assert found == {"dead": 2, "first_dead": [1, 7], "repeated": 2, "first_pairs": [[0, 3], [2, 6]]}
+
+
+def test_fingerprints_tell_rows_apart():
+    few_bits = np.random.default_rng(0).integers(-1, 2, (3000, 7)).astype(float)  # many rows occur twice
+    assert len(np.unique(audit.fingerprints(few_bits))) == len(np.unique(few_bits, axis=0))
+    few_bits[few_bits == 0] = -0.0
+    assert len(np.unique(audit.fingerprints(np.concatenate([few_bits, few_bits + 0.0])))) == len(
+        np.unique(few_bits, axis=0)
+    )
+    distinct = np.arange(50_000.0)[:, None] * [1.0, 0.0] + [0.0, 1.0]
+    assert len(np.unique(audit.fingerprints(np.concatenate([distinct, distinct[:, ::-1].copy()])))) == 100_000 - 1
+
+
+def test_labels_and_views():
+    z, classes = EMBEDDINGS["ten points"][0], torch.arange(N) % 10
+    report = report_on(z, labels=classes)
+    assert report["labels"]["knn1"] == 100
+    assert report["labels"]["classes"] == 10
+    random = torch.randint(10, (N,), generator=studies.generator(2))
+    assert report_on(z, labels=random)["labels"]["knn1"] < 30
+    other = z + 0.1 * normal(N, M, seed=3)
+    views = Features("other", N, M, "float64", lambda: iter(other.split(77)))
+    found = report_on(z, views=views, sample=N)["views"]
+    a, b = (x / x.norm(dim=1, keepdim=True) for x in (z, other))
+    assert found["alignment"] == pytest.approx(float((a - b).square().sum(1).mean()), rel=1e-9)
+    assert set(found) >= {"lidar", "mmcr", "barlow"}
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def save_csv(path, z, delimiter=",", header="a,b,c,d,e"):
+    np.savetxt(path, z, delimiter=delimiter, header=header.replace(",", delimiter), comments="", fmt="%.18g")
+
+
+def save_shards(path, z):
+    path.mkdir()
+    np.save(path / "shard-2.npy", z[:9])
+    save_csv(path / "shard-10.csv", z[9:16])
+    torch.save(torch.tensor(z[16:]), path / "shard-11.pt")
+    (path / "README.md").touch()
+
+
+WRITERS = {
+    "float16.npy": lambda path, z: np.save(path, z.astype(np.float16)),
+    "big-endian.npy": lambda path, z: np.save(path, z.astype(">f8")),
+    "by-columns.npy": lambda path, z: np.save(path, np.asfortranarray(z)),
+    "packed.npz": lambda path, z: np.savez_compressed(path, features=z, labels=np.arange(len(z))),
+    "tensor.pt": lambda path, z: torch.save(torch.tensor(z, requires_grad=True), path),
+    "dictionary.pth": lambda path, z: torch.save({"z": torch.tensor(z), "epoch": 3, "y": torch.arange(20)}, path),
+    "one.safetensors": lambda path, z: safetensors.torch.save_file({"z": torch.tensor(z), "y": torch.ones(3)}, path),
+    "bfloat16.safetensors": lambda path, z: safetensors.torch.save_file({"z": torch.tensor(z).bfloat16()}, path),
+    "header.csv": save_csv,
+    "semicolons.csv": lambda path, z: np.savetxt(path, z, delimiter=";", fmt="%.18g"),
+    "shards": save_shards,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_its_rows(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_sources, "CHUNK", 15)  # three rows
+    z = np.round(normal(20, 5).numpy() * 16) / 16  # exact in every type
+    WRITERS[name](tmp_path / name, z)
+    features = audit_sources.read(tmp_path / name)
+    chunks = list(features.chunks())
+    assert (features.n, features.m) == (20, 5)
+    assert len(chunks) > 4
+    np.testing.assert_array_equal(torch.cat([chunk.double() for chunk in chunks]).numpy(), z)
+    np.testing.assert_array_equal(audit_sources.pick(features.chunks(), torch.tensor([1, 9, 10, 19])), z[[1, 9, 10, 19]])
+
+
+def test_key_chooses_an_array(tmp_path):
+    np.savez(tmp_path / "two.npz", a=np.zeros((4, 3)), b=np.ones((5, 2)))
+    assert audit_sources.read(tmp_path / "two.npz", "b").n == 5
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_whole_numbers_are_taken_with_a_note(dtype, tmp_path):
+    z = np.random.default_rng(0).integers(0, 2 if dtype is bool else 200, (50, 4)).astype(dtype)
+    np.save(tmp_path / "z.npy", z)
+    features = audit_sources.read(tmp_path / "z.npy")
+    assert "whole numbers" in features.notes[0]
+    np.testing.assert_array_equal(torch.cat(list(features.chunks())).numpy(), z)
+
+
+def test_labels_are_numbers_or_lines(tmp_path):
+    (tmp_path / "y.txt").write_text("cat\ndog\ncat\n")
+    np.save(tmp_path / "y.npy", [7, -1, 7])
+    assert audit_sources.read_labels(tmp_path / "y.txt", 3).tolist() == [0, 1, 0]
+    assert audit_sources.read_labels(tmp_path / "y.npy", 3).tolist() == [1, 0, 1]
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_holds_everything_and_needs_nothing(tmp_path, capsys):
+    path = tmp_path / "<script>alert(1)</script>\x1b[31m.npy".replace("/", "")
+    np.save(path, normal(90, 6).numpy())
+    assert start(path, "--views", path, report=tmp_path / "a" / "b") == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    folder = tmp_path / "a" / "b"
+    assert {file.name for file in folder.iterdir()} == {"audit.json", "audit.txt", "audit.html", "audit.png"}
+    assert (folder / "audit.txt").read_text() in out
+    report = json.loads((folder / "audit.json").read_text())
+    page = (folder / "audit.html").read_text()
+    assert "<script" not in page
+    assert not re.search(r"https?:|url\(|@import|<link", page)
+    assert [base64.b64decode(found) for found in re.findall(r'src="data:image/png;base64,([^"]+)"', page)] == [
+        (folder / "audit.png").read_bytes()
+    ]
+    for shown in (report["verdict"]["word"].capitalize(), f"{report['w2']['w2']:.4f}", "of 64 of them, seed 12"):
+        assert shown in page
+    before = (folder / "audit.json").read_bytes()
+    assert start(path, "--views", path, report=folder) == 0
+    assert (folder / "audit.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["constant", "uniform"])
+def test_the_picture_can_be_drawn_of_extremes(name):
+    found = audit.audit(Features("x", 40, M, "float64", lambda: iter([EMBEDDINGS[name][0][:40]])))
+    figure = audit_report.draw(found)
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "% of the dimensions", "eigenvalue, largest first", "distance of unit rows", "norm of a row",
+    ]  # fmt: skip
+    audit_report.plt.close(figure)
+
+
+# ---- what it refuses -------------------------------------------------------------------------------------------------
+
+
+def bad_rows(folder):
+    z = np.ones((30, 4))
+    z[[3, 17], [0, 2]] = np.nan, np.inf
+    np.save(folder / "z.npy", z)
+
+
+def truncated(folder):
+    np.save(folder / "z.npy", np.ones((100, 4)))
+    os.truncate(folder / "z.npy", 1000)
+
+
+def differing_shards(folder):
+    (folder / "z.npy").mkdir()
+    np.save(folder / "z.npy" / "1.npy", np.ones((3, 4)))
+    np.save(folder / "z.npy" / "2.npy", np.ones((3, 5)))
+
+
+def array(values, name="z.npy"):
+    return lambda folder: np.save(folder / name, values, allow_pickle=True)
+
+
+def lines(content):
+    return lambda folder: (folder / "z.csv").write_text(content)
+
+
+def a_run(folder):
+    (folder / "z.npy").mkdir()
+    (folder / "z.npy" / "encoder.safetensors").touch()
+
+
+REFUSED = {
+    "bad rows": (bad_rows, "z.npy", r"2 of 30 rows .* NaN or infinite values: 3, 17"),
+    "one row": (array(np.ones((1, 4))), "z.npy", "1 rows of 4 features"),
+    "one feature": (array(np.ones((4, 1))), "z.npy", "4 rows of 1 features"),
+    "a vector": (array(np.ones(5)), "z.npy", r"shape \(5,\): features are a matrix"),
+    "images": (array(np.ones((5, 3, 4, 4))), "z.npy", r"shape \(5, 3, 4, 4\)"),
+    "no rows": (array(np.ones((0, 4))), "z.npy", r"shape \(0, 4\)"),
+    "complex": (array(np.ones((5, 4), complex)), "z.npy", "complex128"),
+    "texts": (array(np.full((5, 4), "a")), "z.npy", "features are float16"),
+    "objects": (array(np.full((5, 4), None)), "z.npy", "Python objects, which could run code"),
+    "objects, packed": (
+        lambda folder: np.savez(folder / "z.npz", z=np.full((5, 4), None)), "z.npz", "which could run code",
+    ),
+    "a pickle": (lambda folder: torch.save(SimpleNamespace(), folder / "z.pt"), "z.pt", "more than tensors"),
+    "no torch file": (lambda folder: (folder / "z.pt").write_text("hello"), "z.pt", "no file of torch.save"),
+    "sparse": (lambda folder: torch.save(torch.eye(4).to_sparse(), folder / "z.pt"), "z.pt", "sparse"),
+    "no tensor": (lambda folder: torch.save({"a": 1}, folder / "z.pt"), "z.pt", "holds no array"),
+    "truncated": (truncated, "z.npy", "cannot read"),
+    "not safetensors": (lambda f: (f / "z.safetensors").write_text("hello there"), "z.safetensors", "cannot read"),
+    "no zip": (lambda folder: (folder / "z.npz").write_text("hello"), "z.npz", "not a zip file"),
+    "two arrays": (
+        lambda folder: np.savez(folder / "z.npz", a=np.eye(3), b=np.eye(3)), "z.npz", "choose one with --key: a, b",
+    ),
+    "ragged": (lines("1,2\n3,4\n5\n"), "z.csv", "cannot read"),
+    "text among numbers": (lines("1,2\n3,x\n"), "z.csv", "could not convert string 'x'"),
+    "unknown kind": (lambda folder: (folder / "z.xlsx").touch(), "z.xlsx", "cannot tell"),
+    "missing": (lambda folder: None, "z.npy", "there is no "),
+    "empty folder": (lambda folder: (folder / "z.npy").mkdir(), "z.npy", "no features in"),
+    "differing shards": (differing_shards, "z.npy", r"1\.npy has 4 features, .*2\.npy 5"),
+    "a run": (a_run, "z.npy", "audit it with --encoder"),
+}  # fmt: skip
+
+
+def check_refused(status, pattern, folder, capsys):
+    """Exit status 2, one line, nothing written."""
+    error = capsys.readouterr().err
+    assert status == 2
+    assert re.fullmatch(rf"audit\.py: error: .*{pattern}.*\n", error), error
+    assert not (folder / "report").exists()
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_features(case, tmp_path, capsys):
+    make, name, pattern = REFUSED[case]
+    make(tmp_path)
+    check_refused(start(tmp_path / name, report=tmp_path / "report"), pattern, tmp_path, capsys)
+
+
+def test_bad_companions(tmp_path, capsys):
+    for name, shape in {"z": (30, 4), "short": (29, 4), "narrow": (30, 3), "y": 30, "few": 29}.items():
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).random(shape))
+    np.save(tmp_path / "bad.npy", np.full((30, 4), np.nan))
+    for option, name, pattern in [
+        ("--labels", "few", r"labels of shape \(29,\) for 30 rows"),
+        ("--labels", "short", "labels of shape"),
+        ("--labels", "absent", "No such file"),
+        ("--views", "short", "29 views for 30 rows"),
+        ("--views", "narrow", "the views have 3 features, not 4"),
+        ("--views", "bad", "30 of 30 sampled rows"),
+        ("--key", "absent", None),
+    ]:
+        value = name if option == "--key" else tmp_path / f"{name}.npy"
+        status = start(tmp_path / "z.npy", option, value, report=tmp_path / "report")
+        if pattern is None:
+            assert status == 0  # one array needs no name
+        else:
+            check_refused(status, pattern, tmp_path, capsys)
+
+
+def test_bad_rows_can_be_dropped(tmp_path, capsys):
+    bad_rows(tmp_path)
+    np.save(tmp_path / "y.npy", np.arange(30))
+    assert start(tmp_path / "z.npy", "--drop-bad-rows", "--labels", tmp_path / "y.npy", report=tmp_path / "r") == 0
+    report = json.loads((tmp_path / "r" / "audit.json").read_text())
+    assert (report["n"], report["sample"], report["rows"]["dropped"]) == (28, 28, 2)
+    assert report["verdict"]["why"] == "all rows are equal"
+    np.save(tmp_path / "z.npy", np.full((5, 3), np.nan))
+    check_refused(start(tmp_path / "z.npy", "--drop-bad-rows"), "0 finite rows are left", tmp_path, capsys)
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    status = start(tmp_path / "missing.npy", report=tmp_path / "file" / "r")
+    check_refused(status, "cannot write into", tmp_path, capsys)
+
+
+# ---- encoders --------------------------------------------------------------------------------------------------------
+
+
+def save_encoder(folder):
+    """What a training run leaves, untrained; the network."""
+    settings = Settings(**(PRESETS["digits"] | {"dataset": "digits", "width": 2, "hidden_dim": 16, "dim": 8}))
+    torch.manual_seed(0)
+    backbone = backbones.resnet18(2)
+    networks = nn.ModuleDict({"backbone": backbone, "projector": backbones.projector(backbone.feature_dim, 16, 8)})
+    config = {"method": "BYOL", "settings": asdict(settings)}
+    folder.mkdir()
+    safetensors.torch.save_file(networks.state_dict(), folder / "encoder.safetensors", {"config": json.dumps(config)})
+    return networks.eval()
+
+
+def test_a_trained_run_is_audited_on_its_own_data(tmp_path):
+    networks = save_encoder(tmp_path / "run")
+    images = data.load("digits", None)
+    for layer, network in (("backbone", networks["backbone"]), ("projector", nn.Sequential(*networks.values()))):
+        features = audit_sources.of_run(tmp_path / "run", None, None, "test", layer)
+        with torch.no_grad():
+            expected = network(augment.normalize(images.test.images, images.mean, images.std))
+        torch.testing.assert_close(torch.cat(list(features.chunks())), expected)
+        assert (features.n, features.m) == expected.shape
+        assert torch.equal(features.labels, images.test.labels)
+        assert features.name == f"{layer} of BYOL on the 355 test images of digits"
+
+
+def test_no_encoder(tmp_path, capsys):
+    check_refused(start("--encoder", tmp_path), "there is no trained encoder", tmp_path, capsys)
+    safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "encoder.safetensors")
+    check_refused(start("--encoder", tmp_path), "not written by a training run", tmp_path, capsys)
+    (tmp_path / "encoder.safetensors").unlink()
+    save_encoder(tmp_path / "run")
+    status = start("--encoder", tmp_path / "run", "--dataset", "folder")
+    check_refused(status, "--dataset folder needs --data-dir", tmp_path, capsys)
+
+
+def test_timm_models(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    check_refused(start("--timm", "vit"), "needs the package timm: pip install timm", tmp_path, capsys)
+
+    class Mean(nn.Module):  # of each channel, and how large the image is
+        def forward(self, x):
+            return torch.cat([x.mean((2, 3)), torch.full((len(x), 1), float(x.shape[2]))], 1)
+
+    def create(name, pretrained, num_classes):
+        assert (pretrained, num_classes) == (True, 0)
+        if name != "known":
+            raise RuntimeError(f"Unknown model ({name})")
+        return Mean()
+
+    config = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 1.0), "input_size": (3, 12, 12)}
+    fake = SimpleNamespace(create_model=create, data=SimpleNamespace(resolve_model_data_config=lambda network: config))
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    check_refused(start("--timm", "other"), r"timm cannot load other: Unknown model", tmp_path, capsys)
+    features = audit_sources.of_timm("known", "digits", None, "test")
+    z = torch.cat(list(features.chunks()))
+    assert z.shape == (355, 4) == (features.n, features.m)
+    assert (z[:, 3] == 12).all()
+    grey = data.load("digits", None).test.images.float().mean((1, 2, 3)) / 255
+    torch.testing.assert_close(z[:, :3], (grey[:, None] - 0.5) / torch.tensor([0.25, 0.5, 1.0]), atol=0.02, rtol=0)
+
+
+# ---- the program as it is started ------------------------------------------------------------------------------------
+
+
+def test_help_and_mistakes_are_told_before_torch_loads(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    for arguments, status in ((["--help"], 0), ([], 2), (["a.npy", "--timm", "b"], 2), (["a.npy", "--sample", "1"], 2)):
+        done = subprocess.run(
+            [sys.executable, PROGRAM, *arguments], env=environment() | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        assert "usage: audit.py" in done.stdout + done.stderr
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from wassersteinssl import audit, audit_sources
+from wassersteinssl.machine import peak_memory
+small, large = (audit_sources.read(Path(name)) for name in sys.argv[1:])
+peaks = []
+for features in (small, large):
+    report = audit.audit(features, sample=256).report
+    peaks.append(peak_memory(torch.device("cpu")))
+print(report["n"], report["norms"]["zero_rows"], peaks[1] - peaks[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sparse files, peak memory in bytes")
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    for name, n in {"small": 40_000, "large": 250_000}.items():
+        header = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float16, (n, 256))  # sparse: zeros
+        header[7] = 1
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path / "small.npy", tmp_path / "large.npy"],
+        env=environment() | {"PYTHONPATH": str(REPOSITORY / "code")}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    n, zero, growth = map(int, done.stdout.split())
+    assert (n, zero) == (250_000, 249_999)
+    assert growth < 60e6  # the file has 128 MB, its numbers 512 MB in float64
