@@ -115,7 +115,7 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     """Images, networks and folder of a run. UserError for all that can be told before anything is written."""
     if settings.dataset == "folder" and not settings.data_dir:
         raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
-    device = _device(settings.device)
+    device = find_device(settings.device)
     if settings.batch_size % distributed.size():
         raise UserError(f"--batch-size {settings.batch_size} is of all {distributed.size()} processes: not divisible")
     images = data.load(
@@ -261,14 +261,7 @@ class RunFolder:
             "settings": dataclasses.asdict(settings),
             "processes": distributed.size(),
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-            "versions": {
-                "wassersteinssl": __version__,
-                "git": _git_commit(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "torchvision": torchvision.__version__,
-                "numpy": np.__version__,
-            },
+            "versions": versions(),
         }
 
     def __enter__(self) -> "RunFolder":
@@ -368,6 +361,18 @@ class Signals:
         return self._asked
 
 
+def versions() -> dict[str, str | None]:
+    """Of this code and of what it computes with."""
+    return {
+        "wassersteinssl": __version__,
+        "git": _git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+    }
+
+
 def hardware(device: torch.device) -> str:
     """The device in words, for results: a number without its hardware means little."""
     processes = f"{distributed.size()} processes, each " if distributed.size() > 1 else ""
@@ -382,7 +387,8 @@ def hardware(device: torch.device) -> str:
     return f"{processes}{cpu}, {torch.get_num_threads()} threads" + ("" if device.type == "cpu" else f", {device.type}")
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of this name; "auto": the best that there is. UserError if it cannot be used."""
     several = distributed.size() > 1
     if name == "auto":
         mps = torch.backends.mps.is_available() and not several

@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+COMPILE = ("no", "augmentation", "all")
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyimagenet", "digits", "folder")
 
 
@@ -107,6 +108,11 @@ class Settings:
     checkpoint_epochs: int = option(1, "epochs between checkpoints", check=count)
     checkpoint_minutes: float = option(10.0, "a checkpoint after so many minutes too, also within an epoch; 0: never",
                                        check=not_negative)  # fmt: skip
+    compile: str = option(
+        "no",
+        "torch.compile, which takes a minute or more at the start: the augmentation, or the networks too",
+        choices=COMPILE,
+    )
     run_dir: str = option("", "the run's folder (default: runs/DATASET/METHOD+TERM-wWIDTH-eEPOCHS-sSEED)")
     stage: str = option("all", "what to do", choices=("all", "pretrain", "evaluate"))
 
@@ -116,7 +122,9 @@ class Settings:
         return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
     # Settings that may differ when a run is continued: where it runs, not what it computes.
-    PLACE = ("data_dir", "device", "cuda_graph", "checkpoint_epochs", "checkpoint_minutes", "run_dir", "stage")
+    PLACE = (
+        "data_dir", "device", "cuda_graph", "checkpoint_epochs", "checkpoint_minutes", "compile", "run_dir", "stage"
+    )  # fmt: skip
 
 
 # What a preset changes; the rest is the paper's.

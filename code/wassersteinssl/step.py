@@ -8,6 +8,7 @@ number that is not finite stops the updates there until the host looks.
 
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from wassersteinssl import augment, distributed
 from wassersteinssl.data import ImageSet
+from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.settings import Settings
 
@@ -56,6 +58,9 @@ class TrainingStep:
         self.numbers = torch.zeros(len(NAMES) + 1, dtype=wide, device=device)  # the terms and the largest gradient
         self.good = torch.zeros((), dtype=torch.long, device=device)
         self.check = device.type == "cpu"  # elsewhere looking at the numbers would wait for them
+        self.augment = compiled(augment.apply, "augmentation") if settings.compile != "no" else augment.apply
+        if settings.compile == "all":
+            self.network = compiled(self.network, "networks")
         self.record = _record if device.type == "cuda" and settings.cuda_graph else None
         if self.record is not None and distributed.size() > 1:
             self.record = None
@@ -82,12 +87,11 @@ class TrainingStep:
         self._replay()
 
     def _run(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:
-        view_a, view_b = (
-            augment.apply(images, p, self.augmentation, self.mean, self.std).contiguous(
-                memory_format=torch.channels_last
-            )
-            for p in parameters
-        )
+        self.learn(*(self.augment(images, p, self.augmentation, self.mean, self.std) for p in parameters))
+
+    def learn(self, view_a: Tensor, view_b: Tensor) -> None:
+        """The step behind the augmentation: views (b, 3, H, W), normalised."""
+        view_a, view_b = (view.contiguous(memory_format=torch.channels_last) for view in (view_a, view_b))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             embeddings = self.network(view_a, view_b)
         embeddings = {name: distributed.gather(e.float()) for name, e in embeddings.items()}
@@ -145,6 +149,28 @@ class TrainingStep:
         except RuntimeError as error:
             print(f"no CUDA graph ({str(error).splitlines()[0]}); training goes on without", file=sys.stderr)
         self.record = None
+
+
+def compiled(function: Callable, name: str) -> Callable:
+    """`function` through torch.compile, which its first call starts and tells the time of. Where that fails, for want
+    of a compiler say, it says so and `function` is called as it is."""
+    chosen: Callable | None = None
+
+    def call(*arguments: Any) -> Any:
+        nonlocal chosen
+        if chosen is not None:
+            return chosen(*arguments)
+        chosen, start = torch.compile(function, dynamic=False), time.perf_counter()
+        try:
+            result = chosen(*arguments)
+        except Exception as error:
+            print(f"{name} not compiled ({reason(error)[:200]}); training goes on without", file=sys.stderr)
+            chosen = function
+            return function(*arguments)
+        print(f"{name} compiled in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+        return result
+
+    return call
 
 
 def place_lr(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
