@@ -464,6 +464,15 @@ def test_paper_normalisation(tree):
 # ---- embedded digits ----
 
 
+def test_digits_do_not_need_scikit_learns_own_file(monkeypatch):
+    read = load("digits", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    asked = load("digits", None)
+    assert torch.equal(read.train.images, asked.train.images)
+    assert torch.equal(read.test.labels, asked.test.labels)
+    assert read.classes == asked.classes
+
+
 def test_digits():
     from sklearn.datasets import load_digits
 

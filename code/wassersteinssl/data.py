@@ -13,6 +13,7 @@ STL-10), data_cache.py (what is kept of them).
 Shapes: n images, b of them in a batch, H x W pixels, channels r, g, b first.
 """
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,15 +182,22 @@ def _split(images: Images, labels: np.ndarray) -> Split:
 
 def _digits() -> tuple[list[str], Arrays]:
     """scikit-learn's 1,797 digits, 8 x 8, three equal channels; every fifth image of each class is a test image."""
-    from sklearn.datasets import load_digits
+    # Its file, read here because importing scikit-learn takes a second; where it has none, it must help.
+    package = importlib.util.find_spec("sklearn")
+    path = Path(package.origin or "").parent / "datasets/data/digits.csv.gz" if package else None
+    if path and path.exists():
+        table = np.loadtxt(path, delimiter=",")
+        pixels, target = table[:, :-1], table[:, -1]
+    else:
+        from sklearn.datasets import load_digits
 
-    found = load_digits()
-    grey = np.rint(found.images * (255 / 16)).astype(np.uint8)  # the published values are 0..16
+        pixels, target = load_digits(return_X_y=True)
+    grey = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # the published values are 0..16
     images = np.repeat(grey[:, None], 3, axis=1)
-    labels = found.target.astype(np.int64)
+    labels = target.astype(np.int64)
     test = _rank_in_class(torch.from_numpy(labels)).numpy() % 5 == 4
     arrays = {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
-    return [str(name) for name in found.target_names], arrays
+    return [str(name) for name in range(10)], arrays
 
 
 def _statistics(split: Split) -> tuple[Channels, Channels]:

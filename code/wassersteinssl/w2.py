@@ -78,14 +78,15 @@ def w2_uniformity(
         # Centred twice: the second pass removes what rounding left. Both means are constants here: the columns of the
         # polar factor sum to zero, so that nothing flows through them.
         centred = z - _mean(z.detach(), n, group)
-        centred = centred - _mean(centred.detach(), n, group)
-        square = torch.linalg.vector_norm(z, dtype=wide).square()
+        centred -= _mean(centred.detach(), n, group)
+        # of unit rows no gradient flows through it: it is their number
+        square = torch.linalg.vector_norm(z.detach() if normalize else z, dtype=wide).square()
         with torch.no_grad():
             size = _all_reduce(torch.linalg.vector_norm(centred, dtype=wide).square(), group).sqrt()
             rounding = 4 * torch.finfo(z.dtype).eps * _all_reduce(square, group).sqrt()
             scale = torch.where(size > rounding, 1 / size, 0).to(z.dtype)  # 0: equal rows, no direction to push to
             polar = (_polar_by_eigh if solver == "eigh" else polar_by_products)(centred * scale, group)
-            polar = polar - _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
+            polar -= _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
         value = square / n - 2 / (m * n).sqrt() * _NuclearNorm.apply(centred, polar, wide)
         if group is not None:  # the value of all ranks with this rank's part of the gradient
             part = dist.get_world_size(group) * value
@@ -271,6 +272,30 @@ class _NuclearNorm(torch.autograd.Function):
         return _FirstDerivative.apply(gradient.to(polar.dtype) * polar, centred), None, None
 
 
+class _UnitRows(torch.autograd.Function):
+    """u = z / ||z||, row by row, with gradient (g - u <u, g>) / ||z||. One function, because the derivatives of its
+    parts would pass over z a dozen times more."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, smallest: float) -> Tensor:
+        # Each row is first divided by its largest entry, so that no square overflows or vanishes.
+        largest = torch.linalg.vector_norm(z, torch.inf, dim=1, keepdim=True)
+        zero = largest < smallest
+        scale = torch.where(zero, 0, 1 / largest)
+        u = z * scale
+        rest = torch.where(zero, 0, 1 / torch.linalg.vector_norm(u, dim=1, keepdim=True))
+        ctx.save_for_backward(z, u.mul_(rest), scale.mul_(rest))
+        return u
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        z, u, scale = ctx.saved_tensors
+        with torch.no_grad():
+            radial = (u * gradient).sum(dim=1, keepdim=True)
+            gradient = torch.addcmul(gradient, u, radial, value=-1).mul_(scale)
+        return _FirstDerivative.apply(gradient, z), None
+
+
 class _FirstDerivative(torch.autograd.Function):
     """`gradient`, which depends on z in a way that is not differentiated: asking for that raises. (PyTorch's
     once_differentiable stays silent, and wrong, where the incoming gradient is a constant.)"""
@@ -340,13 +365,8 @@ _POLYNOMIALS = _minimax_polynomials(lower=3e-4, count=9)
 
 
 def _unit_rows(z: Tensor, smallest: float) -> Tensor:
-    """Rows over their norm; rows below the smallest normal number, zero rows among them, become zero. Each row is
-    first divided by its largest entry, so that no square overflows or vanishes."""
-    largest = z.detach().abs().amax(dim=1, keepdim=True)
-    zero = largest < smallest
-    z = z / torch.where(zero, 1, largest)
-    norm = torch.linalg.vector_norm(torch.where(zero, 1, z), dim=1, keepdim=True)
-    return torch.where(zero, 0, z / norm)
+    """Rows over their norm; rows below the smallest normal number, zero rows among them, become zero."""
+    return _UnitRows.apply(z, smallest)
 
 
 def _mean(z: Tensor, n: Tensor, group: Any) -> Tensor:

@@ -1,0 +1,228 @@
+"""What the benchmark programs share: options, timing in turns, memory, and a table with its JSON file beside it.
+
+Times depend on the machine and on who else uses it. What is compared therefore runs in one process and takes turns;
+only ratios within one table mean much.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shlex
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+CODE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CODE))  # works with and without an installation
+
+from wassersteinssl.settings import UserError, count
+
+# This file and the programs import torch inside functions only, so that --help answers at once.
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    parser.add_argument("--threads", type=count, help="of a CPU (default: all that this process may use)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it work? Writes only with --out")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: code/results/benchmarks/NAME-DEVICE.json); and a .md of it"
+    )
+    parser.add_argument("--note", default="", help="on the circumstances, kept in the file")
+    return parser
+
+
+class Report:
+    """The tables of one benchmark on one device, printed as they come and written in the end."""
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        import torch
+
+        from wassersteinssl import machine, run
+
+        try:
+            self.device = run.find_device(args.device)
+        except UserError as error:
+            sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+        torch.set_num_threads(args.threads or machine.cpus())
+        on_gpu = self.device.type == "cuda"
+        place = torch.cuda.get_device_name(self.device) if on_gpu else self.device.type
+        self.path = args.out
+        if self.path is None and not args.quick:
+            self.path = CODE / "results" / "benchmarks" / f"{name}-{re.sub('[^a-z0-9]+', '-', place.lower())}.json"
+        self.content: dict[str, Any] = {
+            "benchmark": name,
+            "command": shlex.join(["python", *sys.argv]),
+            "hardware": run.hardware(self.device),
+            "cpus": machine.cpus(),
+            "threads": torch.get_num_threads(),
+            "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+            "versions": {**run.versions(), "cuda": torch.version.cuda if on_gpu else None},
+            "load_average_before": _load(),
+            "note": args.note,
+            "tables": {},
+        }
+        self.text = ""
+
+    def table(self, title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+        """Print rows as Markdown; `columns`: which of their entries, and the format of each."""
+        self.content["tables"][title] = rows
+        lines = [f"**{title}**", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        for row in rows:
+            cells = [format(row[key], form) if row.get(key) is not None else "" for key, form in columns.items()]
+            lines.append("| " + " | ".join(cells) + " |")
+        self.text += "\n".join(lines) + "\n\n"
+        print("\n" + "\n".join(lines), flush=True)
+
+    def targets(self, rows: Sequence[tuple[str, float, float]]) -> None:
+        """What PERFORMANCE asks for: (what, at least, measured)."""
+        table = [
+            {"target": what, "at least": least, "measured": value, "met": "yes" if value >= least else "no"}
+            for what, least, value in rows
+        ]
+        self.table("Targets", table, {"target": "", "at least": "g", "measured": ".3g", "met": ""})
+
+    def write(self) -> None:
+        self.content["load_average_after"] = _load()
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        content, versions = self.content, self.content["versions"]
+        head = f"{content['hardware']} ({content['cpus']} CPUs), torch {versions['torch']}. {content['note']}".strip()
+        text = f"{head}\n\n{self.text.strip()}\n"
+        self.path.with_suffix(".md").write_text(text, encoding="utf-8")
+        print(f"\nwrote {self.path}")
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], Any]], device: Any, *, seconds: float, rounds: int = 3
+) -> dict[str, float]:
+    """Median seconds of a call of each, taking turns for about `seconds` and for `rounds` at least."""
+    repeat = {}
+    for name, call in calls.items():
+        call()  # the first call chooses kernels and gets memory
+        repeat[name] = max(1, round(0.01 / clock(call, 1, device)))  # short calls together, for the clock's sake
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    done = 0
+    while done < rounds or time.perf_counter() < end:
+        for name, call in calls.items():
+            times[name].append(clock(call, repeat[name], device))
+        done += 1
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def clock(call: Callable[[], Any], repeat: int, device: Any) -> float:
+    """Seconds of a call, over so many of them."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeat
+
+
+def synchronize(device: Any) -> None:
+    import torch
+
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@contextmanager
+def peak_memory(device: Any) -> Iterator[dict[str, float]]:
+    """{"peak": MB above those at the start}: of tensors on a GPU, else of the process without the files it maps."""
+    import torch
+
+    found = {"peak": float("nan")}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield found
+        found["peak"] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
+        return
+    before = highest = _anonymous()
+    stop = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not stop.wait(0.002):
+            highest = max(highest, _anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        watcher.join()
+    found["peak"] = (max(highest, _anonymous()) - before) / 1e6
+
+
+def _anonymous() -> float:
+    """Bytes of this process's own memory; NaN where the system does not tell (not Linux)."""
+    with suppress(OSError):
+        found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+        if found:
+            return 1024.0 * int(found[1])
+    return float("nan")
+
+
+def _load() -> float | None:
+    """Processes that wanted a CPU in the last minute, this one included."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def method_program(path: str) -> ModuleType:
+    """A method file below code/ as a module."""
+    name = Path(path).stem
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, CODE / path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def pil_pipeline(size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Any]:
+    """The paper's augmentation as usual: torchvision's transforms of a PIL image, one at a time."""
+    from PIL import Image
+
+    from wassersteinssl.vision import torchvision
+
+    T = torchvision.transforms
+    return T.Compose(
+        [
+            T.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=Image.Resampling.BICUBIC),
+            T.RandomHorizontalFlip(),
+            T.RandomApply([T.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
+            T.RandomGrayscale(0.2),
+            T.RandomApply([_PilBlur()], p=0.5),
+            T.RandomSolarize(128, p=0.2),
+            T.ToTensor(),
+            T.Normalize(mean, std),
+        ]
+    )
+
+
+class _PilBlur:
+    """PIL's Gaussian blur with sigma from U(0.1, 2); a class, so that worker processes can be sent it."""
+
+    def __call__(self, image: Any) -> Any:
+        import random
+
+        from PIL import ImageFilter
+
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))

@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""What it costs to measure an embedding: L_U over all pairs, W2 over a stream of any length, time and peak memory.
+
+    python code/benchmarks/bench_metrics.py [--device cuda]
+
+L_U stands beside its published formula by torch.pdist, which holds every pair at once: at 50,000 rows that takes 10 GB,
+and where memory is short it is left out. W2 reads chunks of 10,000 rows: from memory, and from a memory-mapped float16
+file, as a feature extractor would leave it. Its memory must not grow with the number of rows, its time no faster.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import bench
+
+ARGS = bench.parser(__doc__).parse_args() if __name__ == "__main__" else None
+
+import numpy as np
+import torch
+from bench_loss import pdist_lu
+from torch import Tensor
+from tqdm import tqdm
+
+from wassersteinssl.machine import memory
+from wassersteinssl.uniformity import lu_uniformity
+from wassersteinssl.w2 import W2Metric
+
+M = 256
+CHUNK = 10_000
+
+
+def stream(chunks: Iterator[Tensor], bar: tqdm) -> float:
+    metric = W2Metric()
+    for z in chunks:
+        metric.update(z)
+        bar.update(len(z))
+    return metric.compute()
+
+
+def from_memory(n: int, device: torch.device) -> Iterator[Tensor]:
+    """One chunk again and again: rows that cost nothing to make."""
+    z = torch.randn(min(n, CHUNK), M, device=device)
+    return (z for _ in range(n // len(z)))
+
+
+def from_file(path: Path, device: torch.device) -> Iterator[Tensor]:
+    rows = np.load(path, mmap_mode="r")
+    for start in range(0, len(rows), CHUNK):
+        yield torch.from_numpy(rows[start : start + CHUNK].copy()).to(device)  # a copy: the map is read-only
+
+
+def write_rows(path: Path, n: int) -> None:
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(n, M))
+    chunk = np.random.default_rng(0).standard_normal((CHUNK, M), dtype=np.float32).astype(np.float16)
+    for start in range(0, n, CHUNK):
+        rows[start : start + CHUNK] = chunk[: n - start]
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    with bench.peak_memory(device) as found:
+        seconds = bench.clock(call, 1, device)
+    return {"seconds": seconds, "peak MB": found["peak"]}
+
+
+def pairs(sizes: list[int], device: torch.device, bar: tqdm) -> list[dict[str, Any]]:
+    """L_U of n rows, ours and by torch.pdist."""
+    rows = []
+    for n in sizes:
+        z = torch.randn(n, M, device=device)
+        needed = 2 * 4 * n * (n - 1) / 2  # of the distances and of a function of them, in float32
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()
+        for name, function in {"ours": lu_uniformity, "torch.pdist": pdist_lu}.items():
+            if name == "torch.pdist" and needed > 0.9 * free:
+                print(f"no torch.pdist for {n} rows: it needs {needed / 1e9:.0f} GB", file=sys.stderr)
+                continue
+            bar.set_description(f"L_U of {n} rows, {name}")
+            with torch.no_grad():
+                found = timed(lambda f=function, z=z: f(z).item(), device)
+            rows.append({"measure": "L_U", "rows": n, "by": name, **found})
+            bar.update(n)
+    return rows
+
+
+def targets(found: dict[tuple[str, str, int], dict[str, Any]]) -> list[tuple[str, float, float]]:
+    ours, theirs = found["L_U", "ours", 50_000], found.get(("L_U", "torch.pdist", 50_000))
+    rows = [("L_U of 50,000 rows: 1 GB / its peak memory", 1, 1000 / ours["peak MB"])]
+    if theirs:
+        rows.append(("L_U of 50,000 rows: torch.pdist's time / ours", 5, theirs["seconds"] / ours["seconds"]))
+    for source in ("memory, float32", "file, float16"):
+        few, many = found["W2", source, 100_000], found["W2", source, 1_000_000]
+        rows.append((f"W2 from {source}: rows/s of 1,000,000 / of 100,000", 0.8, many["rows/s"] / few["rows/s"]))
+        rows.append((f"W2 from {source}: peak MB of 100,000 / of 1,000,000", 0.8, few["peak MB"] / many["peak MB"]))
+    return rows
+
+
+def main(args) -> None:
+    report = bench.Report("metrics", args)
+    device = report.device
+    torch.manual_seed(0)
+    pair_sizes = [500] if args.quick else [10_000, 50_000]
+    stream_sizes = [10_000, 20_000] if args.quick else [10_000, 100_000, 1_000_000]
+    with tqdm(desc="rows", unit=" rows", unit_scale=True, disable=None) as bar, tempfile.TemporaryDirectory() as folder:
+        rows = pairs(pair_sizes, device, bar)
+        path = Path(folder, "rows.npy")
+        stream(from_memory(CHUNK, device), bar)  # the first call gets memory
+        for n in stream_sizes:
+            write_rows(path, n)
+            for name, chunks in (
+                ("memory, float32", from_memory(n, device)),
+                ("file, float16", from_file(path, device)),
+            ):
+                bar.set_description(f"W2 of {n} rows, {name}")
+                found = timed(lambda chunks=chunks: stream(chunks, bar), device)
+                rows.append({"measure": "W2", "rows": n, "by": name, **found})
+    for row in rows:
+        row["rows/s"] = row["rows"] / row["seconds"]
+    form = {"measure": "", "rows": ",", "by": "", "seconds": ".3g", "rows/s": ",.0f", "peak MB": ",.0f"}
+    report.table(f"Rows of {M} features", rows, form)
+    if not args.quick:
+        report.targets(targets({(row["measure"], row["by"], row["rows"]): row for row in rows}))
+    report.write()
+
+
+if __name__ == "__main__":
+    sys.exit(main(ARGS))

@@ -1,0 +1,282 @@
+#!/usr/bin/env python3
+"""How fast training is, where a step's time goes, and what starting costs.
+
+    python code/benchmarks/bench_train.py --width 16 [--precision bf16] [--device cuda] [--folder PATH]
+
+Every method is trained by the training loop itself, with its W2 term, and in turns with it by the usual way: the same
+step on the same device, fed by a DataLoader whose workers apply the paper's PIL transforms. images/s counts an image
+once, though two views of it are trained on. The parts of a step are timed where nothing runs ahead, on a GPU therefore
+without CUDA graph and compiler; "draw" chooses the augmentations, on the CPU, "rest" is the loss itself and what lies
+between. W2's share of a step is that of its value and gradient, timed alone.
+"""
+
+import contextlib
+import dataclasses
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bench
+
+from wassersteinssl.settings import COMPILE, count, pair_size
+
+METHODS = {
+    "BYOL": "BYOL/byol.py",
+    "MoCoV2": "MoCov2/moco_v2.py",
+    "BarlowTwins": "BarlowTwins/barlow_twins.py",
+    "ZeroCL": "Zero-CL/zero_cl.py",
+    "SimCLR": "SimCLR/simclr.py",
+    "NNCLR": "NNCLR/nnclr.py",
+    "SimSiam": "SimSiam/simsiam.py",
+    "AlignUniform": "AlignUniform/align_uniform.py",
+}
+
+if __name__ == "__main__":
+    PARSER = bench.parser(__doc__)
+    PARSER.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    PARSER.add_argument("--width", type=count, default=16, help="of the ResNet-18 (default: 16)")
+    PARSER.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    PARSER.add_argument("--batch-size", type=pair_size, default=256)
+    PARSER.add_argument("--steps", type=count, default=4, help="a round (default: 4; a GPU wants 50)")
+    PARSER.add_argument("--rounds", type=count, default=3, help="after the first, which only warms up (default: 3)")
+    PARSER.add_argument("--workers", type=count, help="of the DataLoader (default: as many as --threads)")
+    PARSER.add_argument("--compile", choices=COMPILE, default="no", help="as in training (default: no)")
+    PARSER.add_argument("--folder", type=Path, help="an image folder, as --dataset folder has it (default: noise)")
+    ARGS = PARSER.parse_args()
+
+import torch
+from bench_augment import TwoViews
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from wassersteinssl import augment, data
+from wassersteinssl.method import Method
+from wassersteinssl.optim import LARS, param_groups
+from wassersteinssl.pretrain import pretrain
+from wassersteinssl.settings import Settings
+from wassersteinssl.step import TrainingStep
+from wassersteinssl.uniformity import MEASURES
+from wassersteinssl.vision import torchvision
+from wassersteinssl.w2 import w2_uniformity
+
+PARTS = ("draw", "augmentation", "forward", "W2", "backward", "optimiser", "momentum update")
+CIFAR10 = 50_000  # training images
+PAPER_EPOCHS = 500
+
+
+class Stopwatch:
+    """Seconds that went into the parts of a step, by wrapping the functions that do them."""
+
+    def __init__(self, method: Method, device: torch.device):
+        self.method, self.device, self.seconds = method, device, dict.fromkeys(("step", *PARTS), 0.0)
+        self.undo = contextlib.ExitStack()
+
+    def __enter__(self) -> "Stopwatch":
+        self.watch(TrainingStep, "__call__", "step")
+        self.watch(augment, "draw", "draw")
+        self.watch(augment, "apply", "augmentation")
+        self.watch(self.method, "forward", "forward")
+        self.watch(Tensor, "backward", "backward")
+        self.watch(LARS, "step", "optimiser")
+        self.watch(self.method, "after_step", "momentum update")
+        w2 = MEASURES["w2"]
+        MEASURES["w2"] = dataclasses.replace(w2, function=self.timed(w2.function, "W2"))
+        self.undo.callback(MEASURES.update, w2=w2)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.undo.close()
+
+    def watch(self, owner: Any, name: str, part: str) -> None:
+        function = getattr(owner, name)
+        setattr(owner, name, self.timed(function, part))
+        self.undo.callback(setattr, owner, name, function)
+
+    def timed(self, function: Callable, part: str) -> Callable:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            bench.synchronize(self.device)
+            start = time.perf_counter()
+            result = function(*arguments, **keywords)
+            bench.synchronize(self.device)
+            self.seconds[part] += time.perf_counter() - start
+            return result
+
+        return call
+
+
+class Usual:
+    """The usual way: the same step, fed by worker processes that augment PIL images one at a time."""
+
+    def __init__(self, method: Method, images: data.ImageSet, settings: Settings, device: torch.device, workers: int):
+        self.method, self.device = method, device
+        optimizer = LARS(param_groups(method, batch_size=settings.batch_size), lr=settings.weight_lr)
+        self.step = TrainingStep(
+            method, optimizer, w2_uniformity, images, augment.Augmentation(), settings, device
+        )  # fmt: skip
+        self.step.alpha.fill_(settings.alpha_max)
+        pil = [torchvision.transforms.functional.to_pil_image(image) for image in images.train.images]
+        self.loader = DataLoader(
+            TwoViews(pil, bench.pil_pipeline(images.train.size[0], images.mean, images.std)), settings.batch_size,
+            num_workers=workers, persistent_workers=True, pin_memory=device.type == "cuda", shuffle=True,
+        )  # fmt: skip
+
+    def epoch(self) -> float:
+        """Seconds of an epoch. The workers begin with it and have nothing left to do at its end."""
+        start = time.perf_counter()
+        for views in self.loader:
+            self.step.learn(*(view.to(self.device, non_blocking=True) for view in views))
+            self.method.after_step(0.5)
+        bench.synchronize(self.device)
+        return time.perf_counter() - start
+
+
+def build(name: str, options: dict[str, Any], device: torch.device) -> tuple[Method, Settings]:
+    program = bench.method_program(METHODS[name])
+    settings = getattr(program, name + "Settings")(**options)
+    torch.manual_seed(0)
+    return getattr(program, name)(settings).to(device).to(memory_format=torch.channels_last), settings
+
+
+def train(
+    method: Method, images: data.ImageSet, settings: Settings, device: torch.device, after_epoch: Callable[[], Any]
+) -> list[float]:
+    """Seconds of each epoch of the training loop; `after_epoch` is called between them and not counted."""
+    seconds: list[float] = []
+
+    def log(line: dict) -> None:
+        seconds.append(line["seconds"])
+        after_epoch()
+
+    with contextlib.redirect_stdout(sys.stderr):
+        pretrain(
+            method, images, augment.Augmentation(), settings, device, state=None, save=lambda *_: None, log=log,
+            monitor=dict, stop=lambda: False,
+        )  # fmt: skip
+    return seconds
+
+
+def measure(name: str, options: dict, images: data.ImageSet, device: torch.device, workers: int) -> dict[str, Any]:
+    """A row of the tables: rates, parts of a step in milliseconds, floating-point operations."""
+    method, settings = build(name, options, device)
+    usual = Usual(build(name, options, device)[0], images, settings, device, workers)
+    steps = len(images.train) // settings.batch_size
+    usual_seconds: list[float] = []
+    with FlopCounterMode(display=False) as flops:
+        usual.epoch()
+    seconds = train(method, images, settings, device, lambda: usual_seconds.append(usual.epoch()))
+    seconds, usual_seconds = seconds[1:], usual_seconds[1:]
+    with Stopwatch(method, device) as watch:
+        plain = dataclasses.replace(settings, epochs=1, cuda_graph=False, compile="no")
+        train(method, images, plain, device, lambda: None)
+    step_seconds = statistics.median(seconds) / steps
+    rate = settings.batch_size / step_seconds
+    z = torch.randn(2 * settings.batch_size, settings.dim, device=device, requires_grad=True)
+    w2 = bench.in_turns({"W2": lambda: w2_uniformity(z).backward()}, device, seconds=0.5)["W2"]
+    return {
+        "method": name,
+        "images/s": rate,
+        "usual": settings.batch_size * steps / statistics.median(usual_seconds),
+        "x usual": statistics.median(u / s for u, s in zip(usual_seconds, seconds, strict=True)),
+        "500 epochs, h": PAPER_EPOCHS * CIFAR10 / rate / 3600,
+        "W2 %": 100 * w2 / step_seconds,
+        "TFLOP/s": flops.get_total_flops() / steps / step_seconds / 1e12,
+        **{part: 1000 * total / steps for part, total in watch.seconds.items()},
+    }
+
+
+def matmul_peak(device: torch.device, precision: str) -> float:
+    """TFLOP/s of one large matrix product in this precision: what the step could reach at best."""
+    n = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    return 2 * n**3 / bench.in_turns({"": lambda: a @ a}, device, seconds=1)[""] / 1e12
+
+
+def starting(quick: bool) -> list[dict[str, Any]]:
+    """Seconds until --help has answered, and of a whole run of one training step on the digits."""
+    programs = [bench.CODE / path for path in METHODS.values()]
+    if not quick:
+        programs += sorted(bench.CODE.glob("*.py")) + sorted(bench.CODE.glob("benchmarks/bench_*.py"))
+        programs += sorted(bench.CODE.parent.glob("[DEL]*/**/*.py"))  # the studies
+    rows = []
+    for program in tqdm(programs[: 1 if quick else None], desc="starting", disable=None):
+        command = [sys.executable, str(program), "--help"]
+        rows.append({"program": program.name + " --help", "seconds": run(command, 1 if quick else 3)})
+    one_step = (
+        "--dataset digits --limit-train 128 --batch-size 128 --epochs 1 --stage pretrain --monitor-every 0".split()
+    )
+    small = "--width 16 --hidden-dim 256 --dim 64".split()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(programs[0]), *one_step, *small, "--run-dir", f"{folder}/run"]
+        rows.append({"program": "byol.py, one step on digits", "seconds": run(command, 1)})
+    return rows
+
+
+def run(command: list[str], times: int) -> float:
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def noise(n: int, size: int) -> data.ImageSet:
+    pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
+    split = data.Split(torch.zeros(n, dtype=torch.int64), (size, size), pixels)
+    mean, std = data.STATISTICS["cifar10"]
+    return data.ImageSet("noise", ("noise",), split, split, mean, std)
+
+
+def main(args) -> None:
+    report = bench.Report(f"train-w{args.width}-{args.precision}", args)
+    device = report.device
+    batch_size, steps, rounds = (8, 1, 1) if args.quick else (args.batch_size, args.steps, args.rounds)
+    options: dict[str, Any] = {
+        "width": 2 if args.quick else args.width, "batch_size": batch_size, "epochs": 1 + rounds, "warmup_epochs": 0.0,
+        "precision": args.precision, "compile": args.compile, "uniformity": "w2", "alpha_max": 0.2, "monitor_every": 0,
+    }  # fmt: skip
+    if args.quick:
+        options |= {"hidden_dim": 8, "dim": 4}
+    n = steps * batch_size
+    images = data.load("folder", args.folder, limit_train=n) if args.folder else noise(n, 32)
+    rows = []
+    for name in tqdm(args.methods[: 1 if args.quick else None], desc="methods", disable=None):
+        rows.append(measure(name, options, images, device, args.workers or torch.get_num_threads()))
+    peak = matmul_peak(device, args.precision)
+    for row in rows:
+        row["% of peak"] = 100 * row["TFLOP/s"] / peak
+        # drawing augmentations and the momentum update are not done by the step object
+        row["rest"] = row["step"] + row["draw"] + row["momentum update"] - sum(row[part] for part in PARTS)
+    report.content["matmul peak, TFLOP/s"] = peak
+    form = {"method": "", "images/s": ",.0f", "usual": ",.0f", "x usual": ".2f", "500 epochs, h": ".1f", "W2 %": ".2f"}
+    title = f"ResNet-18 of width {options['width']}, batch {batch_size}, {args.precision}, with W2"
+    report.table(title, rows, form | {"TFLOP/s": ".3g", "% of peak": ".0f"})
+    report.table("Milliseconds of a step", rows, {"method": "", "step": ".4g"} | dict.fromkeys((*PARTS, "rest"), ".3g"))
+    starts = starting(args.quick)
+    report.table("Starting", starts, {"program": "", "seconds": ".2f"})
+    if not args.quick:
+        least = 1.5 if device.type == "cpu" and args.width == 16 else 1
+        share = 1 if device.type == "cpu" else 3
+        worst = min(rows, key=lambda row: row["x usual"])
+        heaviest = max(rows, key=lambda row: row["W2 %"])
+        slowest = max(starts[:-1], key=lambda row: row["seconds"])
+        report.targets(
+            [
+                (f"images/s / the usual way's, {worst['method']}", least, worst["x usual"]),
+                (f"{share} % / W2's share of a step, {heaviest['method']}", 1, share / heaviest["W2 %"]),
+                (f"0.5 s / --help, {slowest['program'].split()[0]}", 1, 0.5 / slowest["seconds"]),
+                ("5 s / start and first step on digits", 1, 5 / starts[-1]["seconds"]),
+            ]
+        )
+    report.write()
+
+
+if __name__ == "__main__":
+    sys.exit(main(ARGS))

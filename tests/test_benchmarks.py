@@ -1,0 +1,73 @@
+"""The benchmark programs run, on tiny sizes, and write what they say. Nothing here looks at a time."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY, environment
+
+FOLDER = REPOSITORY / "code" / "benchmarks"
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
+RESULTS = REPOSITORY / "code" / "results" / "benchmarks"
+
+
+def test_there_are_four():
+    assert PROGRAMS == ["bench_augment", "bench_loss", "bench_metrics", "bench_train"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_answers_without_torch(name):
+    without_torch = f"import runpy, sys; sys.modules['torch'] = None; sys.argv = ['{name}.py', '--help']"
+    command = [
+        sys.executable,
+        "-c",
+        f"{without_torch}; sys.path[0] = {str(FOLDER)!r}; runpy.run_module('{name}', run_name='__main__')",
+    ]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_it_runs_and_writes_its_tables(name, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "some" / "out.json"
+    options = ["--no-compile"] if name == "bench_augment" else []
+    monkeypatch.setattr(
+        sys, "argv", [f"{name}.py", "--quick", "--device", "cpu", "--threads", "1", "--out", str(out), *options]
+    )
+    monkeypatch.syspath_prepend(str(FOLDER))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert not end.value.code
+    content = json.loads(out.read_text())
+    assert name.removeprefix("bench_") == content["benchmark"].split("-")[0]
+    assert content["hardware"]
+    assert content["versions"]["torch"]
+    assert content["threads"] == 1
+    printed = capsys.readouterr().out
+    for title, rows in content["tables"].items():
+        assert title in printed
+        assert rows
+        times = [value for row in rows for key, value in row.items() if key in ("ms", "seconds", "step", "images/s")]
+        assert all(value > 0 for value in times)
+    assert out.with_suffix(".md").read_text().count("**") == 2 * len(content["tables"])
+
+
+def test_the_cost_page_quotes_tables_that_were_measured():
+    page = (REPOSITORY / "docs" / "COST.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- (code/results/benchmarks/[\w.-]+\.md) -->\n(.*?)\n<!-- end -->", page, flags=re.DOTALL)
+    assert blocks
+    for path, text in blocks:
+        assert text.strip() == (REPOSITORY / path).read_text(encoding="utf-8").strip(), path
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_committed_measurements_name_their_hardware(path):
+    content = json.loads(path.read_text())
+    assert content["hardware"]
+    assert content["versions"]["git"]
+    assert content["tables"]["Targets"]
+    assert path.with_suffix(".md").exists()
