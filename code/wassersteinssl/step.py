@@ -49,7 +49,7 @@ class TrainingStep:
         device: torch.device,
     ):
         self.method, self.optimizer, self.term = method, optimizer, term
-        self.network = distributed.network(method)
+        self.network: Callable[..., Any] = distributed.network(method)
         self.augmentation, self.mean, self.std = augmentation, data.mean, data.std
         self.device, self.bf16 = device, settings.precision == "bf16"
         self.alpha = torch.zeros((), device=device)
@@ -123,8 +123,8 @@ class TrainingStep:
         if self.check:
             self.look()
             return
-        for gradient in gradients:
-            gradient.masked_fill_(~finite, 0)
+        # As integers: NaN times zero would stay NaN, its bits do not.
+        torch._foreach_mul_([gradient.view(torch.int32) for gradient in gradients], finite.int())
         for group in self.optimizer.param_groups:
             group["lr"].mul_(finite)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from wassersteinssl.plotting import COLORS, COLUMN, line_style, plt, save
 from wassersteinssl.table2 import COLUMNS, DATASETS, METHODS, TERMS, Row, Table, paper
@@ -105,7 +106,7 @@ def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
             panel.set_ylim(0, 2**0.5)
         title = f"({letter}) {DATASETS.get(dataset, dataset)}, {METHODS.get(method, method)}"
         panel.set(xlabel="epoch", ylabel=AXIS[column], title=title)
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         panel.legend(loc="best")
     return figure
 
