@@ -56,6 +56,7 @@ class TrainingStep:
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
         self.sums = torch.zeros(len(NAMES), dtype=wide, device=device)
         self.numbers = torch.zeros(len(NAMES) + 1, dtype=wide, device=device)  # the terms and the largest gradient
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # all of them, in every step so far
         self.good = torch.zeros((), dtype=torch.long, device=device)
         self.check = device.type == "cpu"  # elsewhere looking at the numbers would wait for them
         self.augment = compiled(augment.apply, "augmentation") if settings.compile != "no" else augment.apply
@@ -117,16 +118,16 @@ class TrainingStep:
         numbers[: len(terms)] = torch.stack(terms)
         numbers[-1] = torch.stack(torch._foreach_norm(gradients, torch.inf)).max()
         # Once they are not finite they stay as they are, to be told.
-        self.numbers.copy_(torch.where(self.numbers.isfinite().all(), numbers, self.numbers))
-        finite = self.numbers.isfinite().all()
-        self.good += finite
+        self.numbers.copy_(torch.where(self.finite, numbers, self.numbers))
+        self.finite &= numbers.isfinite().all()
+        self.good += self.finite
         if self.check:
             self.look()
             return
         # As integers: NaN times zero would stay NaN, its bits do not.
-        torch._foreach_mul_([gradient.view(torch.int32) for gradient in gradients], finite.int())
+        torch._foreach_mul_([gradient.view(torch.int32) for gradient in gradients], self.finite.int())
         for group in self.optimizer.param_groups:
-            group["lr"].mul_(finite)
+            group["lr"].mul_(self.finite)
 
     def look(self) -> None:
         """NonFiniteLoss with the step, counted from 0 at the start of the run, if a number is not finite. Waits."""
