@@ -82,7 +82,7 @@ def draw_spectra(table: Table) -> Figure:
         panel.axhline(1 / m, color="0.4", linewidth=0.8)
         panel.text(m, 1.2 / m, "uniform, 1/m", ha="right", va="bottom", fontsize=7, color="0.3")
         panel.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log", title=f"({letter}) {title}")
-        panel.legend(loc="lower left", frameon=True, edgecolor="none", borderpad=0.1)
+        panel.legend(loc="best")
     return figure
 
 
