@@ -48,6 +48,7 @@ TABLE2 = tuple(PROGRAMS)[:4]
 TERMS = ("none", "w2", "lu")
 STOPPED = 75
 RESERVE = 20  # seconds before the end of a time budget at which running cells are asked to stop
+DAMAGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of JSON that no run has written
 WORTHWHILE = 60  # no cell is started with less time left
 
 
@@ -69,18 +70,20 @@ class Cell:
         return f"{self.dataset}/{self.folder.name}"
 
     def metrics(self) -> list[dict]:
-        """Finished epochs; a half-written last line is no epoch."""
+        """Finished epochs; a half-written last line is none."""
         lines = []
         with contextlib.suppress(OSError):
             for line in (self.folder / "metrics.jsonl").read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError):
-                    lines.append(json.loads(line))
+                with contextlib.suppress(*DAMAGE):
+                    epoch = json.loads(line)
+                    lines.append({**epoch, "seconds": float(epoch["seconds"])})
         return lines
 
     def result(self) -> dict | None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, *DAMAGE):
             result = json.loads((self.folder / "result.json").read_text())
-            return result if result["complete"] is True else None
+            numbers = {key: float(result[key]) for key in ("acc1", "w2", "evaluate_seconds")}
+            return {**result, **numbers} if result["complete"] is True else None
         return None
 
     def busy(self) -> bool:
@@ -214,7 +217,7 @@ def left(grid: list[Cell], parallel: int = 1) -> str:
     seen: dict[str, list[float]] = {}
     evaluations = []
     for cell in grid:
-        seen.setdefault(cell.method, []).extend(line["seconds"] for line in cell.metrics() if "seconds" in line)
+        seen.setdefault(cell.method, []).extend(line["seconds"] for line in cell.metrics())
         if result := cell.result():
             evaluations.append(result["evaluate_seconds"])
     everything = [seconds for epochs in seen.values() for seconds in epochs]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from wassersteinssl.files import sweep, write_atomically
+from wassersteinssl.files import reason, sweep, write_atomically
 from wassersteinssl.settings import UserError
 
 KEPT = 2
@@ -54,7 +54,10 @@ def load(folder: Path) -> dict[str, Any] | None:
     for digest, path in found:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest().startswith(digest):
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            try:
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            except Exception as error:  # a whole file that no run has written
+                raise UserError(f"{path} is no checkpoint: {reason(error)[:200]}") from None
         print(f"{path} is damaged (its SHA-256 differs from its name); trying an older one", file=sys.stderr)
     if found:
         raise UserError(f"every checkpoint in {folder} is damaged: remove them to start anew")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from wassersteinssl import augment, distributed
 from wassersteinssl.data import ImageSet
+from wassersteinssl.files import reason
 from wassersteinssl.machine import peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
@@ -53,12 +54,15 @@ def pretrain(
     train = TrainingStep(method, optimizer, term, data, augmentation, settings, device)
     done, seconds, collapsed = 0, 0.0, 0  # steps and time so far; epochs in a row with a collapsed last batch
     if state is not None:
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        place_lr(optimizer, device)
-        train.sums.copy_(state["sums"])
-        train.good.fill_(state["step"])
-        done, seconds, collapsed = state["step"], state["seconds"], state.get("collapsed", 0)
+        try:
+            method.load_state_dict(state["method"])
+            optimizer.load_state_dict(state["optimizer"])
+            place_lr(optimizer, device)
+            train.sums.copy_(state["sums"])
+            train.good.fill_(state["step"])
+            done, seconds, collapsed = state["step"], state["seconds"], state.get("collapsed", 0)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"the checkpoint does not fit this run: {reason(error)[:200]}") from None
     first_process, saved = distributed.first(), time.monotonic()
 
     def keep() -> None:

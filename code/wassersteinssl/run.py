@@ -85,7 +85,7 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
             job = _prepare(method_class, settings)
             if distributed.first():
                 stack.enter_context(job.folder)
-        if distributed.from_first(job.folder.result.exists):
+        if distributed.from_first(job.folder.finished):
             if distributed.first():
                 print(f"{job.folder.path}: done already")
             distributed.leave()
@@ -292,7 +292,7 @@ class RunFolder:
         try:
             before = json.loads(config.read_text())
             old = {"method": before["method"], **before["settings"]}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
         new = {"method": self.config["method"], **self.config["settings"]}  # type: ignore[dict-item]
         differing = [
@@ -329,6 +329,12 @@ class RunFolder:
         """Eigenvalues of the covariance of the l2-normalised test embeddings, descending."""
         values = evaluate.spectrum(torch.nn.functional.normalize(z)).cpu().numpy()
         write_atomically(self.path / "spectrum.npy", partial(np.save, arr=values, allow_pickle=False))
+
+    def finished(self) -> bool:
+        try:
+            return json.loads(self.result.read_text())["complete"] is True
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return False  # damaged: evaluated anew
 
     def finish(self, result: dict) -> None:
         write_atomically(self.result, _json(result))

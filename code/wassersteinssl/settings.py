@@ -45,6 +45,13 @@ def whole(text: str) -> int:
     return _number(text, int, 0, above=False)
 
 
+def seed(text: str) -> int:
+    """A whole number that a random generator takes."""
+    if (value := whole(text)) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be below 2^63, not {text}")
+    return value
+
+
 def positive(text: str) -> float:
     return _number(text, float, 0, above=True)
 
@@ -101,7 +108,7 @@ class Settings:
     linear_epochs: int = option(100, "of linear evaluation", check=count)
     monitor_every: int = option(5, "epochs between kNN, W2, L_U, A of the test images; 0: never", check=whole)
 
-    seed: int = option(12, "of everything random", check=whole)
+    seed: int = option(12, "of everything random", check=seed)
     precision: str = option("fp32", "bf16: mixed precision", choices=("fp32", "bf16"))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     cuda_graph: bool = option(True, "replay the training step as one CUDA graph (GPU only)", check=yes_or_no)

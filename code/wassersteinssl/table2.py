@@ -143,7 +143,11 @@ def read(folder: Path) -> dict:
             raise ValueError("a number that is not finite")
         if not isinstance(result["config"]["settings"], dict):
             raise ValueError("no settings")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(result[key], str) for key in ("method", "uniformity", "dataset", "device")):
+            raise ValueError("a name that is no text")
+        if not all(isinstance(result[key], int) for key in ("seed", "n_test", "dim")):
+            raise ValueError("a count that is no whole number")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"result.json cannot be used: {error}") from None
     return {**result, "folder": folder}
 

@@ -1,0 +1,204 @@
+"""Input that nobody meant: a line and status 2, never a traceback, a write elsewhere, or a command in a name."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metrics
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_grid import STAND_IN, grid_module  # noqa: F401
+
+from wassersteinssl import checkpoint, data, run, table2
+from wassersteinssl.settings import Settings, UserError, parse
+
+fuzz = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+DEEP = b"[" * 20_000
+# What may go wrong in a file: other bytes, another structure, something that is nearly right.
+BYTES = st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()) | st.just(DEEP)
+
+
+def damaged(content):
+    """The content with some bytes changed, lost, or added."""
+
+    def damage(change):
+        kind, place, bytes_ = change
+        place = int(place * len(content))
+        return content[:place] + bytes_ + content[place + (0, len(bytes_), len(content))[kind] :]
+
+    return st.tuples(st.integers(0, 2), st.floats(0, 1), st.binary(min_size=1, max_size=8)).map(damage)
+
+
+NAMES = ["--" + name.replace("_", "-") for name in Settings.__dataclass_fields__]
+WORDS = st.sampled_from([*NAMES, "--help", "--", "-h", "1", "0", "-1", "1e400", "nan", "9" * 5000, "digits", "yes", ""])
+
+
+@fuzz
+@given(st.lists(WORDS | st.text(max_size=8), max_size=6))
+def test_any_command_line_gives_settings_or_one_line_and_status_2(arguments):
+    errors, status = io.StringIO(), 0
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            parse(Settings, "", arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status in (None, 0, 2)  # None: help
+    assert status != 2 or ": error: " in errors.getvalue()
+
+
+@fuzz
+@given(content=BYTES | st.fixed_dictionaries({"method": JSON, "settings": JSON}).map(lambda x: json.dumps(x).encode()))
+def test_any_config_is_refused_by_a_line(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    folder = run.RunFolder(tmp_path, "BYOL", load(BYOL).BYOLSettings())
+    with pytest.raises(UserError, match=r"damaged|another configuration"), folder:
+        pass
+
+
+@fuzz
+@given(lines=st.lists(BYTES | JSON.map(lambda seconds: json.dumps({"seconds": seconds}).encode()), max_size=3))
+def test_any_metrics_are_read_by_the_grid(grid_module, tmp_path, lines):  # noqa: F811
+    cell = grid_module.Cell("byol", "none", "digits", 12, tmp_path, 3, [])
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b'{"epoch": 2, "sec')
+    assert all(isinstance(line["seconds"], float) for line in cell.metrics())
+    assert grid_module.status([cell])
+
+
+RESULT = json.loads((REPOSITORY / "code/results/digits-byol/byol-w2/result.json").read_text())
+ONE_WRONG = st.tuples(st.sampled_from(sorted(RESULT)), JSON).map(
+    lambda item: json.dumps(RESULT | dict([item])).encode()
+)
+
+
+@fuzz
+@given(content=BYTES | ONE_WRONG)
+def test_any_result_is_read_by_the_grid_and_the_table(grid_module, tmp_path, content):  # noqa: F811
+    folder = tmp_path / "digits" / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "result.json").write_bytes(content)
+    cell = grid_module.Cell("byol", "none", "digits", 12, folder, 3, [])
+    assert grid_module.status([cell])
+    assert isinstance(run.RunFolder(folder, "BYOL", Settings()).finished(), bool)
+    tables, unfinished = table2.collect([tmp_path])
+    assert len(tables) + len(unfinished) == 1
+    for table in tables:
+        assert table2.markdown(table)
+        assert table2.latex(table)
+    assert table2.to_csv(tables)
+
+
+STATE = {"step": 1, "method": {"weight": torch.ones(3)}, "probe": None}
+
+
+@fuzz
+@given(content=st.data(), right_name=st.booleans())
+def test_any_checkpoint_is_loaded_or_refused_by_a_line(tmp_path_factory, content, right_name):
+    folder = tmp_path_factory.mktemp("run")
+    checkpoint.save(folder, 1, STATE)
+    path = next(folder.iterdir())
+    bad = content.draw(st.binary(max_size=100) | damaged(path.read_bytes()))
+    if right_name:  # its writer knew how to name it: only what is in it can tell
+        path.unlink()
+        path = folder / f"checkpoint-000000001-{hashlib.sha256(bad).hexdigest()[:16]}.pt"
+    path.write_bytes(bad)
+    with contextlib.suppress(UserError):
+        checkpoint.load(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.pop("optimizer"),
+        lambda state: state["method"].pop("backbone.conv1.weight"),
+        lambda state: state["method"].update({"backbone.conv1.weight": torch.ones(1)}),
+        lambda state: state.update(step="three"),
+        lambda state: state.update(method=7),
+        lambda state: state["optimizer"].update(state=[], param_groups=3),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch, spoil):
+    module = load(BYOL)
+    chosen = parse(module.BYOLSettings, "", [*TINY, "--stage", "pretrain", "--run-dir", str(tmp_path / "run")])
+    monkeypatch.setattr(run.Signals, "stop", lambda self: True)
+    assert not run.execute(module.BYOL, chosen)
+    state = checkpoint.load(tmp_path / "run")
+    spoil(state)
+    checkpoint.save(tmp_path / "run", 2, state)
+    with pytest.raises(UserError, match="does not fit"):
+        run.execute(module.BYOL, chosen)
+
+
+def png():
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@fuzz
+@given(content=st.binary(max_size=60) | damaged(png()))
+def test_any_image_is_read_or_named(tmp_path, content):
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True, exist_ok=True)
+        (tmp_path / split / "cat" / "0.png").write_bytes(png())
+    (tmp_path / "train" / "cat" / "1.png").write_bytes(content)
+    told = f"{tmp_path}/train/cat/1.png"
+    try:
+        data.load("folder", tmp_path, stream=False)
+    except UserError as error:
+        told = str(error)
+    assert f"{tmp_path}/train/cat/1.png" in told
+    assert "\n" not in told
+
+
+NASTY = ["a b+c", "quo'te\"", "$(touch pwned)", "`touch pwned`;touch pwned", "ünïcødé-数", "-rf", "{}*?[a]\\"]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_name_is_only_a_name(tmp_path, monkeypatch, name):
+    """Of a run, of the folder of a grid, of classes and images; by a launcher and by the grid."""
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / f"at {name}"
+    for split in ("train", "test"):
+        for label in (name, "other"):
+            (home / split / label).mkdir(parents=True)
+            for k in range(2):
+                (home / split / label / f"{name}{k}.png").write_bytes(png())
+    module = load(PROGRAMS["SimSiam"])
+    options = ["--dataset", "folder", "--data-dir", str(home), f"--dataset-name={name}", "--batch-size", "2"]
+    chosen = parse(module.SimSiamSettings, "", [*TINY, *options, "--limit-train", "4", f"--run-dir={home / name}"])
+    assert run.execute(module.SimSiam, chosen)
+    assert json.loads((home / name / "result.json").read_text())["dataset"] == name
+    assert len(metrics(home / name)) == 3
+
+    code = tmp_path / f"code {name}"
+    (code / "BYOL").mkdir(parents=True)
+    shutil.copytree(REPOSITORY / "code" / "wassersteinssl", code / "wassersteinssl")
+    for file in ("grid.py", "launch.sh", "BYOL/run_byol+w2.sh"):
+        shutil.copy(REPOSITORY / "code" / file, code / file)
+    (code / "BYOL" / "byol.py").write_text(STAND_IN)
+    variables = {**environment(), "STARTED": str(tmp_path / "started"), "EPOCH": "0", "PYTHON": sys.executable}
+    grid = [sys.executable, str(code / "grid.py"), "run", "--preset", "digits", "--methods", "byol", "--epochs", "3"]
+    launcher = ["bash", str(code / "BYOL" / "run_byol+w2.sh"), "--dataset", "digits", "--seed", "1", "--run-dir"]
+    for command in ([*grid, f"--runs={home / 'grid'}"], [*launcher, str(home / "launched")]):
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert len(list((home / "grid").rglob("result.json"))) == 3
+    assert (home / "launched" / "result.json").exists()
+    assert sorted(os.listdir(tmp_path)) == sorted([home.name, code.name, "started"])
