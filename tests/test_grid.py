@@ -174,6 +174,8 @@ def test_image_folders_stand_in_for_a_data_set(grid_module, tmp_path, monkeypatc
         ("run", "--preset", "tiny"),
         ("run", "--time-budget", "-1"),
         ("run", "--parallel", "0"),
+        ("run", "--slurm", "--time", "0"),
+        ("status", "--slurm"),
         ("dance",),
     ],
 )
@@ -194,3 +196,24 @@ def test_the_estimate_grows_with_what_is_left(grid_module, tmp_path):
     assert grid_module.left([cell("a", 0, 5)]) == "unknown until the first epoch is done"
     assert grid_module.left([cell("b", 1, 11)]) == "about 10 minutes"
     assert os.path.exists(tmp_path / "b1" / "metrics.jsonl")
+
+
+def test_without_submitit_slurm_users_are_told_what_to_do(grid, tmp_path):
+    (tmp_path / "a folder" / "code" / "submitit.py").write_text("raise ImportError")
+    done = grid("run", "--slurm", *DIGITS)
+    assert done.returncode == 2
+    assert done.stderr.startswith("grid.py: error: --slurm needs submitit")
+    assert "code/grid.sbatch" in done.stderr
+
+
+def test_several_gpus_are_started_by_torchrun(grid_module, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["grid.py", "run", "--preset", "paper", "--gpus", "4"])
+    command = grid_module.cells(*grid_module.parse())[0].command
+    assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    assert command[6].endswith("byol.py")
+
+
+def test_a_slurm_job_passes_the_failure_of_its_cell_on(grid_module):
+    grid_module.Job([sys.executable, "-c", ""])()
+    with pytest.raises(RuntimeError, match="status 3"):
+        grid_module.Job([sys.executable, "-c", "raise SystemExit(3)"])()

@@ -55,23 +55,31 @@ def epochs(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def stopped(log):
+    return log.exists() and "stopped, checkpoint written" in log.read_text()
+
+
 def test_four_runs_as_an_array_of_which_some_are_preempted(slurm, tmp_path):
     runs = tmp_path / "my runs"
+    names = ["byol-s12", "byol+w2-s12", "byol-s13", "byol+w2-s13"]
     said = call(slurm, sys.executable, GRID, "run", "--slurm", "--partition", "low", "--cpus", 1, "--gpus", 1,
                 "--time", 20, *CELLS, "--runs", runs)  # fmt: skip
     assert said.startswith("4 of 4 cells submitted as job")
-    wait_until(lambda: any(epochs(folder) >= 2 for folder in runs.glob("digits/*-s*")))
+    wait_until(lambda: epochs(runs / "digits" / names[0]) >= 2)
+    call(slurm, "scancel", "--signal=USR2", said.split()[7].rstrip(";") + "_0")  # its time will soon be up
+    wait_until(lambda: stopped(runs / "digits" / f"{names[0]}.log"))
+    wait_until(lambda: any(epochs(runs / "digits" / name) >= 2 for name in names[2:]))
     call(slurm, "sbatch", "--partition", "high", "--exclusive", "--output", tmp_path / "urgent", "--wrap", "echo done")
     wait_until(lambda: len(list(runs.glob("digits/*/result.json"))) == 4)
-    preempted = [log for log in runs.glob("digits/*.log") if "stopped, checkpoint written" in log.read_text()]
+    preempted = [name for name in names[1:] if stopped(runs / "digits" / f"{name}.log")]
     assert preempted
     assert (tmp_path / "urgent").read_text() == "done\n"
     assert "4 done" in call(slurm, sys.executable, GRID, "status", *CELLS, "--runs", runs)
 
-    cell = preempted[0].with_suffix("").name  # the same as if nothing had happened
-    index = ["byol-s12", "byol+w2-s12", "byol-s13", "byol+w2-s13"].index(cell)
-    call(slurm, sys.executable, GRID, "run-one", "--index", index, *CELLS, "--runs", tmp_path / "whole")
-    assert_bitwise_equal(tmp_path / "whole" / "digits" / cell, runs / "digits" / cell)
+    for name in (names[0], preempted[0]):  # the same as if nothing had happened
+        index = names.index(name)
+        call(slurm, sys.executable, GRID, "run-one", "--index", index, *CELLS, "--runs", tmp_path / "whole")
+        assert_bitwise_equal(tmp_path / "whole" / "digits" / name, runs / "digits" / name)
 
     call(slurm, sys.executable, REPOSITORY / "code" / "table2.py", runs)
     with open(runs / "table2.csv") as file:
@@ -90,7 +98,7 @@ def test_the_script_for_sites_without_submitit_requeues_itself(slurm, tmp_path):
                 REPOSITORY / "code" / "grid.sbatch", *options, cwd=REPOSITORY)  # fmt: skip
     wait_until(lambda: epochs(folder) >= 2)
     call(slurm, "scancel", "--signal=USR1", "--batch", said.split()[-1] + "_1")
-    wait_until(lambda: "stopped, checkpoint written" in Path(f"{folder}.log").read_text())
+    wait_until(lambda: stopped(Path(f"{folder}.log")))
     assert epochs(folder) < 24
     wait_until((folder / "result.json").exists)
     assert epochs(folder) == 24
