@@ -406,6 +406,8 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if several and device.type == "cuda":
+            torch.cuda.set_device(device)  # where NCCL and the wrapper of the networks look
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
