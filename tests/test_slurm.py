@@ -50,11 +50,6 @@ def wait_until(condition, seconds=300):
         time.sleep(0.5)
 
 
-def send(slurm, *signal):
-    """Slurm refuses, "try again later", while it is busy with the job."""
-    wait_until(lambda: subprocess.run(["scancel", *signal], env=slurm, capture_output=True).returncode == 0)
-
-
 def epochs(folder):
     path = folder / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
@@ -64,6 +59,17 @@ def stopped(log):
     return log.exists() and "stopped, checkpoint written" in log.read_text()
 
 
+def signal_until_stopped(slurm, log, *options):
+    """scancel says "try again later" while Slurm is busy with the job, whether or not the signal has arrived."""
+    for _ in range(5):
+        subprocess.run(["scancel", *options], env=slurm, capture_output=True)
+        for _ in range(60):
+            if stopped(log):
+                return
+            time.sleep(0.5)
+    raise AssertionError(f"{log} tells of no stop")
+
+
 def test_four_runs_as_an_array_of_which_some_are_preempted(slurm, tmp_path):
     runs = tmp_path / "my runs"
     names = ["byol-s12", "byol+w2-s12", "byol-s13", "byol+w2-s13"]
@@ -71,8 +77,8 @@ def test_four_runs_as_an_array_of_which_some_are_preempted(slurm, tmp_path):
                 "--time", 20, *CELLS, "--runs", runs)  # fmt: skip
     assert said.startswith("4 of 4 cells submitted as job")
     wait_until(lambda: epochs(runs / "digits" / names[0]) >= 2)
-    send(slurm, "--signal=USR2", said.split()[7].rstrip(";") + "_0")  # its time will soon be up
-    wait_until(lambda: stopped(runs / "digits" / f"{names[0]}.log"))
+    job = said.split()[7].rstrip(";")  # its time will soon be up:
+    signal_until_stopped(slurm, runs / "digits" / f"{names[0]}.log", "--signal=USR2", f"{job}_0")
     wait_until(lambda: any(epochs(runs / "digits" / name) >= 2 for name in names[2:]))
     call(slurm, "sbatch", "--partition", "high", "--exclusive", "--output", tmp_path / "urgent", "--wrap", "echo done")
     wait_until(lambda: len(list(runs.glob("digits/*/result.json"))) == 4)
@@ -102,8 +108,7 @@ def test_the_script_for_sites_without_submitit_requeues_itself(slurm, tmp_path):
     said = call(slurm, "sbatch", "--array=1", "--time=20", "--output", tmp_path / "log",
                 REPOSITORY / "code" / "grid.sbatch", *options, cwd=REPOSITORY)  # fmt: skip
     wait_until(lambda: epochs(folder) >= 2)
-    send(slurm, "--signal=USR1", "--batch", said.split()[-1] + "_1")
-    wait_until(lambda: stopped(Path(f"{folder}.log")))
+    signal_until_stopped(slurm, Path(f"{folder}.log"), "--signal=USR1", "--batch", said.split()[-1] + "_1")
     assert epochs(folder) < 40
     wait_until((folder / "result.json").exists)
     assert epochs(folder) == 40
