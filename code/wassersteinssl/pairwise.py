@@ -83,7 +83,7 @@ def mst_length(z: Tensor, *, normalize: bool = True) -> Tensor:
     """
     rows = wide_rows(z, normalize)
     near, far = _spanning_tree(rows.detach())
-    return -(_distance(rows[near], rows[far]).sum() / len(z)).to(result_dtype(z))
+    return (0 - _distance(rows[near], rows[far]).sum() / len(z)).to(result_dtype(z))  # not -0 for equal rows
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
@@ -96,10 +96,12 @@ def _nearest(z: Tensor) -> Tensor:
     z = z - z.mean(dim=0)  # so that squares do not swamp the distances
     norms, nearest = z.square().sum(dim=1), []
     with torch.autocast(z.device.type, enabled=False):
-        for i in _rows(len(z)):
-            squares = torch.addmm(norms, z[i], z.T, alpha=-2)  # less ||z_i||^2, which is one number a row
-            squares.diagonal(offset=i.start).fill_(torch.inf)
+        start = 0
+        for part in z.split(max(1, BLOCK**2 // len(z))):
+            squares = torch.addmm(norms, part, z.T, alpha=-2)  # less ||z_i||^2, which is one number a row
+            squares.diagonal(offset=start).fill_(torch.inf)
             nearest.append(squares.argmin(dim=1))
+            start += len(part)
     return torch.cat(nearest)
 
 
