@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -20,7 +19,6 @@ from conftest import FIGURES, REPOSITORY, check_executed, environment, load
 from torch import nn
 
 from wassersteinssl import audit, audit_report, audit_sources, augment, backbones, data, studies
-from wassersteinssl.audit_sources import Features
 from wassersteinssl.settings import PRESETS, Settings
 
 PROGRAM = REPOSITORY / "code" / "audit.py"
@@ -50,7 +48,7 @@ def atoms(n=N, m=M):
 
 def report_on(z, *, sample=400, **options):
     """The report on rows in memory."""
-    features = Features("rows", len(z), z.shape[1], "float64", lambda: iter(z.split(500)), options.pop("labels", None))
+    features = audit_sources.of_rows(z, "rows", options.pop("labels", None))
     return audit.audit(features, sample=sample, **options).report
 
 
@@ -164,8 +162,7 @@ def test_labels_and_views():
     random = torch.randint(10, (N,), generator=studies.generator(2))
     assert report_on(z, labels=random)["labels"]["knn1"] < 30
     other = z + 0.1 * normal(N, M, seed=3)
-    views = Features("other", N, M, "float64", lambda: iter(other.split(77)))
-    found = report_on(z, views=views, sample=N)["views"]
+    found = report_on(z, views=audit_sources.of_rows(other, "other"), sample=N)["views"]
     a, b = (x / x.norm(dim=1, keepdim=True) for x in (z, other))
     assert found["alignment"] == pytest.approx(float((a - b).square().sum(1).mean()), rel=1e-9)
     assert set(found) >= {"lidar", "mmcr", "barlow"}
@@ -211,7 +208,9 @@ def test_every_kind_of_file_gives_its_rows(name, tmp_path, monkeypatch):
     assert (features.n, features.m) == (20, 5)
     assert len(chunks) > 4
     np.testing.assert_array_equal(torch.cat([chunk.double() for chunk in chunks]).numpy(), z)
-    np.testing.assert_array_equal(audit_sources.pick(features.chunks(), torch.tensor([1, 9, 10, 19])), z[[1, 9, 10, 19]])
+    np.testing.assert_array_equal(
+        audit_sources.pick(features.chunks(), torch.tensor([1, 9, 10, 19])), z[[1, 9, 10, 19]]
+    )
 
 
 def test_key_chooses_an_array(tmp_path):
@@ -263,7 +262,7 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["constant", "uniform"])
 def test_the_picture_can_be_drawn_of_extremes(name):
-    found = audit.audit(Features("x", 40, M, "float64", lambda: iter([EMBEDDINGS[name][0][:40]])))
+    found = audit.audit(audit_sources.of_rows(EMBEDDINGS[name][0][:40], "x"))
     figure = audit_report.draw(found)
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "% of the dimensions", "eigenvalue, largest first", "distance of unit rows", "norm of a row",
@@ -470,7 +469,6 @@ def test_help_and_mistakes_are_told_before_torch_loads(tmp_path):
 
 MEASURE = """
 import sys
-from pathlib import Path
 import torch
 from wassersteinssl import audit, audit_sources
 from wassersteinssl.machine import peak_memory
@@ -496,3 +494,24 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     n, zero, growth = map(int, done.stdout.split())
     assert (n, zero) == (250_000, 249_999)
     assert growth < 60e6  # the file has 128 MB, its numbers 512 MB in float64
+
+
+# ---- the notebook ----------------------------------------------------------------------------------------------------
+
+
+def test_the_notebook_runs_and_its_verdicts_are_the_committed_ones(tmp_path):
+    notebook = REPOSITORY / "EmpiricalStudy" / "Audit" / "IsYourEmbeddingCollapsed.ipynb"
+    committed = nbformat.read(notebook, 4)
+    assert check_executed(committed) == 2
+    executed = FIGURES.execute(notebook, tmp_path)
+    assert check_executed(executed) == 2
+    assert (tmp_path / "IsYourEmbeddingCollapsed.png").stat().st_size > 20_000
+    verdicts = [
+        re.findall(r"^(\w+): ([A-Z ,]+)$", cell.outputs[0].text, re.MULTILINE)
+        for content in (committed, executed)
+        for cell in content.cells
+        if cell.cell_type == "code" and cell.outputs[0].output_type == "stream"
+    ]
+    expected = [("pixels", "PARTLY COLLAPSED"), ("whitened", "HEALTHY"), ("thin", "COLLAPSED"),
+                ("code", "HEALTHY IN TWO MOMENTS, BUT CLUMPED")]  # fmt: skip
+    assert [found for found in verdicts if found] == [expected, expected]

@@ -152,7 +152,7 @@ def _draw_nearest(axes: Axes, nearest: dict[str, np.ndarray]) -> None:
         style: dict[str, Any] = {"color": color, "linestyle": dashes, "linewidth": 1.3, "label": name}
         axes.hist(nearest[law], bins=bins, weights=weights, histtype="step", **style)
     axes.set(title="(c) Distance to the nearest neighbour", xlabel="distance of unit rows", ylabel="sampled rows")
-    axes.margins(y=0.35)  # room for the legend
+    axes.margins(y=0.5)  # room for the legend
     axes.legend()
 
 

@@ -52,6 +52,15 @@ class Stored(NamedTuple):
     chunks: Callable[[], Iterator[Any]]  # of rows, NumPy arrays or tensors
 
 
+def of_rows(rows: np.ndarray | Tensor, name: str, labels: np.ndarray | None = None) -> Features:
+    """Features that are in memory, a row a sample."""
+    z = _floating(rows)
+    n, m = z.shape
+    classes = None if labels is None else torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+    dtype = str(z.dtype).removeprefix("torch.")
+    return Features(name, n, m, dtype, lambda: map(z.__getitem__, _parts((n, m))), classes)
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
