@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-HEAD = (
+HEAD = ("Embedding", "n x m", "verdict", "W2 (floor)", "by W2", "by rank", "nearest neighbour (Gaussian)", "kNN")
     "Embedding",
     "n x m",
     "verdict",
