@@ -5,15 +5,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 HEAD = ("Embedding", "n x m", "verdict", "W2 (floor)", "by W2", "by rank", "nearest neighbour (Gaussian)", "kNN")
-    "Embedding",
-    "n x m",
-    "verdict",
-    "W2 (floor)",
-    "dimensions by W2",
-    "by rank",
-    "nearest neighbour (Gaussian)",
-    "kNN",
-)
 
 
 def main() -> None:
