@@ -7,9 +7,9 @@
     python code/audit.py --timm MODEL --data-dir IMAGES                 a pretrained model (needs the package timm)
 
 FEATURES is a .npy, .npz, .pt, .safetensors or .csv file, or a folder of such shards, of float16 to float64 (whole
-numbers are taken as they are). It is read in chunks: ten million rows of 1,024 features need less than 1 GB. Rows of
+numbers are taken as they are). It is read in chunks: ten million rows of 1,024 features need less than 2 GB. Rows of
 any length will do: they are scaled to unit length. Moments, norms and repeated rows are those of all rows; what needs
-pairs of rows is measured on --sample of them.
+pairs of rows is measured on --sample of them. Everything runs on the CPU.
 
 collapsed: less than 10 % of the dimensions are in use; partly collapsed: less than 60 %; else healthy.
 Dimensions are counted by W2 against its floor and by the effective rank; the smaller count decides.
@@ -40,7 +40,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, metavar="DIR", help="write audit.html, .png, .json and .txt there")
     parser.add_argument("--sample", type=pair_size, default=2048, help="rows for pairs (default: %(default)s)")
     parser.add_argument("--seed", type=whole, default=12, help="of that sample and of the draws (default: %(default)s)")
-    parser.add_argument("--drop-bad-rows", action="store_true", help="leave out rows with NaN or infinite values")
+    parser.add_argument(
+        "--drop-bad-rows", action="store_true", help="leave out rows with NaN, infinite or gigantic values"
+    )
     encoder = parser.add_argument_group("with --encoder and --timm")
     encoder.add_argument("--dataset", choices=DATASETS, help="default: the run's own; with --timm folder")
     encoder.add_argument("--data-dir", help="of the images")

@@ -304,7 +304,8 @@ def a_run(folder):
 
 
 REFUSED = {
-    "bad rows": (bad_rows, "z.npy", r"2 of 30 rows .* NaN or infinite values: 3, 17"),
+    "bad rows": (bad_rows, "z.npy", r"2 of 30 rows .* NaN, infinite or gigantic values: 3, 17"),
+    "gigantic": (array(np.full((5, 4), 1e200)), "z.npy", "5 of 5 rows"),
     "one row": (array(np.ones((1, 4))), "z.npy", "1 rows of 4 features"),
     "one feature": (array(np.ones((4, 1))), "z.npy", "4 rows of 1 features"),
     "a vector": (array(np.ones(5)), "z.npy", r"shape \(5,\): features are a matrix"),
@@ -359,8 +360,8 @@ def test_bad_companions(tmp_path, capsys):
         ("--labels", "few", r"labels of shape \(29,\) for 30 rows"),
         ("--labels", "short", "labels of shape"),
         ("--labels", "absent", "No such file"),
-        ("--views", "short", "29 views for 30 rows"),
-        ("--views", "narrow", "the views have 3 features, not 4"),
+        ("--views", "short", "the views are 29 x 4, the features 30 x 4"),
+        ("--views", "narrow", "the views are 30 x 3, the features 30 x 4"),
         ("--views", "bad", "30 of 30 sampled rows"),
         ("--key", "absent", None),
     ]:

@@ -40,6 +40,7 @@ COLLAPSED, HEALTHY = 0.1, 0.6  # shares of the dimensions
 CLUMPED = 1 / 3  # nearest neighbours nearer than this share of what the two moments let expect
 DRAWS = 12  # of each law that the sample is compared with
 NEAREST = 20  # neighbours that vote on a label
+LONGEST = 1e150  # length of a row; the square of one that is longer has no float64
 NAMED = 10  # of many rows or features, the first ones are named
 COPY = 1e-10  # 1 - |cosine| of two features that are multiples of each other
 
@@ -71,21 +72,17 @@ def audit(
         raise UserError(f"{features.name} holds {n} rows of {m} features: an audit needs two of each")
     if 6 * 8 * m * m > memory():  # covariance, eigenvectors and what the solver needs
         raise UserError(f"{m} features need {6 * 8 * m * m / 2**30:.0f} GiB for their covariance")
-    for what, length in (
-        ("views", views and views.n),
-        ("labels", features.labels is not None and len(features.labels)),
-    ):
-        if length and length != n:
-            raise UserError(f"{length} {what} for {n} rows of features")
-    if views is not None and views.m != m:
-        raise UserError(f"the views have {views.m} features, not {m}")
+    if features.labels is not None and len(features.labels) != n:
+        raise UserError(f"{len(features.labels)} labels for {n} rows of features")
+    if views is not None and (views.n, views.m) != (n, m):
+        raise UserError(f"the views are {views.n} x {views.m}, the features {n} x {m}")
 
     random = np.random.default_rng(seed)
     index = torch.from_numpy(np.sort(random.choice(n, min(n, sample), replace=False)))
     rows = _Pass(features, index)
     if rows.bad and not drop_bad_rows:
         raise UserError(
-            f"{len(rows.bad)} of {n} rows of {features.name} hold NaN or infinite values: {_first(rows.bad)} "
+            f"{len(rows.bad)} of {n} rows of {features.name} hold NaN, infinite or gigantic values: {_first(rows.bad)} "
             "(counted from 0); --drop-bad-rows leaves them out"
         )
     if rows.metric.n < 2 or len(rows.sample) < 2:
@@ -96,7 +93,7 @@ def audit(
         "name": features.name, "n": rows.metric.n, "m": m, "dtype": features.dtype, "seed": seed, "sample": len(z),
         "notes": list(features.notes),
     }  # fmt: skip
-    distinct = len(np.unique(rows.fingerprints))
+    distinct = rows.distinct()
     report["rows"] = {"distinct": distinct, "repeated": rows.metric.n - distinct, "dropped": len(rows.bad)}
     report["norms"] = rows.norm_statistics()
     report["features"] = rows.feature_statistics()
@@ -126,36 +123,42 @@ class _Pass:
         self.bad: list[int] = []
         self.low, self.high = torch.full((2, features.m), torch.inf, dtype=torch.float64) * torch.tensor([[1], [-1]])
         self.zero, self.shortest, self.longest, self.length, self.square = 0, math.inf, 0.0, 0.0, 0.0
-        fingerprints, sample, kept, start = [], [], [], 0
+        self.fingerprints = np.empty(features.n, np.uint64)
+        sample, kept, start = [], [], 0
         with tqdm(total=features.n, desc="reading", unit="row", unit_scale=True, delay=2, disable=None) as bar:
             for chunk in features.chunks():
-                finite = torch.isfinite(chunk).all(dim=1)
-                self.bad += (start + torch.nonzero(~finite).flatten()).tolist()
-                here = index[(index >= start) & (index < start + len(chunk))] - start
-                here = here[finite[here]]
-                sample.append(chunk[here].double())
+                rows = chunk.double()
+                norms = torch.linalg.vector_norm(rows, dim=1)
+                good = norms < LONGEST  # not so for NaN
+                self.bad += (start + torch.nonzero(~good).flatten()).tolist()
+                here = index[(index >= start) & (index < start + len(rows))] - start
+                here = here[good[here]]
+                sample.append(rows[here])
                 kept.append(here + start)
-                start += len(chunk)
-                bar.update(len(chunk))
-                chunk = chunk if bool(finite.all()) else chunk[finite]
-                if len(chunk):
-                    self.metric.update(chunk)
-                    fingerprints.append(self._look(chunk.double()))
-        self.fingerprints = np.concatenate(fingerprints) if fingerprints else np.empty(0, np.uint64)
+                start += len(rows)
+                if bool(good.any()):
+                    everything = bool(good.all())
+                    self._look(rows if everything else rows[good], norms if everything else norms[good])
+                bar.update(len(rows))
         self.sample, self.index = torch.cat(sample), torch.cat(kept)  # (s, m) as they are, (s,)
         self.norms = torch.linalg.vector_norm(self.sample, dim=1)
 
-    def _look(self, chunk: Tensor) -> np.ndarray:
-        """Ranges and norms; the rows' fingerprints."""
-        self.low = torch.minimum(self.low, chunk.amin(dim=0))
-        self.high = torch.maximum(self.high, chunk.amax(dim=0))
-        norms = torch.linalg.vector_norm(chunk, dim=1)
+    def _look(self, rows: Tensor, norms: Tensor) -> None:
+        self.fingerprints[self.metric.n : self.metric.n + len(rows)] = fingerprints(rows.numpy())
+        self.metric.update(rows)
+        self.low = torch.minimum(self.low, rows.amin(dim=0))
+        self.high = torch.maximum(self.high, rows.amax(dim=0))
         self.zero += int((norms == 0).sum())
         self.shortest = min(self.shortest, float(norms.min()))
         self.longest = max(self.longest, float(norms.max()))
         self.length += float(norms.sum())
         self.square += float(norms.square().sum())
-        return fingerprints(chunk.numpy())
+
+    def distinct(self) -> int:
+        """How many different rows there are."""
+        found = self.fingerprints[: self.metric.n]
+        found.sort()
+        return 1 + int(np.count_nonzero(found[1:] != found[:-1]))
 
     def norm_statistics(self) -> dict[str, float]:
         n = self.metric.n
@@ -307,9 +310,11 @@ def _labels(z: Tensor, labels: Tensor) -> dict[str, float]:
 
 def _views(z: Tensor, other: Tensor, name: str) -> dict[str, Any]:
     """Every measure of two views, on the sampled rows."""
-    finite = torch.isfinite(other).all(dim=1)
-    if not bool(finite.all()):
-        raise UserError(f"{int((~finite).sum())} of {len(other)} sampled rows of {name} hold NaN or infinite values")
+    good = torch.linalg.vector_norm(other, dim=1) < LONGEST
+    if not bool(good.all()):
+        raise UserError(
+            f"{int((~good).sum())} of {len(other)} sampled rows of {name} hold NaN, infinite or gigantic values"
+        )
     measures = {key: float(record.function(z, other)) for key, record in MEASURES.items() if record.needs_views}
     return {"name": name, **measures}
 

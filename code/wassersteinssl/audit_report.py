@@ -58,7 +58,7 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("repeated rows", str(rows["repeated"]), f"{rows['distinct']} are distinct"),
     ]  # fmt: skip
     if rows["dropped"]:
-        found.append(("dropped rows", str(rows["dropped"]), "NaN or infinite"))
+        found.append(("dropped rows", str(rows["dropped"]), "NaN, infinite or gigantic"))
     if "labels" in report:
         labels = report["labels"]
         asked = f"of {labels['asked']} sampled rows, {labels['classes']} classes"
