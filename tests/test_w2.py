@@ -227,6 +227,28 @@ def test_a_permuted_feature_axis_in_memory_changes_nothing(solver):
     )
 
 
+@both_scalings
+@pytest.mark.parametrize("size", [(512, 64), (40, 200)])
+def test_eigh32_is_as_good_as_float32_far_from_collapse(size, normalize):
+    z = randn(*size)
+    expected, expected_gradient = svd_w2(z, normalize=normalize)
+    value, gradient = value_and_gradient(z, normalize=normalize, solver="eigh32")
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert relative(gradient, expected_gradient) < 1e-4
+
+
+def test_eigh32_gives_collapsed_directions_no_gradient():
+    left, right = (torch.linalg.qr(randn(size, 32))[0] for size in (400, 32))
+    singular_values = torch.ones(32)
+    singular_values[-1] = 1e-3  # below 7e-4 sqrt(32) = 4e-3
+    z = left * singular_values @ right.T
+    direction = right[:, -1]
+    _, whole = value_and_gradient(z, normalize=False, solver="eigh")
+    _, gradient = value_and_gradient(z, normalize=False, solver="eigh32")
+    assert torch.isfinite(gradient).all()
+    assert (gradient @ direction).norm() < 0.1 * (whole @ direction).norm()
+
+
 def test_auto_is_eigh_on_a_cpu_and_accepts_nothing_unknown():
     z = randn(50, 8)
     assert torch.equal(w2_uniformity(z), w2_uniformity(z, solver="eigh"))

@@ -47,6 +47,7 @@ if __name__ == "__main__":
     PARSER.add_argument("--workers", type=count, help="of the DataLoader (default: as many as --threads)")
     PARSER.add_argument("--compile", choices=COMPILE, default="no", help="as in training (default: no)")
     PARSER.add_argument("--folder", type=Path, help="an image folder, as --dataset folder has it (default: noise)")
+    PARSER.add_argument("--profile", action="store_true", help="also the operations of the first method's step")
     ARGS = PARSER.parse_args()
 
 import torch
@@ -191,6 +192,22 @@ def measure(name: str, options: dict, images: data.ImageSet, device: torch.devic
     }
 
 
+def profile(name: str, options: dict, images: data.ImageSet, device: torch.device) -> list[dict[str, Any]]:
+    """The operations that a plain step spends most of its time in, in milliseconds a step."""
+    method, settings = build(name, {**options, "epochs": 1, "cuda_graph": False, "compile": "no"}, device)
+    train(method, images, settings, device, lambda: None)
+    with torch.profiler.profile() as found:
+        train(method, images, settings, device, lambda: None)
+    steps = len(images.train) // settings.batch_size
+    kind = "cpu" if device.type == "cpu" else "device"
+    rows = [
+        {"operation": event.key[:80], "calls": event.count / steps, "ms": time / steps / 1000}
+        for event in found.key_averages()
+        if (time := getattr(event, f"self_{kind}_time_total")) > 0
+    ]
+    return sorted(rows, key=lambda row: -row["ms"])[:25]
+
+
 def matmul_peak(device: torch.device, precision: str) -> float:
     """TFLOP/s of one large matrix product in this precision: what the step could reach at best."""
     n = 1024 if device.type == "cpu" else 8192
@@ -259,6 +276,11 @@ def main(args) -> None:
     title = f"ResNet-18 of width {options['width']}, batch {batch_size}, {args.precision}, with W2"
     report.table(title, rows, form | {"TFLOP/s": ".3g", "% of peak": ".0f"})
     report.table("Milliseconds of a step", rows, {"method": "", "step": ".4g"} | dict.fromkeys((*PARTS, "rest"), ".3g"))
+    if args.profile:
+        rows_of_profile = profile(args.methods[0], options, images, device)
+        report.table(
+            f"Operations of {args.methods[0]}", rows_of_profile, {"operation": "", "calls": ".0f", "ms": ".3g"}
+        )
     starts = starting(args.quick)
     report.table("Starting", starts, {"program": "", "seconds": ".2f"})
     if not args.quick:

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Ten minutes with a GPU, what matters most first: tests, loss, training, augmentation, metrics, a profile.
+#   bash code/benchmarks/gpu_session.sh [OUT]        OUT: folder for results and logs (default: code/results/benchmarks)
+# Beside OUT grows OUT.tar.gz with all of it, after each part, to be taken along if the time runs out.
+# PYTHON=python3.12 chooses the Python; it needs torch with CUDA, torchvision, numpy, scipy, scikit-learn, safetensors,
+# tqdm, pytest and hypothesis. Nothing is downloaded. Each part has its time limit, and a part that fails stops no other.
+set -uo pipefail
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
+out=$(mkdir -p "${1:-$root/code/results/benchmarks}" && cd "${1:-$root/code/results/benchmarks}" && pwd)
+cd "$root"
+python=${PYTHON:-python3}
+export PYTHONPATH=$root/code PYTHONUNBUFFERED=1
+
+part() { # seconds, name, command...
+  local limit=$1 name=$2
+  shift 2
+  echo "== $name ($(date +%T), at most $limit s)"
+  timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n 60
+  echo "== $name: exit status ${PIPESTATUS[0]}"
+  tar -C "$out" -czf "$out.tar.gz" .
+}
+
+bench() { # seconds, name, program, options...
+  local limit=$1 name=$2 program=$3
+  shift 3
+  part "$limit" "$name" "$python" "code/benchmarks/$program.py" --device cuda --out "$out/$name-gpu.json" "$@"
+}
+
+nvidia-smi || { echo "error: no GPU" >&2; exit 2; }
+"$python" -c 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name())' || exit 2
+all=(--width 64 --steps 50 --rounds 2)
+part 90 gpu-tests "$python" -m pytest -q tests/test_step.py tests/test_w2.py -k "gpu or cuda"
+bench 45 loss bench_loss
+bench 100 train-w64-bf16 bench_train --precision bf16 "${all[@]}" --methods BYOL BarlowTwins MoCoV2 --profile
+bench 120 train-w64-bf16-compiled bench_train --precision bf16 "${all[@]}" --methods BYOL --compile all
+bench 60 train-w64-fp32 bench_train --precision fp32 "${all[@]}" --methods BYOL
+bench 60 augment bench_augment
+bench 45 metrics bench_metrics
+bench 80 train-w64-bf16-rest bench_train --precision bf16 "${all[@]}" --methods ZeroCL SimCLR NNCLR SimSiam AlignUniform
