@@ -71,7 +71,9 @@ class TrainingStep:
         self._steps = 0
         place_lr(optimizer, device)
         if device.type == "cuda":
-            torch.set_float32_matmul_precision("highest")  # no TF32: W2's solver and the paper's fp32 need the digits
+            # No TF32, which convolutions would use by default: W2's solver and the paper's fp32 need the digits.
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.benchmark = True
 
     def __call__(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:
