@@ -10,6 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "code"))  # works with and without an installation
 
+from wassersteinssl.study_options import study_options
+
+DATA = Path(__file__).resolve().with_suffix(".csv")
+OPTIONS = study_options(__doc__, samples=200_000, quick=20_000, out=DATA) if __name__ == "__main__" else None
+
 from wassersteinssl import coordinates, studies
 
 
@@ -30,4 +35,4 @@ def study(options: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=200_000, quick=20_000, out=Path(__file__).resolve().with_suffix(".csv"))
+    studies.main(study, OPTIONS)

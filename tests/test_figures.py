@@ -62,3 +62,12 @@ def test_a_failing_notebook_is_named(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
     with pytest.raises(RuntimeError, match=r"broken\.ipynb: ValueError: no data"):
         FIGURES.execute(notebook, tmp_path)
+
+
+@pytest.mark.parametrize("study", [s for s in FIGURES.STUDIES if s.with_suffix(".py").exists()], ids=lambda s: s.name)
+def test_help_answers_before_torch_loads(study):
+    command = [sys.executable, "-X", "importtime", str(study.with_suffix(".py")), "--help"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--quick" in done.stdout
+    assert not {"torch", "numpy", "matplotlib"} & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}

@@ -13,6 +13,7 @@ import torch
 from scipy import integrate, special
 
 from wassersteinssl import coordinates, files, studies
+from wassersteinssl.study_options import study_options
 from wassersteinssl.uniformity import lu_uniformity
 from wassersteinssl.w2 import w2_floor, w2_uniformity
 
@@ -216,7 +217,8 @@ def start(monkeypatch, folder, *arguments):
     """studies.main with a study that writes its samples; the file."""
     monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments)])
     out = Path(folder) / "study.csv"
-    studies.main(lambda o: studies.write(o, [{"n": o.samples}]), "A study.", samples=50, quick=7, out=out)
+    options = study_options("A study.", samples=50, quick=7, out=out)
+    studies.main(lambda o: studies.write(o, [{"n": o.samples}]), options)
     return Path(folder) / "study.csv"
 
 
@@ -259,8 +261,9 @@ def test_mistakes_get_one_line_and_leave_nothing(monkeypatch, tmp_path, capsys, 
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty])
 def test_more_samples_than_memory_are_told_in_a_line(monkeypatch, tmp_path, capsys, allocate):
     monkeypatch.setattr(sys, "argv", ["study.py", "--samples", str(10**15)])
+    options = study_options("A study.", samples=50, quick=7, out=tmp_path / "study.csv")
     with pytest.raises(SystemExit) as caught:
-        studies.main(lambda o: allocate(o.samples), "A study.", samples=50, quick=7, out=tmp_path / "study.csv")
+        studies.main(lambda o: allocate(o.samples), options)
     assert caught.value.code == 2
     told = "study.py: error: --samples 1000000000000000 do not fit into the memory of cpu\n"
     assert capsys.readouterr().err == told
@@ -271,8 +274,9 @@ def test_other_errors_keep_their_traceback(monkeypatch, tmp_path):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(sys, "argv", ["study.py"])
+    options = study_options("A study.", samples=50, quick=7, out=tmp_path / "study.csv")
     with pytest.raises(RuntimeError, match="a bug"):
-        studies.main(study, "A study.", samples=50, quick=7, out=tmp_path / "study.csv")
+        studies.main(study, options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -17,6 +17,7 @@ from conftest import FIGURES, REPOSITORY, check_executed, environment, load
 from scipy import special, stats
 
 from wassersteinssl import coordinates, studies
+from wassersteinssl.study_options import study_options
 from wassersteinssl.w2 import W2Metric, w2_floor
 
 
@@ -309,9 +310,9 @@ def test_mistakes_are_told_in_one_line(name, tmp_path, monkeypatch, capsys):
         (["--samples", "2", "--out", str(tmp_path / "file")], f"cannot write into {tmp_path / 'file'}"),
     ):
         monkeypatch.setattr(sys, "argv", [str(STUDIES[name].script), *options])
-        module = load(STUDIES[name].script)
+        module, out = load(STUDIES[name].script), tmp_path / STUDIES[name].data.name
         with pytest.raises(SystemExit) as caught:
-            studies.main(module.study, module.__doc__, samples=2, quick=2, out=tmp_path / STUDIES[name].data.name)
+            studies.main(module.study, study_options(module.__doc__, samples=2, quick=2, out=out))
         plt.close("all")
         assert caught.value.code == 2
         error = capsys.readouterr().err.splitlines()

@@ -11,6 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))  # works with and without an installation
 
+from wassersteinssl.study_options import study_options
+
+DATA = Path(__file__).resolve().with_suffix(".csv")
+OPTIONS = study_options(__doc__, samples=16_384, quick=4096, out=DATA) if __name__ == "__main__" else None
+
 import torch
 
 from wassersteinssl import studies
@@ -55,4 +60,4 @@ def study(options):
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=16_384, quick=4096, out=Path(__file__).resolve().with_suffix(".csv"))
+    studies.main(study, OPTIONS)

@@ -10,6 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))  # works with and without an installation
 
+from wassersteinssl.study_options import study_options
+
+DATA = Path(__file__).resolve().with_suffix(".csv")
+OPTIONS = study_options(__doc__, samples=50_000, quick=2000, out=DATA) if __name__ == "__main__" else None
+
 import numpy as np
 
 from wassersteinssl import studies
@@ -33,4 +38,4 @@ def study(options):
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=50_000, quick=2000, out=Path(__file__).resolve().with_suffix(".csv"))
+    studies.main(study, OPTIONS)

@@ -12,6 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))  # works with and without an installation
 
+from wassersteinssl.study_options import study_options
+
+DATA = Path(__file__).resolve().with_suffix(".npz")
+OPTIONS = study_options(__doc__, samples=400, quick=400, out=DATA) if __name__ == "__main__" else None
+
 import numpy as np
 import torch
 
@@ -53,4 +58,4 @@ def study(options: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=400, quick=400, out=Path(__file__).resolve().with_suffix(".npz"))
+    studies.main(study, OPTIONS)

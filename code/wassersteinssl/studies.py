@@ -1,4 +1,4 @@
-"""What the synthetic studies share: command line, collapsed spheres, measures on them, their theory, the data file.
+"""What the synthetic studies share: running, collapsed spheres, measures on them, their theory, the data file.
 
 A study is a script that writes CSV or NPZ beside itself and a notebook that plots it. Legend: n rows in R^m, of which
 k = round((1 - eta) m) coordinates are alive: uniform unit rows of R^k, followed by m - k zeros.
@@ -24,31 +24,18 @@ from tqdm import tqdm
 from wassersteinssl import __version__
 from wassersteinssl.files import write_atomically
 from wassersteinssl.pairwise import lu_theory, lu_uniformity
-from wassersteinssl.settings import UserError, count, whole
+from wassersteinssl.settings import UserError
 from wassersteinssl.w2 import W2Metric, w2_floor
 
 ROWS = 2**24  # numbers of a chunk of samples: 64 MiB in float32
 
 
-# ---- the command line ----
+# ---- running ----
 
 
-def main(
-    study: Callable[[argparse.Namespace], Path], description: str | None, *, samples: int, quick: int, out: Path
-) -> None:
-    """Run `study(options)`, which returns the file it wrote, with options --samples, --seed, --device and --out.
-
-    `samples` is the default, `quick` the few of --quick, `out` the data file.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    rows = parser.add_mutually_exclusive_group()
-    rows.add_argument("--samples", type=_at_least_two, default=samples, help="rows (default: all %(default)s)")
-    rows.add_argument("--quick", dest="samples", action="store_const", const=quick, help=f"{quick} rows: in seconds")
-    parser.add_argument("--seed", type=whole, default=12, help="of the samples (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=out.parent, help="folder of the data file (default: the script's)")
-    options = parser.parse_args()
-    options.name = out.name
+def main(study: Callable[[argparse.Namespace], Path], options: argparse.Namespace) -> None:
+    """Run `study(options)`, which returns the file it wrote; `options` as `study_options` gave them. Mistakes and what
+    does not fit into memory end in one line and status 2."""
     try:
         try:
             torch.zeros(1, device=options.device)
@@ -62,13 +49,8 @@ def main(
                 raise
             raise UserError(f"--samples {options.samples} do not fit into the memory of {options.device}") from None
     except UserError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-
-
-def _at_least_two(text: str) -> int:
-    if count(text) < 2:
-        raise argparse.ArgumentTypeError("must be at least 2: one row has no covariance")
-    return int(text)
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _check_writable(folder: Path) -> None:
