@@ -32,7 +32,10 @@ def study(path, suffix, pictures, *figures):
     return Study(REPOSITORY / "EmpiricalStudy" / f"{path}.py", suffix, figures, pictures)
 
 
-STUDIES = {"properties": study("MeasureProperties/AnalysisOnMeasures", ".csv", 1, "MeasureProperties")}
+STUDIES = {
+    "properties": study("MeasureProperties/AnalysisOnMeasures", ".csv", 1, "MeasureProperties"),
+    "flow": study("GradientFlow/AnalysisOnFlow", ".npz", 4, "Forces", "GradientFlow", "PointClouds", "Simplex"),
+}
 names = pytest.mark.parametrize("name", STUDIES)
 
 
@@ -175,3 +178,81 @@ def test_the_table_is_that_of_the_data():
         for m, q, v, w in zip(data["measure"], data["question"], data["value"], data["verdict"], strict=True)
     ]
     assert module.markdown(rows) == STUDIES["properties"].data.with_suffix(".md").read_text(encoding="utf-8")
+
+
+# ---- gradient flow ----
+
+
+@pytest.fixture(params=["reduced", "committed"])
+def flows(request, reduced):
+    """The flows' arrays and settings, once of few rows, once of those that are committed."""
+    data = STUDIES["flow"].data
+    return studies.read(reduced("flow") / data.name if request.param == "reduced" else data)
+
+
+def test_forces_on_what_is_collapsed_have_their_exponents(flows):
+    _, settings = flows
+    p = settings["exponents"]
+    expected = {"w2": (0, 0), "kl": (-1, -1), "bhattacharyya": (-1, -1), "frobenius": (1, 1), "lu_calibrated": (1, 1)}
+    for name, pair in expected.items():
+        assert (p["force_dimensions"][name], p["force_cap"][name]) == pytest.approx(pair, abs=0.1), name
+    assert p["force_cap"]["mst"] == pytest.approx(0, abs=0.1)
+    assert p["force_dimensions"]["ssw"] == pytest.approx(0, abs=0.2)  # fixed directions push at any size
+    assert p["force_dimensions"]["sigreg"] == pytest.approx(0, abs=0.1)
+
+
+def test_what_escapes_from_collapse_and_what_cannot(flows):
+    _, settings = flows
+    became = {name: found["verdict"] for name, found in settings["scenarios"].items()}
+    for scenario in ("points", "few", "encoder"):
+        assert became[scenario]["w2"].startswith("escapes")
+    for name in ("w2", "frobenius", "lu_calibrated", "mst"):  # by symmetry no gradient leaves the plane
+        assert became["exact"][name].startswith("stays")
+    for name in ("kl", "bhattacharyya"):
+        assert became["exact"][name] == became["few"][name] == "infinite"
+        assert became["points"][name].startswith("escapes")
+    assert became["exact"]["sigreg"].startswith("escapes")
+
+
+def test_trajectories_start_collapsed_and_end_as_they_are_judged(flows):
+    data, settings = flows
+    for scenario, found in settings["scenarios"].items():
+        for name, verdict in found["verdict"].items():
+            rank, w2, _ = data[f"{scenario}_{name}"].T
+            if verdict == "infinite":
+                assert np.isnan(rank).all()
+                continue
+            assert rank[0] < 0.7 * found["goal"]
+            assert (rank[-1] >= 0.9 * found["goal"] - 1e-3) == verdict.startswith("escapes")
+            assert verdict.startswith("stays") or w2[-1] < w2[0]
+
+
+@pytest.mark.parametrize("name", ["w2", "mst"])
+def test_the_flow_of_few_rows_ends_at_the_simplex(name, flows):
+    data, settings = flows
+    for n, m in settings["simplices"]:
+        gap = data[f"simplex_{name}_{n}_{m}"]
+        assert gap[0] > 0.3
+        assert gap.min() > -1e-9  # nothing reads less than the simplex
+        assert gap[-1] < (0.02 if name == "mst" else 5e-3)
+
+
+def test_clouds_are_on_the_sphere_and_spread(flows):
+    data, settings = flows
+    for place, m in (("circle", 2), ("sphere", 3)):
+        start = data[f"{place}_start"]
+        assert np.linalg.norm(start.mean(axis=0)) > 0.9
+        for name in settings["labels"]:
+            z = data[f"{place}_{name}"]
+            assert z.shape[1] == m
+            np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
+            assert np.linalg.norm(z.mean(axis=0)) < 0.5
+
+
+def test_a_path_that_is_not_finite_is_told():
+    module = load(STUDIES["flow"].script)
+    start = module.flat(8, 4, 0, studies.generator(0))
+    assert module.flow("kl", start, 0.1, module.points, 48) == []
+    assert module.judge("kl", {0.1: []}, 2.0) == ("infinite", None)
+    path = [start] * 5
+    assert module.judge("kl", {0.1: [], 1.0: path}, 2.0) == ("diverges", None)
