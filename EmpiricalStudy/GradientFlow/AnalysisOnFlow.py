@@ -21,6 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "code"))  # works with and without an installation
 
+from wassersteinssl.study_options import study_options
+
+DATA = Path(__file__).resolve().with_suffix(".npz")
+OPTIONS = study_options(__doc__, samples=32, quick=16, out=DATA) if __name__ == "__main__" else None
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,7 +40,7 @@ LABELS = {
     "w2": "W2", "kl": "KL", "bhattacharyya": "Bhattacharyya", "frobenius": "Frobenius",
     "lu_calibrated": "L_U calibrated", "ssw": "SSW", "sigreg": "SIGReg", "mst": "MST length",
 }  # fmt: skip
-RATES = [10.0**k for k in range(-3, 3)]  # a row's step is the rate times n times its gradient
+RATES = [10.0**k for k in range(-5, 3)]  # a row's step is the rate times n times its gradient
 KEPT = 48  # points of a trajectory, besides its start
 FAINT = 1e-2  # what is left of collapsed directions
 ESCAPED = 0.9  # of the effective rank of as many uniform rows
@@ -237,4 +242,4 @@ def study(options):
 
 
 if __name__ == "__main__":
-    studies.main(study, __doc__, samples=32, quick=16, out=Path(__file__).resolve().with_suffix(".npz"))
+    studies.main(study, OPTIONS)
