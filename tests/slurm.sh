@@ -63,6 +63,8 @@ CONF
 }
 
 stop() {
+  timeout 10 scancel --partition low,high || true # else their processes would live on
+  sleep 2
   for daemon in slurmd slurmctld; do
     [ ! -e "$folder/$daemon.pid" ] || kill "$(cat "$folder/$daemon.pid")" || true
   done
