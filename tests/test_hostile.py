@@ -79,7 +79,7 @@ def test_any_metrics_are_read_by_the_grid(grid_module, tmp_path, lines):  # noqa
     assert grid_module.status([cell])
 
 
-RESULT = json.loads((REPOSITORY / "code/results/digits-byol/byol-w2/result.json").read_text())
+RESULT = json.loads(min((REPOSITORY / "code" / "results").rglob("result.json")).read_text())
 ONE_WRONG = st.tuples(st.sampled_from(sorted(RESULT)), JSON).map(
     lambda item: json.dumps(RESULT | dict([item])).encode()
 )
