@@ -129,6 +129,18 @@ def test_repeating_rows_changes_neither_w2_nor_its_floor():
     assert any("900 of 1200 rows repeat" in note for note in often["notes"])
 
 
+def test_zero_rows_are_counted_and_stay():
+    z = sphere(300, M)
+    z[::3] = 0
+    report = report_on(z)
+    assert report["norms"]["zero_rows"] == 100
+    assert "100 of 300 rows are zero" in " ".join(report["notes"])
+    mean_square = float(z.square().sum(dim=1).mean())  # W2 does not take them for unit rows
+    covariance = np.cov(z.T.numpy(), bias=True)
+    square = mean_square + 1 - 2 / M**0.5 * np.trace(scipy.linalg.sqrtm(covariance).real)
+    assert report["w2"]["w2"] == pytest.approx(square**0.5, rel=1e-9)
+
+
 def test_companion_measures_the_distance_in_deviations():
     beyond = report_on(sphere(N, M // 2) @ random_basis(M)[: M // 2])["beyond"]
     assert beyond["uniform"]["lu_d_prime"] > 20

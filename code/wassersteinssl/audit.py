@@ -324,6 +324,8 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
     n, m, rows = report["n"], report["m"], report["rows"]
     if report["norms"]["max"] - report["norms"]["min"] > 1e-3 * report["norms"]["max"]:
         yield "rows differ in length; everything but the norms is of rows scaled to unit length"
+    if report["norms"]["zero_rows"]:
+        yield f"{report['norms']['zero_rows']} of {n} rows are zero: they have no direction and count as they are"
     if rows["distinct"] <= m:
         yield f"{rows['distinct']} distinct rows span at most as many of the {m} dimensions: read W2 beside its floor"
     if m < 32:
