@@ -186,7 +186,7 @@ def page(report: dict[str, Any], picture: bytes) -> str:
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width">
-<title>Has it collapsed? {html.escape(verdict["word"])}</title>
+<title>Audit: {html.escape(verdict["word"])}</title>
 <style>{STYLE}</style>
 </head>
 <body>
