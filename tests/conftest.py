@@ -95,3 +95,15 @@ def check_executed(notebook: nbformat.NotebookNode) -> int:
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
     assert not re.search(r"/(home|tmp|root|work|Users)/", nbformat.writes(notebook))
     return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def run_study(script: Path, folder: Path, *options) -> Path:
+    """Run a study's script as a user does, with seed 5; the data file that it wrote into `folder`."""
+    command = [sys.executable, str(script), "--seed", "5", "--out", str(folder), *map(str, options)]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    written = Path(done.stdout.splitlines()[-1].removeprefix("wrote "))
+    assert written.parent == folder
+    assert written.stem == script.stem
+    return written

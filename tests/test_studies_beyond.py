@@ -1,8 +1,6 @@
 """Our own studies of all measures: each script as a user starts it, its data, its notebook on them."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import FIGURES, REPOSITORY, check_executed, environment, load
+from conftest import FIGURES, REPOSITORY, check_executed, load, run_study
 
 from wassersteinssl import studies
 from wassersteinssl.uniformity import MEASURES
@@ -46,13 +44,7 @@ def reduced(tmp_path_factory):
 
     def make(name):
         if name not in made:
-            script, folder = STUDIES[name].script, tmp_path_factory.mktemp(name)
-            command = [sys.executable, str(script), "--quick", "--seed", "5", "--out", str(folder)]
-            done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
-            assert done.returncode == 0, done.stderr
-            assert "Warning" not in done.stderr
-            assert done.stdout.splitlines()[-1] == f"wrote {folder / STUDIES[name].data.name}"
-            made[name] = folder
+            made[name] = run_study(STUDIES[name].script, tmp_path_factory.mktemp(name), "--quick").parent
         return made[name]
 
     return make

@@ -2,8 +2,6 @@
 
 import csv
 import shutil
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import FIGURES, REPOSITORY, check_executed, environment, load
+from conftest import FIGURES, REPOSITORY, check_executed, load, run_study
 
 from wassersteinssl import studies
 from wassersteinssl.uniformity import lu_uniformity
@@ -52,15 +50,8 @@ def reduced(tmp_path_factory):
 
     def make(name):
         if name not in made:
-            script, folder = STUDIES[name].script, tmp_path_factory.mktemp(name)
-            command = [sys.executable, script.name, "--samples", STUDIES[name].reduced, "--seed", 5, "--out", folder]
-            done = subprocess.run(
-                list(map(str, command)), cwd=script.parent, env=environment(), capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
-            assert done.stdout == f"wrote {folder / script.stem}.csv\n"
-            assert "Warning" not in done.stderr
-            made[name] = folder / f"{script.stem}.csv"
+            study = STUDIES[name]
+            made[name] = run_study(study.script, tmp_path_factory.mktemp(name), "--samples", study.reduced)
         return made[name]
 
     return make

@@ -13,7 +13,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import FIGURES, REPOSITORY, check_executed, environment, load
+from conftest import FIGURES, REPOSITORY, check_executed, environment, load, run_study
 from scipy import special, stats
 
 from wassersteinssl import coordinates, studies
@@ -54,11 +54,6 @@ names = pytest.mark.parametrize("name", STUDIES)
 with_notebook = pytest.mark.parametrize("name", [name for name in STUDIES if name != "means"])
 
 
-def start(script, *options, cwd=None):
-    command = [sys.executable, str(script), *map(str, options)]
-    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture(scope="module")
 def reduced(tmp_path_factory):
     """reduced(name): the study's data file from few samples, made once, by the script as a user starts it."""
@@ -66,12 +61,8 @@ def reduced(tmp_path_factory):
 
     def make(name):
         if name not in made:
-            script, folder = STUDIES[name].script, tmp_path_factory.mktemp(name)
-            done = start(script, "--samples", STUDIES[name].reduced, "--seed", 5, "--out", folder, cwd=folder)
-            assert done.returncode == 0, done.stderr
-            assert "Warning" not in done.stderr
-            made[name] = folder / STUDIES[name].data.name
-            assert done.stdout.splitlines()[-1] == f"wrote {made[name]}"
+            study = STUDIES[name]
+            made[name] = run_study(study.script, tmp_path_factory.mktemp(name), "--samples", study.reduced)
         return made[name]
 
     return make
@@ -322,7 +313,17 @@ def test_mistakes_are_told_in_one_line(name, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_an_absent_gpu_is_told_in_one_line(tmp_path):
-    done = start(STUDIES["laws"].script, "--device", "cuda", "--samples", 2, "--out", tmp_path)
+    command = [
+        sys.executable,
+        str(STUDIES["laws"].script),
+        "--device",
+        "cuda",
+        "--samples",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
     assert "--device cuda cannot be used" in done.stderr
     assert "Traceback" not in done.stderr
