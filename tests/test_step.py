@@ -159,13 +159,13 @@ def test_compiling_says_what_it_costs_and_changes_nothing(images, capsys, monkey
     assert torch.equal(plain.sums, compiled.sums)
 
 
-def test_without_a_compiler_training_goes_on_without(images, capsys, monkeypatch):
+def test_without_a_compiler_training_goes_on_without(images, capsys):
     plain, compiled = make("byol", images), make("byol", images, compile="augmentation")
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nonexistent/c++",))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)  # else an earlier result is used
     plain.augmentation = compiled.augmentation = augment.CROP_AND_FLIP  # a small program: fails soon
     train(plain, images, 2)
-    train(compiled, images, 2)
+    none = torch._inductor.config.patch({"cpp.cxx": ("/nonexistent/c++",)})
+    with none, torch.compiler.config.patch(force_disable_caches=True):  # else an earlier result is used
+        train(compiled, images, 2)
     assert capsys.readouterr().err.count("augmentation not compiled (InvalidCxxCompiler") == 1
     assert torch.equal(plain.sums, compiled.sums)
 
