@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
-from wassersteinssl.settings import DATASETS, UserError, pair_size, whole
+from wassersteinssl.settings import DATASETS, UserError, pair_size, seed
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--views", type=Path, metavar="FEATURES2", help="features of the same inputs, seen differently")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write audit.html, .png, .json and .txt there")
     parser.add_argument("--sample", type=pair_size, default=2048, help="rows for pairs (default: %(default)s)")
-    parser.add_argument("--seed", type=whole, default=12, help="of that sample and of the draws (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=12, help="of that sample and of the draws (default: %(default)s)")
     parser.add_argument(
         "--drop-bad-rows", action="store_true", help="leave out rows with NaN, infinite or gigantic values"
     )
@@ -51,6 +51,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if sum(source is not None for source in (options.features, options.encoder, options.timm)) != 1:
         parser.error("give FEATURES or --encoder RUN or --timm MODEL")
+    if options.features is not None and (options.dataset or options.data_dir):
+        parser.error("--dataset and --data-dir go with --encoder or --timm")
     return options
 
 

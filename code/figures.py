@@ -35,6 +35,10 @@ def main() -> int:
     parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "figures", metavar="FOLDER")
     options = parser.parse_args()
+    if runs := os.environ.get("RUNS"):
+        if not any(Path(runs).rglob("result.json")):
+            parser.error(f"RUNS={runs}: no finished run below it")
+        os.environ["RUNS"] = os.path.abspath(runs)  # notebooks run elsewhere
     names = {study: str(study.relative_to(REPOSITORY)) for study in STUDIES}
     for part in options.studies:
         if not any(part in name for name in names.values()):

@@ -19,6 +19,7 @@ Exit status: 0 all cells done, 1 some failed, 2 a mistake in the command, 75 sto
 
 import argparse
 import contextlib
+import difflib
 import json
 import os
 import signal
@@ -31,7 +32,7 @@ from pathlib import Path
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.settings import DATASETS, PRESETS, UserError, count, positive, whole
+from wassersteinssl.settings import DATASETS, PRESETS, UserError, count, positive, seed, whole
 
 # Programs, in the order in which their results are wanted; all terms of the first four, vanilla of the rest.
 PROGRAMS = {
@@ -131,7 +132,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         metavar="TERM",
         help="none, w2, lu (default: all; methods beyond Table 2's four: none)",
     )
-    parser.add_argument("--seeds", nargs="+", type=whole, default=[12], metavar="SEED", help="(default: 12)")
+    parser.add_argument("--epochs", type=count, help="of every cell (default: the preset's)")
+    parser.add_argument("--seeds", nargs="+", type=seed, default=[12], metavar="SEED", help="(default: 12)")
     parser.add_argument(
         "--folder",
         action="append",
@@ -154,6 +156,11 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--time", type=count, metavar="MINUTES", default=240, help="of a job (default: %(default)s)")
     parser.add_argument("--cpus", type=count, metavar="N", default=8, help="of a cell (default: %(default)s)")
     options, rest = parser.parse_known_args()
+    for text in rest:  # the rest is for the programs, which know their options; a slip of the pen is not
+        if text.startswith("--") and (
+            meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85)
+        ):
+            parser.error(f"unknown option {text}: {meant[0]}?")
     if options.action == "run-one" and options.index is None:
         parser.error("run-one needs --index")
     if options.slurm and sys.argv[1] != "run":
@@ -165,7 +172,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     """All cells in the order in which they are run; options that the grid does not know go to every program."""
     methods = list(PROGRAMS) if "all" in options.methods else options.methods
     datasets = options.datasets or (["digits"] if options.preset == "digits" else ["cifar10", "cifar100"])
-    preset = PRESETS[options.preset]
+    preset = PRESETS[options.preset] | ({"epochs": options.epochs} if options.epochs else {})
     runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
     several = options.gpus is not None and options.gpus > 1
     launcher = f"-m torch.distributed.run --standalone --nproc-per-node {options.gpus}".split() if several else []
@@ -184,9 +191,9 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     )
     found = []
     for dataset in datasets:
-        for seed in options.seeds:
+        for number in options.seeds:
             for method, term in pairs:
-                folder = runs / dataset / f"{method}{'' if term == 'none' else f'+{term}'}-s{seed}"
+                folder = runs / dataset / f"{method}{'' if term == 'none' else f'+{term}'}-s{number}"
                 images = ["--dataset", dataset]
                 if dataset in folders:
                     path = os.path.abspath(folders[dataset])
@@ -194,10 +201,8 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                 chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
                 command = [sys.executable, *launcher, str(CODE / PROGRAMS[method])]
                 command += [*images, "--uniformity", term, *chosen]
-                command += ["--seed", str(seed), "--run-dir", str(folder), *rest]
-                given = rest[rest.index("--epochs") + 1] if "--epochs" in rest[:-1] else ""
-                epochs = int(given) if given.isdigit() else preset.get("epochs", 500)
-                found.append(Cell(method, term, dataset, seed, folder, epochs, command))
+                command += ["--seed", str(number), "--run-dir", str(folder), *rest]
+                found.append(Cell(method, term, dataset, number, folder, preset.get("epochs", 500), command))
     return found
 
 
@@ -407,8 +412,15 @@ def main() -> int:
         print(f"grid.py: error: {error}", file=sys.stderr)
         return 2
     print(f"{len(grid)} cells, {sum(cell.result() is not None for cell in grid)} done; left: {left(grid)}", flush=True)
-    code = Runner(grid, options.parallel, options.time_budget).run()
+    runner = Runner(grid, options.parallel, options.time_budget)
+    try:
+        code = runner.run()
+    except OSError as error:
+        print(f"grid.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     print(status(grid))
+    if runner.failed:
+        print(f"failed: {', '.join(cell.name for cell in runner.failed)}; each one's log lies beside its folder")
     return code
 
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The weight of + L_U, which the paper does not publish: three values for each method of Table 2, by kNN accuracy.
 #   bash code/search_lu.sh RUNS [options of every run: --dataset folder --data-dir PATH --dataset-name cifar10 ...]
-# Short runs: width 16, 12,800 images, 6 epochs. About 6 minutes each on a core; it continues where it stopped. Then
+# Short runs: width 16, 12,800 images, 6 epochs. Some six minutes of a core each; it continues where it stopped. Then
 # python code/table2.py RUNS shows all of them.
 set -euo pipefail
 code=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-runs=${1:?the folder of the runs is missing}
+[ $# -gt 0 ] || { echo "error: the folder of the runs is missing" >&2; exit 2; }
+runs=$1
 shift
 while read -r program last weights; do
   for weight in $weights; do

@@ -8,9 +8,19 @@ import pytest
 from conftest import FIGURES, REPOSITORY, check_executed, environment
 
 
-def start(*arguments):
+def start(*arguments, cwd=None, **variables):
     command = [sys.executable, str(REPOSITORY / "code" / "figures.py"), *map(str, arguments)]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    environ = {**environment(), **variables}
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=300)
+
+
+def test_runs_are_found_from_where_the_user_stands(tmp_path):
+    done = start("AlignmentCurves", "--out", tmp_path, cwd=REPOSITORY, RUNS="code/results/digits")
+    assert done.returncode == 0, done.stderr
+    assert "AlignmentCurves.png" in done.stdout
+    done = start("AlignmentCurves", "--out", tmp_path, RUNS=str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert "no finished run below it" in done.stderr
 
 
 def test_data_notebook_and_picture_appear_and_are_named(tmp_path):

@@ -217,3 +217,22 @@ def test_a_slurm_job_passes_the_failure_of_its_cell_on(grid_module):
     grid_module.Job([sys.executable, "-c", ""])()
     with pytest.raises(RuntimeError, match="status 3"):
         grid_module.Job([sys.executable, "-c", "raise SystemExit(3)"])()
+
+
+def test_a_slip_of_the_pen_and_a_file_for_a_folder_are_told(tmp_path):
+    def tell(*arguments):
+        command = [sys.executable, str(GRID), *arguments]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 2
+        return done.stderr.splitlines()[-1]
+
+    assert tell("status", "--presett", "mini").endswith("unknown option --presett: --preset?")
+    assert "whole number" in tell("status", "--epochs", "\u00b2")
+    (tmp_path / "file").touch()
+    assert tell("run", "--preset", "digits", "--runs", str(tmp_path / "file")).startswith("grid.py: error: ")
+
+
+def test_epochs_are_those_of_every_cell(tmp_path):
+    command = [sys.executable, str(GRID), "status", "--preset", "digits", "--epochs=3", "--runs", str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.count("0/3 epochs") == 12

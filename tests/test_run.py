@@ -358,3 +358,11 @@ def test_a_launcher_trains_from_any_folder_and_passes_options_on(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "my run" / "config.json").read_text())["settings"]["uniformity"] == "w2"
+
+
+def test_more_than_the_memory_is_told_in_a_line(byol, tmp_path):
+    done = byol("--hidden-dim", 10**12)
+    assert done.returncode == 2
+    assert done.stderr.startswith("byol.py: error: out of memory: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()

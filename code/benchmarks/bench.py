@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 CODE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CODE))  # works with and without an installation
@@ -42,6 +42,22 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def stop(error: Any) -> NoReturn:
+    """A mistake of the user's in one line."""
+    print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def images_of(folder: Path, **options: Any) -> Any:
+    """The images of a folder, as training reads them."""
+    from wassersteinssl import data
+
+    try:
+        return data.load("folder", folder, allow_download=False, **options)
+    except UserError as error:
+        stop(error)
+
+
 class Report:
     """The tables of one benchmark on one device, printed as they come and written in the end."""
 
@@ -53,13 +69,19 @@ class Report:
         try:
             self.device = run.find_device(args.device)
         except UserError as error:
-            sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+            stop(error)
         torch.set_num_threads(args.threads or machine.cpus())
         on_gpu = self.device.type == "cuda"
         place = torch.cuda.get_device_name(self.device) if on_gpu else self.device.type
         self.path = args.out
         if self.path is None and not args.quick:
             self.path = CODE / "results" / "benchmarks" / f"{name}-{re.sub('[^a-z0-9]+', '-', place.lower())}.json"
+        if self.path is not None:  # told now, not after minutes of measuring
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                open(self.path, "a").close()
+            except OSError as error:
+                stop(f"cannot write {self.path}: {error.strerror}")
         self.content: dict[str, Any] = {
             "benchmark": name,
             "command": shlex.join(["python", *sys.argv]),
@@ -85,7 +107,7 @@ class Report:
         print("\n" + "\n".join(lines), flush=True)
 
     def targets(self, rows: Sequence[tuple[str, float, float]]) -> None:
-        """What PERFORMANCE asks for: (what, at least, measured)."""
+        """What was aimed at: (what, at least, measured)."""
         table = [
             {"target": what, "at least": least, "measured": value, "met": "yes" if value >= least else "no"}
             for what, least, value in rows
@@ -96,7 +118,6 @@ class Report:
         self.content["load_average_after"] = _load()
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
         content, versions = self.content, self.content["versions"]
         head = f"{content['hardware']} ({content['cpus']} CPUs), torch {versions['torch']}. {content['note']}".strip()

@@ -140,7 +140,7 @@ def main(args) -> None:
     device, threads = report.device, torch.get_num_threads()
     n = 16 if args.quick else 256
     if args.folder:
-        pixels = data.load("folder", args.folder, allow_download=False).train.images[:n]
+        pixels = bench.images_of(args.folder).train.images[:n]
     else:
         pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     size, on_device = pixels.shape[3], pixels.to(device)

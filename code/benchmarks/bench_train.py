@@ -276,7 +276,7 @@ def main(args) -> None:
     if args.quick:
         options |= {"hidden_dim": 8, "dim": 4}
     n = steps * batch_size
-    images = data.load("folder", args.folder, limit_train=n) if args.folder else noise(n, 32)
+    images = bench.images_of(args.folder, limit_train=n) if args.folder else noise(n, 32)
     rows = []
     for name in tqdm(args.methods[: 1 if args.quick else None], desc="methods", disable=None):
         rows.append(measure(name, options, images, device, args.workers or torch.get_num_threads()))

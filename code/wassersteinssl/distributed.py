@@ -53,7 +53,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def lost(error: RuntimeError) -> bool:
+def lost(error: Exception) -> bool:
     """Whether the error says that another process has ended or cannot be reached; it has no class of its own."""
     words = "connection|broken pipe|remote process|timed? ?out|peer"
     return size() > 1 and re.search(words, str(error), re.IGNORECASE) is not None

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from wassersteinssl import __version__, augment, checkpoint, data, distributed, evaluate
 from wassersteinssl.encoder import save_encoder
 from wassersteinssl.files import write_atomically
+from wassersteinssl.machine import out_of_memory
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
 from wassersteinssl.settings import Settings, UserError
@@ -53,13 +54,13 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
         _exit(2, "error", error)
     except FloatingPointError as error:
         _exit(3, "failed", error, everywhere=False)
-    except torch.OutOfMemoryError as error:
-        _exit(2, "error", f"out of memory: {str(error).splitlines()[0]}; try a smaller --batch-size")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _exit(2, "stopped", "the disk is full; make room, and the same command continues from the last checkpoint")
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            _exit(2, "error", f"out of memory: {str(error).splitlines()[0]}; try a smaller --batch-size")
         if not distributed.lost(error):
             raise
         _exit(STOPPED, "stopped", "another process of the run has ended; the same command continues the run")

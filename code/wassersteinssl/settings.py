@@ -117,7 +117,7 @@ class Settings:
                                        check=not_negative)  # fmt: skip
     compile: str = option(
         "no",
-        "torch.compile, which takes a minute or more at the start: the augmentation, or the networks too",
+        "torch.compile: the augmentation (half a minute at the start), or the networks too (minutes)",
         choices=COMPILE,
     )
     run_dir: str = option("", "the run's folder (default: runs/DATASET/METHOD+TERM-wWIDTH-eEPOCHS-sSEED)")

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from wassersteinssl import __version__
 from wassersteinssl.files import write_atomically
+from wassersteinssl.machine import out_of_memory
 from wassersteinssl.pairwise import lu_theory, lu_uniformity
 from wassersteinssl.settings import UserError
 from wassersteinssl.w2 import W2Metric, w2_floor
@@ -45,7 +46,7 @@ def main(study: Callable[[argparse.Namespace], Path], options: argparse.Namespac
         try:
             print(f"wrote {study(options)}")
         except (MemoryError, RuntimeError) as error:
-            if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            if not out_of_memory(error):
                 raise
             raise UserError(f"--samples {options.samples} do not fit into the memory of {options.device}") from None
     except UserError as error:

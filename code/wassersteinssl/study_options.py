@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from wassersteinssl.settings import count, whole
+from wassersteinssl.settings import pair_size, seed
 
 
 def study_options(description: str | None, *, samples: int, quick: int, out: Path) -> argparse.Namespace:
@@ -13,17 +13,11 @@ def study_options(description: str | None, *, samples: int, quick: int, out: Pat
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     rows = parser.add_mutually_exclusive_group()
-    rows.add_argument("--samples", type=_at_least_two, default=samples, help="rows (default: all %(default)s)")
+    rows.add_argument("--samples", type=pair_size, default=samples, help="rows (default: all %(default)s)")
     rows.add_argument("--quick", dest="samples", action="store_const", const=quick, help=f"{quick} rows: in seconds")
-    parser.add_argument("--seed", type=whole, default=12, help="of the samples (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=12, help="of the samples (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=out.parent, help="folder of the data file (default: the script's)")
     options = parser.parse_args()
     options.name = out.name
     return options
-
-
-def _at_least_two(text: str) -> int:
-    if count(text) < 2:
-        raise argparse.ArgumentTypeError("must be at least 2: one row has no covariance")
-    return int(text)

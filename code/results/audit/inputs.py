@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cifar10", type=Path, metavar="IMAGES")
     options = parser.parse_args()
+    if options.folder.exists() and not options.folder.is_dir():
+        parser.error(f"{options.folder} is no folder")
     options.folder.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     np.save(options.folder / "digits-pixels.npy", digits.data.astype(np.uint8))
