@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Ten minutes with a GPU, what matters most first: tests, loss, training, augmentation, metrics, a profile.
-#   bash code/benchmarks/gpu_session.sh [OUT]        OUT: folder for results and logs (default: code/results/benchmarks)
+#   bash code/benchmarks/gpu_session.sh [OUT]        OUT: folder for results and logs (default: runs/gpu)
 # Beside OUT grows OUT.tar.gz with all of it, after each part, to be taken along if the time runs out.
 # PYTHON=python3.12 chooses the Python; it needs torch with CUDA, torchvision, numpy, scipy, scikit-learn, safetensors,
 # tqdm, pytest and hypothesis. Nothing is downloaded. Each part has its time limit, and a part that fails stops no other.
 set -uo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
-out=$(mkdir -p "${1:-$root/code/results/benchmarks}" && cd "${1:-$root/code/results/benchmarks}" && pwd)
+out=$(mkdir -p "${1:-$root/runs/gpu}" && cd "${1:-$root/runs/gpu}" && pwd)
 cd "$root"
 python=${PYTHON:-python3}
 export PYTHONPATH=$root/code PYTHONUNBUFFERED=1
