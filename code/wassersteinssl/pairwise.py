@@ -184,7 +184,7 @@ class _LogMeanKernel(torch.autograd.Function):
                     out[j] += torch.addmm(v * p.sum(dim=0).unsqueeze(1), p.T, u, alpha=-1)
             out *= -2 * ctx.t * gradient
             if ctx.normalize:  # through u = z / ||z||: drop the radial part, divide by the norm
-                for i in _rows(len(z)):
+                for i in _rows(z):
                     u = _standard_rows(z, i, shift, scale, normalize=True)
                     out[i] = (out[i] - u * (out[i] * u).sum(dim=1, keepdim=True)) * scale[i]
         return _FirstDerivative.apply(out.to(z.dtype), z), None, None
@@ -195,7 +195,7 @@ def _standardise(z: Tensor, normalize: bool, wide: torch.dtype) -> tuple[Tensor,
     squared norms do not swamp them."""
     if not normalize:
         return z.mean(dim=0, dtype=wide), torch.ones(len(z), 1, dtype=wide, device=z.device)
-    norms = torch.cat([torch.linalg.vector_norm(z[i], dim=1, keepdim=True, dtype=wide) for i in _rows(len(z))])
+    norms = torch.cat([torch.linalg.vector_norm(z[i], dim=1, keepdim=True, dtype=wide) for i in _rows(z)])
     zero = norms < torch.finfo(result_dtype(z)).tiny
     return torch.zeros((), dtype=wide, device=z.device), torch.where(zero, 0, 1 / norms)
 
@@ -209,9 +209,9 @@ def _blocks(
     z: Tensor, shift: Tensor, scale: Tensor, t: float, normalize: bool
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
     """Row slices i <= j, their standardised rows u and v, and -t ||u_i - v_j||^2, with -inf for a row with itself."""
-    for i in _rows(len(z)):
+    for i in _rows(z):
         u = _standard_rows(z, i, shift, scale, normalize)
-        for j in _rows(len(z)):
+        for j in _rows(z):
             if j.start < i.start or (i == j and len(u) == 1):
                 continue
             v = u if i == j else _standard_rows(z, j, shift, scale, normalize)
@@ -222,5 +222,8 @@ def _blocks(
             yield i, j, u, v, exponent
 
 
-def _rows(n: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+def _rows(z: Tensor) -> list[slice]:
+    """Slices of z's rows: at most BLOCK, fewer of long rows, whose blocks would else be as large as z."""
+    n, m = z.shape
+    block = min(BLOCK, max(256, 2**21 // m))
+    return [slice(start, min(start + block, n)) for start in range(0, n, block)]
