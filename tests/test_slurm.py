@@ -43,11 +43,11 @@ def call(slurm, *command, **keywords):
     return done.stdout
 
 
-def wait_until(condition, seconds=300):
+def wait_until(condition, seconds=300, step=0.5):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.5)
+        time.sleep(step)
 
 
 def epochs(folder):
@@ -60,14 +60,14 @@ def stopped(log):
 
 
 def signal_until_stopped(slurm, log, *options):
-    """scancel says "try again later" while Slurm is busy with the job, whether or not the signal has arrived."""
-    for _ in range(5):
-        subprocess.run(["scancel", *options], env=slurm, capture_output=True)
-        for _ in range(60):
-            if stopped(log):
-                return
-            time.sleep(0.5)
-    raise AssertionError(f"{log} tells of no stop")
+    """Where Slurm is busy with the job it says "try again later", whether or not the signal has arrived, and scancel
+    tries again every five seconds: it must end once the run has stopped, or it would hit the restarted job."""
+    scancel = subprocess.Popen(["scancel", *options], env=slurm, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: stopped(log), step=0.05)
+    finally:
+        scancel.kill()
+        scancel.wait()
 
 
 def test_four_runs_as_an_array_of_which_some_are_preempted(slurm, tmp_path):
