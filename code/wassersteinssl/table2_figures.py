@@ -78,11 +78,9 @@ def draw_spectra(table: Table) -> Figure:
             values = np.load(row.runs[0]["folder"] / "spectrum.npy", allow_pickle=False).clip(1e-12)
             index = np.arange(1, len(values) + 1)
             panel.plot(index, values, label=label, markevery=max(1, len(values) // 8), **line_style(style))
-        m = curves[0][0].runs[0]["dim"]
-        panel.axhline(1 / m, color="0.4", linewidth=0.8)
-        panel.text(m, 1.2 / m, "uniform, 1/m", ha="right", va="bottom", fontsize=7, color="0.3")
+        panel.axhline(1 / curves[0][0].runs[0]["dim"], color="0.4", linewidth=0.8, label="uniform, 1/m")
         panel.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log", title=f"({letter}) {title}")
-        panel.legend(loc="best")
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2)  # below: curves may be anywhere
     return figure
 
 
