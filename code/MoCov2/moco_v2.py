@@ -41,7 +41,7 @@ from wassersteinssl.run import main
 
 
 class MoCoV2(Method):
-    # W2: the paper's. L_U: the paper does not publish its weight; the same is used.
+    # W2: the paper's. L_U: not published; 1 is the best of 0.25, 1 and 4 in short runs (code/results/lu-search).
     ALPHA: ClassVar = {"w2": (1.0, 1.0), "lu": (1.0, 1.0)}
 
     def __init__(self, settings: MoCoV2Settings):
