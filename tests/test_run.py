@@ -185,6 +185,14 @@ def test_another_configuration_is_refused_and_named(module, finished):
     assert (finished / "result.json").read_bytes() == before
 
 
+def test_a_run_is_not_continued_where_the_user_forbids_it(module, finished):
+    before = (finished / "result.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds a run; --resume auto continues it"):
+        execute(module, finished, "--uniformity", "w2", "--resume", "never")
+    execute(module, finished, "--uniformity", "w2", "--resume", "auto")
+    assert (finished / "result.json").read_bytes() == before
+
+
 def test_a_second_writer_is_refused(module, tmp_path):
     settings = parse(module.BYOLSettings, "", TINY)
     with (

@@ -269,6 +269,8 @@ class RunFolder:
         config = self.path / "config.json"
         try:
             if config.exists():
+                if self.config["settings"]["resume"] == "never":  # type: ignore[index]
+                    raise UserError(f"{self.path} holds a run; --resume auto continues it")
                 self._check_same(config)
             elif self.path.exists() and any(self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and no run's folder: choose another --run-dir")

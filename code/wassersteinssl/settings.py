@@ -121,6 +121,7 @@ class Settings:
         choices=COMPILE,
     )
     run_dir: str = option("", "the run's folder (default: runs/DATASET/METHOD+TERM-wWIDTH-eEPOCHS-sSEED)")
+    resume: str = option("auto", "what the folder holds is continued, or refused", choices=("auto", "never"))
     stage: str = option("all", "what to do", choices=("all", "pretrain", "evaluate"))
 
     @property
@@ -130,7 +131,8 @@ class Settings:
 
     # Settings that may differ when a run is continued: where it runs, not what it computes.
     PLACE = (
-        "data_dir", "device", "cuda_graph", "checkpoint_epochs", "checkpoint_minutes", "compile", "run_dir", "stage"
+        "data_dir", "device", "cuda_graph", "checkpoint_epochs", "checkpoint_minutes", "compile", "run_dir", "resume",
+        "stage",
     )  # fmt: skip
 
 
