@@ -32,20 +32,11 @@ from pathlib import Path
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.settings import DATASETS, PRESETS, UserError, count, positive, seed, whole
+from wassersteinssl.settings import DATASETS, PRESETS, PROGRAMS, UserError, count, positive, seed, whole
 
-# Programs, in the order in which their results are wanted; all terms of the first four, vanilla of the rest.
-PROGRAMS = {
-    "byol": "BYOL/byol.py",
-    "moco_v2": "MoCov2/moco_v2.py",
-    "barlow_twins": "BarlowTwins/barlow_twins.py",
-    "zero_cl": "Zero-CL/zero_cl.py",
-    "simclr": "SimCLR/simclr.py",
-    "nnclr": "NNCLR/nnclr.py",
-    "simsiam": "SimSiam/simsiam.py",
-    "align_uniform": "AlignUniform/align_uniform.py",
-}
-TABLE2 = tuple(PROGRAMS)[:4]
+# The programs by the name of their file; all terms of the first four, vanilla of the rest.
+FILES = {Path(path).stem: path for path in PROGRAMS.values()}
+TABLE2 = tuple(FILES)[:4]
 TERMS = ("none", "w2", "lu")
 STOPPED = 75
 RESERVE = 20  # seconds before the end of a time budget at which running cells are asked to stop
@@ -119,10 +110,10 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--methods",
         nargs="+",
-        choices=(*PROGRAMS, "all"),
+        choices=(*FILES, "all"),
         default=list(TABLE2),
         metavar="NAME",
-        help=f"of {', '.join(PROGRAMS)}, or all (default: those of Table 2 with terms)",
+        help=f"of {', '.join(FILES)}, or all (default: those of Table 2 with terms)",
     )
     parser.add_argument(
         "--terms",
@@ -170,7 +161,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     """All cells in the order in which they are run; options that the grid does not know go to every program."""
-    methods = list(PROGRAMS) if "all" in options.methods else options.methods
+    methods = list(FILES) if "all" in options.methods else options.methods
     datasets = options.datasets or (["digits"] if options.preset == "digits" else ["cifar10", "cifar100"])
     preset = PRESETS[options.preset] | ({"epochs": options.epochs} if options.epochs else {})
     runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
@@ -184,7 +175,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
 
     def place(method: str, term: str) -> tuple:
         """Vanilla and W2 of the four methods first, then L_U, then the further methods."""
-        return method not in TABLE2, TERMS.index(term) == 2, list(PROGRAMS).index(method), TERMS.index(term)
+        return method not in TABLE2, TERMS.index(term) == 2, list(FILES).index(method), TERMS.index(term)
 
     pairs = sorted(
         ((m, t) for m in methods for t in options.terms if m in TABLE2 or t == "none"), key=lambda pair: place(*pair)
@@ -199,7 +190,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                     path = os.path.abspath(folders[dataset])
                     images = ["--dataset", "folder", "--dataset-name", dataset, "--data-dir", path]
                 chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-                command = [sys.executable, *launcher, str(CODE / PROGRAMS[method])]
+                command = [sys.executable, *launcher, str(CODE / FILES[method])]
                 command += [*images, "--uniformity", term, *chosen]
                 command += ["--seed", str(number), "--run-dir", str(folder), *rest]
                 found.append(Cell(method, term, dataset, number, folder, preset.get("epochs", 500), command))

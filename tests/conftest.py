@@ -1,36 +1,24 @@
 """Shared by the tests: determinism, and the method programs as a user starts them."""
 
 import functools
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import nbformat
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import settings as hypothesis_settings
+
+from wassersteinssl import settings
+from wassersteinssl.files import load_module as load
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BYOL = REPOSITORY / "code" / "BYOL" / "byol.py"
-# The method programs, by the name of their class.
-PROGRAMS = {
-    name: REPOSITORY / "code" / path
-    for name, path in {
-        "AlignUniform": "AlignUniform/align_uniform.py",
-        "BYOL": "BYOL/byol.py",
-        "BarlowTwins": "BarlowTwins/barlow_twins.py",
-        "MoCoV2": "MoCov2/moco_v2.py",
-        "NNCLR": "NNCLR/nnclr.py",
-        "SimCLR": "SimCLR/simclr.py",
-        "SimSiam": "SimSiam/simsiam.py",
-        "ZeroCL": "Zero-CL/zero_cl.py",
-    }.items()
-}
+PROGRAMS = {name: REPOSITORY / "code" / path for name, path in settings.PROGRAMS.items()}
 
 # The smallest run that goes through everything: seconds on one core.
 TINY = (
@@ -38,21 +26,9 @@ TINY = (
     "--linear-epochs 2 --monitor-every 2"
 ).split()
 
-settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
-settings.load_profile("repeatable")
+hypothesis_settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
+hypothesis_settings.load_profile("repeatable")
 torch.set_num_threads(1)
-
-
-@functools.cache
-def load(program: Path) -> ModuleType:
-    """A method file as a module."""
-    spec = importlib.util.spec_from_file_location(program.stem, program)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[program.stem] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
 
 
 def environment() -> dict[str, str]:
@@ -107,3 +83,15 @@ def run_study(script: Path, folder: Path, *options) -> Path:
     assert written.parent == folder
     assert written.stem == script.stem
     return written
+
+
+@pytest.fixture(scope="session")
+def few_samples(tmp_path_factory):
+    """few_samples(script, *options): the data file of `run_study`, made once."""
+    folder = tmp_path_factory.mktemp
+
+    @functools.cache
+    def make(script, *options):
+        return run_study(script, folder(script.stem), *options)
+
+    return make

@@ -19,6 +19,7 @@ from conftest import FIGURES, REPOSITORY, check_executed, environment, load
 from torch import nn
 
 from wassersteinssl import audit, audit_report, audit_sources, augment, backbones, data, studies
+from wassersteinssl.encoder import save_encoder
 from wassersteinssl.settings import PRESETS, Settings
 
 PROGRAM = REPOSITORY / "code" / "audit.py"
@@ -405,20 +406,21 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path, capsy
 # ---- encoders --------------------------------------------------------------------------------------------------------
 
 
-def save_encoder(folder):
+def trained_run(folder):
     """What a training run leaves, untrained; the network."""
     settings = Settings(**(PRESETS["digits"] | {"dataset": "digits", "width": 2, "hidden_dim": 16, "dim": 8}))
     torch.manual_seed(0)
     backbone = backbones.resnet18(2)
     networks = nn.ModuleDict({"backbone": backbone, "projector": backbones.projector(backbone.feature_dim, 16, 8)})
-    config = {"method": "BYOL", "settings": asdict(settings)}
+    images = data.load("digits", None)
     folder.mkdir()
-    safetensors.torch.save_file(networks.state_dict(), folder / "encoder.safetensors", {"config": json.dumps(config)})
+    config = {"method": "BYOL", "settings": asdict(settings)}
+    save_encoder(folder / "encoder.safetensors", networks, config, images.mean, images.std)
     return networks.eval()
 
 
 def test_a_trained_run_is_audited_on_its_own_data(tmp_path):
-    networks = save_encoder(tmp_path / "run")
+    networks = trained_run(tmp_path / "run")
     images = data.load("digits", None)
     for layer, network in (("backbone", networks["backbone"]), ("projector", nn.Sequential(*networks.values()))):
         features = audit_sources.of_run(tmp_path / "run", None, None, "test", layer)
@@ -433,9 +435,9 @@ def test_a_trained_run_is_audited_on_its_own_data(tmp_path):
 def test_no_encoder(tmp_path, capsys):
     check_refused(start("--encoder", tmp_path), "there is no trained encoder", tmp_path, capsys)
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "encoder.safetensors")
-    check_refused(start("--encoder", tmp_path), "not written by a training run", tmp_path, capsys)
+    check_refused(start("--encoder", tmp_path), "is no encoder that a run has exported", tmp_path, capsys)
     (tmp_path / "encoder.safetensors").unlink()
-    save_encoder(tmp_path / "run")
+    trained_run(tmp_path / "run")
     status = start("--encoder", tmp_path / "run", "--dataset", "folder")
     check_refused(status, "--dataset folder needs --data-dir", tmp_path, capsys)
 

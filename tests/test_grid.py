@@ -1,6 +1,5 @@
 """The grid with stand-in programs that behave like runs: order, continuing, budgets, crashes, two grids at once."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY, environment
+from conftest import REPOSITORY, environment, load
 
 GRID = REPOSITORY / "code" / "grid.py"
 
@@ -43,11 +42,7 @@ result = {"complete": True, "acc1": 1.0, "w2": 0.5, "evaluate_seconds": 1.0, "se
 
 @pytest.fixture(scope="module")
 def grid_module():
-    spec = importlib.util.spec_from_file_location("grid", GRID)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["grid"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load(GRID)
 
 
 @pytest.fixture

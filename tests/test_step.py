@@ -1,7 +1,6 @@
 """The training step: nothing in it waits for the device, and replaying it is the same as running it."""
 
 import copy
-import importlib.util
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wassersteinssl import augment
 from wassersteinssl.data import load
+from wassersteinssl.files import load_module
 from wassersteinssl.optim import LARS, param_groups, set_lr
 from wassersteinssl.step import EAGER, NonFiniteLoss, TrainingStep
 from wassersteinssl.uniformity import lu_uniformity
@@ -21,11 +21,7 @@ PROGRAMS = {path.stem: path for path in sorted((REPOSITORY / "code").glob("*/*.p
 
 
 def program(name):
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, PROGRAMS[name])
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    module = sys.modules[name]
+    module = load_module(PROGRAMS[name])
     method = next(v for k, v in vars(module).items() if getattr(v, "__module__", "") == name and hasattr(v, "loss"))
     settings = next(v for k, v in vars(module).items() if k.endswith("Settings") and v.__module__ == name)
     return method, settings

@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import FIGURES, REPOSITORY, check_executed, load, run_study
+from conftest import FIGURES, REPOSITORY, check_executed, load
 
 from wassersteinssl import studies
 from wassersteinssl.uniformity import MEASURES
@@ -38,16 +38,9 @@ names = pytest.mark.parametrize("name", STUDIES)
 
 
 @pytest.fixture(scope="module")
-def reduced(tmp_path_factory):
-    """reduced(name): the study's folder of data from few samples, made once, by the script as a user starts it."""
-    made = {}
-
-    def make(name):
-        if name not in made:
-            made[name] = run_study(STUDIES[name].script, tmp_path_factory.mktemp(name), "--quick").parent
-        return made[name]
-
-    return make
+def reduced(few_samples):
+    """reduced(name): the study's folder of data from few samples, by the script as a user starts it."""
+    return lambda name: few_samples(STUDIES[name].script, "--quick").parent
 
 
 @names

@@ -13,7 +13,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import FIGURES, REPOSITORY, check_executed, environment, load, run_study
+from conftest import FIGURES, REPOSITORY, check_executed, environment, load
 from scipy import special, stats
 
 from wassersteinssl import coordinates, studies
@@ -55,17 +55,9 @@ with_notebook = pytest.mark.parametrize("name", [name for name in STUDIES if nam
 
 
 @pytest.fixture(scope="module")
-def reduced(tmp_path_factory):
-    """reduced(name): the study's data file from few samples, made once, by the script as a user starts it."""
-    made = {}
-
-    def make(name):
-        if name not in made:
-            study = STUDIES[name]
-            made[name] = run_study(study.script, tmp_path_factory.mktemp(name), "--samples", study.reduced)
-        return made[name]
-
-    return make
+def reduced(few_samples):
+    """reduced(name): the study's data file from few samples, by the script as a user starts it."""
+    return lambda name: few_samples(STUDIES[name].script, "--samples", STUDIES[name].reduced)
 
 
 def run(name, folder, samples, seed=12):

@@ -24,12 +24,8 @@ BLOCKS = range(11)
 
 
 def study(options):
-    random = studies.generator(options.seed, options.device)
-    measured = []
-    for percent in studies.progress(LEVELS, "collapse levels"):
-        k = studies.alive(DIMENSION, percent / 100)
-        z = studies.sphere(options.samples, k, random)
-        measured.append((studies.moments(z), float(lu_uniformity(z)), DIMENSION, k))
+    spheres = studies.collapsed_spheres(options, DIMENSION, LEVELS)
+    measured = [(studies.moments(z), float(lu_uniformity(z)), DIMENSION, k) for z, k in spheres]
     grid = product(measured, BLOCKS)
     return studies.write(options, [{"blocks": i, **studies.beside_theory(*known, blocks=i)} for known, i in grid])
 

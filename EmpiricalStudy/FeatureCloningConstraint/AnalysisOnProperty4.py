@@ -43,11 +43,8 @@ def lu_cloned(z: torch.Tensor, most: int) -> list[float]:
 
 
 def study(options):
-    random = studies.generator(options.seed, options.device)
     rows = []
-    for percent in studies.progress(LEVELS, "collapse levels"):
-        k = studies.alive(DIMENSION, percent / 100)
-        z = studies.sphere(options.samples, k, random)
+    for z, k in studies.collapsed_spheres(options, DIMENSION, LEVELS):
         metric = studies.moments(z)
         for clones, lu in enumerate(lu_cloned(z, 1 + CLONES)):
             rows.append({"clones": clones, **studies.beside_theory(metric, lu, DIMENSION, k, clones=1 + clones)})

@@ -5,7 +5,6 @@ only ratios within one table mean much.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 CODE = Path(__file__).resolve().parents[1]
@@ -203,18 +201,6 @@ def _anonymous() -> float:
 def _load() -> float | None:
     """Processes that wanted a CPU in the last minute, this one included."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def method_program(path: str) -> ModuleType:
-    """A method file below code/ as a module."""
-    name = Path(path).stem
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, CODE / path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def pil_pipeline(size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Any]:

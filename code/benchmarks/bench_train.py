@@ -23,22 +23,11 @@ from typing import Any
 
 import bench
 
-from wassersteinssl.settings import COMPILE, count, pair_size
-
-METHODS = {
-    "BYOL": "BYOL/byol.py",
-    "MoCoV2": "MoCov2/moco_v2.py",
-    "BarlowTwins": "BarlowTwins/barlow_twins.py",
-    "ZeroCL": "Zero-CL/zero_cl.py",
-    "SimCLR": "SimCLR/simclr.py",
-    "NNCLR": "NNCLR/nnclr.py",
-    "SimSiam": "SimSiam/simsiam.py",
-    "AlignUniform": "AlignUniform/align_uniform.py",
-}
+from wassersteinssl.settings import COMPILE, PROGRAMS, count, pair_size
 
 if __name__ == "__main__":
     PARSER = bench.parser(__doc__)
-    PARSER.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    PARSER.add_argument("--methods", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     PARSER.add_argument("--width", type=count, default=16, help="of the ResNet-18 (default: 16)")
     PARSER.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     PARSER.add_argument("--batch-size", type=pair_size, default=256)
@@ -58,6 +47,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from wassersteinssl import augment, data
+from wassersteinssl.files import load_module
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups
 from wassersteinssl.pretrain import pretrain
@@ -139,7 +129,7 @@ class Usual:
 
 
 def build(name: str, options: dict[str, Any], device: torch.device) -> tuple[Method, Settings]:
-    program = bench.method_program(METHODS[name])
+    program = load_module(bench.CODE / PROGRAMS[name])
     settings = getattr(program, name + "Settings")(**options)
     torch.manual_seed(0)
     return getattr(program, name)(settings).to(device).to(memory_format=torch.channels_last), settings
@@ -217,7 +207,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 def starting(quick: bool) -> list[dict[str, Any]]:
     """Seconds until --help has answered, and of a whole run of one training step on the digits."""
-    programs = [bench.CODE / path for path in METHODS.values()]
+    programs = [bench.CODE / path for path in PROGRAMS.values()]
     if not quick:
         programs += sorted(bench.CODE.glob("*.py")) + sorted(bench.CODE.glob("benchmarks/bench_*.py"))
         programs += sorted(bench.CODE.parent.glob("[DEL]*/**/*.py"))  # the studies

@@ -7,7 +7,6 @@ number of rows. Nothing that is read can run code: pickles and object arrays are
 from __future__ import annotations
 
 import itertools
-import json
 import pickle
 import re
 import zipfile
@@ -303,35 +302,26 @@ def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, 
 
     `layer`: "projector" for z, whose uniformity is trained, or "backbone" for the h that tasks use.
     """
-    from wassersteinssl import augment, backbones, evaluate
+    from wassersteinssl import evaluate
+    from wassersteinssl.encoder import load_encoder
 
     file = folder / "encoder.safetensors" if folder.is_dir() else folder
     if not file.exists():
         raise UserError(f"there is no trained encoder {file}")
-    with _reading(file), safetensors.safe_open(file, framework="pt") as content:
-        metadata = content.metadata() or {}
-        if "config" not in metadata:
-            raise ValueError("this file was not written by a training run of this project")
-        config = json.loads(metadata["config"])
-        settings = config["settings"]
-        backbone = backbones.resnet18(settings["width"])
-        projector = backbones.projector(backbone.feature_dim, settings["hidden_dim"], settings["dim"])
-        networks = nn.ModuleDict({"backbone": backbone, "projector": projector})
-        networks.load_state_dict({name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
-    network = nn.Sequential(backbone, projector) if layer == "projector" else backbone
-    images, part = _images(
-        dataset or settings["dataset"], data_dir or settings["data_dir"], split, settings["normalization"]
-    )
-
-    def encode(batch: Tensor) -> Tensor:
-        return network(augment.normalize(batch, images.mean, images.std)).float()
-
-    m = settings["dim"] if layer == "projector" else backbone.feature_dim
+    try:
+        encoder = load_encoder(file)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    settings, method = encoder.config["settings"], encoder.config["method"]
+    images, part = _images(dataset or settings["dataset"], data_dir or settings["data_dir"], split)
     term = "" if settings["uniformity"] == "none" else f" + {settings['uniformity']}"
     return Features(
-        name=f"{layer} of {config['method']}{term} on the {len(part)} {split} images of {images.name}",
-        n=len(part), m=m, dtype="float32", labels=part.labels.cpu(),
-        chunks=lambda: _encoded(network, encode, part, evaluate._forward_batch(part.size, "cpu")),
+        name=f"{layer} of {method}{term} on the {len(part)} {split} images of {images.name}",
+        n=len(part), m=settings["dim"] if layer == "projector" else encoder.backbone.feature_dim, dtype="float32",
+        labels=part.labels.cpu(),
+        chunks=lambda: _encoded(
+            encoder, encoder.embed if layer == "projector" else encoder, part, evaluate._forward_batch(part.size, "cpu")
+        ),
     )  # fmt: skip
 
 
@@ -366,12 +356,12 @@ def of_timm(model: str, dataset: str | None, data_dir: str | None, split: str) -
     )  # fmt: skip
 
 
-def _images(dataset: str, data_dir: str | None, split: str, normalization: str = "dataset") -> tuple[Any, Any]:
+def _images(dataset: str, data_dir: str | None, split: str) -> tuple[Any, Any]:
     from wassersteinssl import data
 
     if dataset == "folder" and not data_dir:
         raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
-    images = data.load(dataset, data_dir or REPOSITORY / "data", normalization=normalization)
+    images = data.load(dataset, data_dir or REPOSITORY / "data")
     return images, images.train if split == "train" else images.test
 
 

@@ -1,8 +1,11 @@
-"""Files written whole or not at all, and what went wrong with one, in a line."""
+"""Files written whole or not at all, what went wrong with one, in a line, and programs as modules."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 
@@ -38,3 +41,15 @@ def reason(error: BaseException) -> str:
     """One line that says what went wrong."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())
+
+
+def load_module(path: Path) -> ModuleType:
+    """A program's file as a module, by the name of the file; once."""
+    name = path.stem
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]

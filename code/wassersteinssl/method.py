@@ -1,5 +1,6 @@
 """The contract of a method: networks, a loss on what they compute, and what follows a step of the optimiser."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -9,7 +10,7 @@ from wassersteinssl.backbones import projector, resnet18
 from wassersteinssl.settings import Settings
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """Backbone (b, 3, H, W) -> h (b, 8 width) and projector h -> z (b, dim). A method adds what it needs.
 
     A training step computes `loss(**{name: e.float() for name, e in forward(view_a, view_b).items()})`: the networks
@@ -32,9 +33,9 @@ class Method(nn.Module):
         """Embeddings by name, "z_a" and "z_b" (b, dim) among them: the projector's output of either view."""
         return {"z_a": self.embed(view_a), "z_b": self.embed(view_b)}
 
+    @abstractmethod
     def loss(self, **embeddings: Tensor) -> Tensor:
         """The method's loss, 0-d, of float32 embeddings as `forward` names them."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

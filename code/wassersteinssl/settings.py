@@ -136,6 +136,18 @@ class Settings:
     )  # fmt: skip
 
 
+# The method programs below code/, by the name of their class, in the order in which their results are wanted.
+PROGRAMS = {
+    "BYOL": "BYOL/byol.py",
+    "MoCoV2": "MoCov2/moco_v2.py",
+    "BarlowTwins": "BarlowTwins/barlow_twins.py",
+    "ZeroCL": "Zero-CL/zero_cl.py",
+    "SimCLR": "SimCLR/simclr.py",
+    "NNCLR": "NNCLR/nnclr.py",
+    "SimSiam": "SimSiam/simsiam.py",
+    "AlignUniform": "AlignUniform/align_uniform.py",
+}
+
 # What a preset changes; the rest is the paper's.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},

@@ -11,7 +11,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,14 @@ def sphere(n: int, m: int, random: torch.Generator) -> Tensor:
 def alive(m: int, eta: float) -> int:
     """Coordinates that a collapse of share eta leaves, rounded: 1 - k/m is the share that was really drawn."""
     return round((1 - eta) * m)
+
+
+def collapsed_spheres(options: argparse.Namespace, m: int, percents: Sequence[int]) -> Iterator[tuple[Tensor, int]]:
+    """z (n, k) and k, the coordinates that are left, for each level of collapse of the unit sphere of R^m."""
+    random = generator(options.seed, options.device)
+    for percent in progress(percents, "collapse levels"):
+        k = alive(m, percent / 100)
+        yield sphere(options.samples, k, random), k
 
 
 def sphere_chunks(n: int, m: int, random: torch.Generator) -> Iterator[Tensor]:
