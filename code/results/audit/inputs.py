@@ -3,8 +3,9 @@
     python inputs.py FOLDER [--cifar10 IMAGES]        IMAGES holds test/<class>/*
 
 Writes into FOLDER: digits-pixels.npy (1,797 x 64, uint8), cifar10-pixels.npy (10,000 x 3,072, uint8) and their labels;
-sentences-lsa.npy: latent semantic analysis (TF-IDF, then the 256 leading singular directions, both scikit-learn's) of
-the first sentences of the docstrings of Python's standard library.
+sentences.npy: the first sentences of the docstrings of Python's standard library, embedded by the package
+wordllama, which carries its model, l2_supercat (256 dimensions): pip install wordllama==0.4.0.post1. It averages token
+vectors that were taken from language models and trained on pairs of sentences.
 """
 
 import argparse
@@ -13,10 +14,9 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+import wordllama
 from PIL import Image
 from sklearn.datasets import load_digits
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 
 def sentences() -> list[str]:
@@ -48,9 +48,9 @@ def main() -> None:
     digits = load_digits()
     np.save(options.folder / "digits-pixels.npy", digits.data.astype(np.uint8))
     np.save(options.folder / "digits-labels.npy", digits.target)
-    weights = TfidfVectorizer(sublinear_tf=True, min_df=2).fit_transform(sentences())
-    z = TruncatedSVD(256, random_state=0).fit_transform(weights).astype(np.float32)
-    np.save(options.folder / "sentences-lsa.npy", z)
+    carried = Path(wordllama.__file__).parent  # weights and tokenizer; nothing is downloaded
+    model = wordllama.WordLlama.load(cache_dir=carried, disable_download=True)
+    np.save(options.folder / "sentences.npy", model.embed(sentences()))
     if options.cifar10:
         files = sorted((options.cifar10 / "test").glob("*/*"))
         np.save(options.folder / "cifar10-pixels.npy", np.stack([np.asarray(Image.open(f)).ravel() for f in files]))
