@@ -13,7 +13,8 @@ process works on left alone. --time-budget stops all cells in time with a checkp
 --slurm (it needs submitit) submits the cells that are not done; they are requeued when they are preempted or their time
 is up, and status tells how far they are, from their files.
 
-Presets: paper (500 epochs, ResNet-18), short (100 epochs), mini (width 16, 20 epochs), digits (minutes on a CPU).
+Presets: paper (500 epochs, ResNet-18), short (100 epochs), mini (width 16, 20 epochs), digits (minutes on a CPU),
+search (6 epochs of 12,800 images at width 16, to choose --weights by).
 Exit status: 0 all cells done, 1 some failed, 2 a mistake in the command, 75 stopped in time and to be continued.
 """
 
@@ -26,18 +27,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.settings import DATASETS, PRESETS, PROGRAMS, UserError, count, positive, seed, whole
+from wassersteinssl import settings
+from wassersteinssl.settings import DATASETS, PRESETS, PROGRAMS, UserError, count, not_negative, positive, seed, whole
 
-# The programs by the name of their file; all terms of the first four, vanilla of the rest.
+# The programs by the name of their file; Table 2 has three terms of the first four, vanilla of the rest.
 FILES = {Path(path).stem: path for path in PROGRAMS.values()}
 TABLE2 = tuple(FILES)[:4]
-TERMS = ("none", "w2", "lu")
+TERMS = ("none", *settings.TERMS)
 STOPPED = 75
 RESERVE = 20  # seconds before the end of a time budget at which running cells are asked to stop
 DAMAGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of JSON that no run has written
@@ -118,10 +121,12 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--terms",
         nargs="+",
-        choices=TERMS,
-        default=list(TERMS),
+        choices=(*TERMS, "all"),
         metavar="TERM",
-        help="none, w2, lu (default: all; methods beyond Table 2's four: none)",
+        help=f"of {', '.join(TERMS)}, or all (default: as Table 2, none w2 lu of its four methods, none of the others)",
+    )
+    parser.add_argument(
+        "--weights", nargs="+", type=not_negative, metavar="W", help="of each term, a cell each (default: the method's)"
     )
     parser.add_argument("--epochs", type=count, help="of every cell (default: the preset's)")
     parser.add_argument("--seeds", nargs="+", type=seed, default=[12], metavar="SEED", help="(default: 12)")
@@ -173,18 +178,27 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     if unknown := set(folders) - set(datasets):
         raise UserError(f"--folder {sorted(unknown)[0]}: not among the --datasets {', '.join(datasets)}")
 
+    def terms(method: str) -> Sequence[str]:
+        if options.terms is None:
+            return TERMS[:3] if method in TABLE2 else TERMS[:1]
+        return TERMS if "all" in options.terms else options.terms
+
     def place(method: str, term: str) -> tuple:
         """Vanilla and W2 of the four methods first, then L_U, then the further methods."""
-        return method not in TABLE2, TERMS.index(term) == 2, list(FILES).index(method), TERMS.index(term)
+        return method not in TABLE2, TERMS.index(term) > 1, list(FILES).index(method), TERMS.index(term)
 
-    pairs = sorted(
-        ((m, t) for m in methods for t in options.terms if m in TABLE2 or t == "none"), key=lambda pair: place(*pair)
-    )
+    weights = options.weights or [None]
+    triples = [
+        (method, term, weight)
+        for method, term in sorted(((m, t) for m in methods for t in terms(m)), key=lambda pair: place(*pair))
+        for weight in (weights if term != "none" else [None])
+    ]
     found = []
     for dataset in datasets:
         for number in options.seeds:
-            for method, term in pairs:
-                folder = runs / dataset / f"{method}{'' if term == 'none' else f'+{term}'}-s{number}"
+            for method, term, weight in triples:
+                label = method + ("" if term == "none" else f"+{term}") + ("" if weight is None else f"-{weight:g}")
+                folder = runs / dataset / f"{label}-s{number}"
                 images = ["--dataset", dataset]
                 if dataset in folders:
                     path = os.path.abspath(folders[dataset])
@@ -192,6 +206,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                 chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
                 command = [sys.executable, *launcher, str(CODE / FILES[method])]
                 command += [*images, "--uniformity", term, *chosen]
+                command += [] if weight is None else ["--alpha-max", str(weight)]
                 command += ["--seed", str(number), "--run-dir", str(folder), *rest]
                 found.append(Cell(method, term, dataset, number, folder, preset.get("epochs", 500), command))
     return found

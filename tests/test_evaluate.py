@@ -19,6 +19,7 @@ from wassersteinssl.backbones import projector, resnet18
 from wassersteinssl.data import ImageSet, Split
 from wassersteinssl.evaluate import (
     LinearProbe,
+    every_measure,
     extract,
     frozen,
     knn_accuracy,
@@ -30,6 +31,7 @@ from wassersteinssl.evaluate import (
     topk_accuracy,
 )
 from wassersteinssl.settings import UserError
+from wassersteinssl.uniformity import MEASURES
 
 CROP = augment.CROP_AND_FLIP
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -411,7 +413,7 @@ def method(backbone):
 def test_measure_gathers_what_the_parts_give(data, method):
     augmentation = augment.Augmentation()
     options = {"device": "cpu", "precision": "fp32"}
-    measures, z = measure(method, data, augmentation, train_limit=None, seed=1, **options)
+    measures, (z, z_a, z_b) = measure(method, data, augmentation, train_limit=None, seed=1, **options)
     train_h, train_y = extract(method.backbone, data.train, MEAN, STD, **options)
     test_h, test_y = extract(method.backbone, data.test, MEAN, STD, **options)
     with frozen(method.projector):
@@ -419,14 +421,21 @@ def test_measure_gathers_what_the_parts_give(data, method):
     assert measures["knn1"] == knn_accuracy(train_h, train_y, test_h, test_y, classes=3)
     assert measures["w2"] == representation_metrics(z, z, z)["w2"]
     assert list(measures) == ["knn1", "w2", "w2_floor", "lu", "alignment"]
+    every = every_measure(z, z_a, z_b)
+    assert list(every) == list(MEASURES)
+    for name in ("w2", "lu", "alignment"):
+        assert every[name] == pytest.approx(measures[name], rel=1e-5)
+    eigenvalues = spectrum(nn.functional.normalize(z))
+    share = float(eigenvalues.sum() ** 2 / eigenvalues.square().sum())
+    assert every["participation_ratio"] == pytest.approx(share, rel=1e-4)
 
 
 def test_measure_repeats_itself_and_changes_nothing(data, method):
     """Of two different views, drawn anew for another seed; at most `train_limit` images vote."""
     options = {"train_limit": 3, "device": "cpu"}
     before = [t.clone() for m in (method.backbone, method.projector) for t in m.state_dict().values()]
-    measures, z = measure(method, data, augment.Augmentation(), seed=1, **options)
-    again, z_again = measure(method, data, augment.Augmentation(), seed=1, **options)
+    measures, (z, *_) = measure(method, data, augment.Augmentation(), seed=1, **options)
+    again, (z_again, *_) = measure(method, data, augment.Augmentation(), seed=1, **options)
     other, _ = measure(method, data, augment.Augmentation(), seed=2, **options)
     assert measures == again
     assert torch.equal(z, z_again)

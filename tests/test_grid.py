@@ -9,6 +9,8 @@ import time
 import pytest
 from conftest import REPOSITORY, environment, load
 
+from wassersteinssl.settings import TERMS
+
 GRID = REPOSITORY / "code" / "grid.py"
 
 # Takes three epochs of a tenth of a second, continues, stops on SIGTERM with status 75, holds the folder's lock.
@@ -225,6 +227,30 @@ def test_a_slip_of_the_pen_and_a_file_for_a_folder_are_told(tmp_path):
     assert "whole number" in tell("status", "--epochs", "\u00b2")
     (tmp_path / "file").touch()
     assert tell("run", "--preset", "digits", "--runs", str(tmp_path / "file")).startswith("grid.py: error: ")
+
+
+def commands(grid_module, monkeypatch, *arguments):
+    """What the grid would start: folder's name -> options."""
+    monkeypatch.setattr(sys, "argv", ["grid.py", "run", "--preset", "digits", *arguments])
+    return {cell.folder.name: " ".join(cell.command) for cell in grid_module.cells(*grid_module.parse())}
+
+
+def test_terms_of_any_method_and_several_weights(grid_module, monkeypatch):
+    found = commands(
+        grid_module, monkeypatch, "--methods", "simsiam", "--terms", "none", "ssw", "--weights", "0.5", "2"
+    )
+    assert list(found) == ["simsiam-s12", "simsiam+ssw-0.5-s12", "simsiam+ssw-2-s12"]
+    assert "--alpha-max" not in found["simsiam-s12"]
+    assert "--uniformity ssw" in found["simsiam+ssw-2-s12"]
+    assert "--alpha-max 2.0" in found["simsiam+ssw-2-s12"]
+
+
+def test_without_terms_the_grid_is_that_of_table_2(grid_module, monkeypatch):
+    found = commands(grid_module, monkeypatch, "--methods", "all")
+    assert len(found) == 4 * 3 + 4
+    assert [name for name in found if name.startswith("simclr")] == ["simclr-s12"]
+    everything = commands(grid_module, monkeypatch, "--methods", "byol", "--terms", "all")
+    assert len(everything) == 1 + len(TERMS)
 
 
 def test_epochs_are_those_of_every_cell(tmp_path):

@@ -20,12 +20,14 @@ from wassersteinssl import pairwise, sliced
 from wassersteinssl.moments import alpha_req, effective_rank, frobenius, kl, rankme, reverse_kl, tcr, vicreg
 from wassersteinssl.pairwise import koleo, lu_calibrated, lu_theory, mst_length
 from wassersteinssl.pretrain import uniformity_term
+from wassersteinssl.settings import TERMS
 from wassersteinssl.sliced import sigreg, ssw
 from wassersteinssl.uniformity import MEASURES, of_moments
 from wassersteinssl.views import lidar
 from wassersteinssl.w2 import W2Metric
 
 LOSSES = [name for name, record in MEASURES.items() if record.loss]
+assert list(TERMS) == LOSSES  # of the command line, which knows them before torch loads
 OF_MOMENTS = [name for name, record in MEASURES.items() if record.of_moments]
 VIEWS = [name for name, record in MEASURES.items() if record.needs_views]
 NEW = [name for name in MEASURES if name not in ("w2", "lu", "alignment")]  # which have tests of their own

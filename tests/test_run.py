@@ -250,7 +250,6 @@ def test_a_folder_of_images_trains(module, tree, tmp_path):
         (lambda tree: Image.new("RGB", (9, 9)).save(tree / "train" / "dog" / "2.png"), (), "9 x 9"),
         (lambda tree: None, ("--batch-size", 64), "--batch-size 64 exceeds the 12"),
         (lambda tree: None, ("--data-dir", ""), "needs --data-dir"),
-        (lambda tree: None, ("--uniformity", "entropy"), "choose from none, w2, lu"),
         (lambda tree: None, ("--device", "cuda:77"), "--device cuda:77"),
         (lambda tree: None, ("--limit-train", 13), "--limit-train 13"),
     ],
@@ -269,6 +268,7 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(module, tree, tmp_pa
     "options",
     [
         ("--dataset", "imagenet"),
+        ("--uniformity", "entropy"),
         ("--epochs", "-1"),
         ("--epochs", "2.5"),
         ("--batch-size", "1"),

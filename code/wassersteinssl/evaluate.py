@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from wassersteinssl import augment
 from wassersteinssl.data import ImageSet, Split
 from wassersteinssl.settings import UserError
-from wassersteinssl.uniformity import alignment, lu_uniformity
+from wassersteinssl.uniformity import MEASURES, alignment, lu_uniformity
 from wassersteinssl.w2 import W2Metric, w2_floor
 
 CHUNK_ELEMENTS = 2**25  # of the largest temporary matrix: 128 MiB of float32
@@ -316,6 +316,16 @@ def representation_metrics(z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor) -
     }
 
 
+@torch.no_grad()
+def every_measure(z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor) -> dict[str, float | None]:
+    """All of MEASURES, of projector outputs as in `representation_metrics`; None where a measure is not finite."""
+    found = {
+        name: float(record.function(z_view_a, z_view_b) if record.needs_views else record.function(z_test))
+        for name, record in MEASURES.items()
+    }
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
 def measure(
     method: Any,
     data: ImageSet,
@@ -325,11 +335,12 @@ def measure(
     seed: int,
     device: torch.device | str,
     precision: str = "fp32",
-) -> tuple[dict[str, float], Tensor]:
-    """Table 2's measures and kNN accuracy of a method with `backbone` and `projector`, and its z (n_test, m).
+) -> tuple[dict[str, float], tuple[Tensor, Tensor, Tensor]]:
+    """Table 2's measures and kNN accuracy of a method with `backbone` and `projector`, and their z (n_test, m).
 
     knn1: test images by their neighbours among the training images (at most `train_limit`, balanced over classes). w2,
-    lu: of the z of un-augmented test images; alignment: of two augmented views of each, the same at every call.
+    lu: of the z of un-augmented test images, the first z; alignment: of two augmented views of each, the same at every
+    call.
     """
 
     def features(split: Split) -> tuple[Tensor, Tensor]:
@@ -344,7 +355,7 @@ def measure(
             method.projector(_features_of_view(method.backbone, data, augmentation, seed, view, device, precision))
             for view in ("alignment a", "alignment b")
         )
-    return {"knn1": knn1, **representation_metrics(z, z_a, z_b)}, z
+    return {"knn1": knn1, **representation_metrics(z, z_a, z_b)}, (z, z_a, z_b)
 
 
 def _features_of_view(

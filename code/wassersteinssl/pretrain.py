@@ -16,7 +16,7 @@ from wassersteinssl.files import reason
 from wassersteinssl.machine import peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
-from wassersteinssl.settings import Settings, UserError
+from wassersteinssl.settings import TERMS, Settings, UserError
 from wassersteinssl.step import NAMES, TrainingStep, place_lr
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import w2_uniformity
@@ -153,9 +153,8 @@ def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tenso
     name = settings.uniformity
     if name == "none":
         return None, 0.0, 0.0
-    usable = [key for key, measure in MEASURES.items() if measure.loss]
-    if name not in usable:
-        raise UserError(f"unknown --uniformity {name!r}: choose from none, {', '.join(usable)}")
+    if name not in TERMS:
+        raise UserError(f"unknown --uniformity {name!r}: choose from none, {', '.join(TERMS)}")
     alpha_max, alpha_min = settings.alpha_max, settings.alpha_min
     if alpha_max is None:
         if name not in method.ALPHA:

@@ -213,8 +213,9 @@ class Job:
             )  # fmt: skip
         if not probe["complete"]:
             return False
-        measures, z = self.measure(None)
-        self.folder.save_spectrum(z)
+        measures, embeddings = self.measure(None)
+        self.folder.save_spectrum(embeddings[0])
+        self.folder.save_measures(evaluate.every_measure(*embeddings))
         result = {
             "method": type(self.method).__name__,
             "uniformity": settings.uniformity,
@@ -237,7 +238,7 @@ class Job:
         print(f"{self.folder.path}: " + "  ".join(f"{key} {result[key]:.4g}" for key in shown))
         return True
 
-    def measure(self, train_limit: int | None) -> tuple[dict[str, float], torch.Tensor]:
+    def measure(self, train_limit: int | None) -> tuple[dict[str, float], tuple[torch.Tensor, ...]]:
         return evaluate.measure(
             self.method, self.images, self.augmentation, train_limit=train_limit, seed=self.settings.seed,
             device=self.device, precision=self.settings.precision,
@@ -332,6 +333,10 @@ class RunFolder:
         """Eigenvalues of the covariance of the l2-normalised test embeddings, descending."""
         values = evaluate.spectrum(torch.nn.functional.normalize(z)).cpu().numpy()
         write_atomically(self.path / "spectrum.npy", partial(np.save, arr=values, allow_pickle=False))
+
+    def save_measures(self, measures: dict) -> None:
+        """All of MEASURES of the test embeddings; null where one is not finite."""
+        write_atomically(self.path / "measures.json", _json(measures))
 
     def finished(self) -> bool:
         try:

@@ -14,6 +14,11 @@ from typing import Any, TypeVar
 
 COMPILE = ("no", "augmentation", "all")
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyimagenet", "digits", "folder")
+# The measures of uniformity.py that can be added to a loss; the paper's two first.
+TERMS = (
+    "w2", "lu", "lu_calibrated", "koleo", "mst", "ssw", "sigreg", "frobenius", "vicreg", "kl", "reverse_kl", "jeffreys",
+    "bhattacharyya", "tcr",
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -90,7 +95,7 @@ class Settings:
         "dataset", "subtract each data set's own mean or, as the paper, CIFAR-10's", choices=("dataset", "cifar10")
     )
 
-    uniformity: str = option("none", "the term to add to the loss: w2, lu, ...; an unknown name lists them all")
+    uniformity: str = option("none", "the term to add to the loss", choices=("none", *TERMS))
     alpha_max: float | None = option(None, "its weight at the start (default: the method's)", check=not_negative)
     alpha_min: float | None = option(None, "its weight at the end; linear in between", check=not_negative)
 
@@ -153,6 +158,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "short": {"epochs": 100},
     "mini": {"epochs": 20, "width": 16, "linear_epochs": 10},
+    "search": {"epochs": 6, "width": 16, "limit_train": 12800, "linear_epochs": 2, "monitor_every": 3},
     "digits": {
         "epochs": 40, "width": 16, "hidden_dim": 256, "dim": 64, "batch_size": 128, "linear_epochs": 30,
         "monitor_every": 20,
