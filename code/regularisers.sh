@@ -3,7 +3,7 @@
 #   bash code/regularisers.sh RUNS [--preset digits] [options of every run]
 # A grid of 2 x (1 + 14 x 3) runs in RUNS, which continues where it stopped. What it shows:
 # python EmpiricalStudy/Regularisers/AnalysisOnRegularisers.py --runs RUNS
-# The weights are around the one at which the term pulls partly collapsed rows as hard as alignment does.
+# A term's weights: about 0.3, 3 and 30 times the one at which it pulls partly collapsed rows as hard as alignment does.
 set -euo pipefail
 code=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 [ $# -gt 0 ] || { echo "error: the folder of the runs is missing" >&2; exit 2; }
@@ -17,18 +17,18 @@ while read -r term weights; do
   grid "$term" "$weights" --methods byol "$@"
 done <<'WEIGHTS'
 none          1
-w2            0.2 1 5
-lu            0.1 0.5 2.5
-lu_calibrated 0.1 0.5 2.5
-koleo         0.1 0.5 2.5
-mst           0.1 0.5 2.5
-ssw           5 25 125
-sigreg        0.004 0.02 0.1
-frobenius     0.02 0.1 0.5
-vicreg        0.01 0.05 0.25
-kl            0.0002 0.001 0.005
+w2            0.3 3 30
+lu            0.15 1.5 15
+lu_calibrated 0.15 1.5 15
+koleo         0.15 1.5 15
+mst           0.2 2 20
+ssw           10 100 1000
+sigreg        0.006 0.06 0.6
+frobenius     0.03 0.3 3
+vicreg        0.01 0.1 1
+kl            0.0003 0.003 0.03
 reverse_kl    1e-6 1e-4 1e-2
 jeffreys      1e-6 1e-4 1e-2
-bhattacharyya 0.0004 0.002 0.01
-tcr           0.004 0.02 0.1
+bhattacharyya 0.0005 0.005 0.05
+tcr           0.007 0.07 0.7
 WEIGHTS
