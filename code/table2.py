@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Table 2 from finished runs, beside the paper's numbers; and their spectra.
 
-    python code/table2.py [RUNS ...] [--out FOLDER] [--spectra]
+    python code/table2.py [RUNS ...] [--out FOLDER] [--spectra] [--best]
 
 RUNS are run folders or folders of them (default: runs). Prints the table and writes table2.md, .csv, .tex and .png into
 --out; with --spectra also spectra.png. A cell is the mean over seeds, with the standard deviation if there are several,
@@ -26,9 +26,10 @@ def main() -> int:
     parser.add_argument("runs", nargs="*", type=Path, default=[REPOSITORY / "runs"], metavar="RUNS")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go (default: the first of RUNS)")
     parser.add_argument("--spectra", action="store_true", help="also draw the spectra of the embeddings")
+    parser.add_argument("--best", action="store_true", help="of several weights of a term, show the best by kNN")
     options = parser.parse_args()
     try:
-        written = build(options.runs, options.out or options.runs[0], options.spectra)
+        written = build(options.runs, options.out or options.runs[0], options.spectra, options.best)
     except UserError as error:
         print(f"table2.py: error: {error}", file=sys.stderr)
         return 2
@@ -39,8 +40,8 @@ def main() -> int:
     return 0
 
 
-def build(runs: list[Path], out: Path, spectra: bool) -> list[Path]:
-    """Print the tables and write all files; their paths."""
+def build(runs: list[Path], out: Path, spectra: bool, best: bool) -> list[Path]:
+    """Print the tables and write all files; their paths. The CSV has the rows that --best leaves out, too."""
     for folder in runs:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
@@ -48,12 +49,13 @@ def build(runs: list[Path], out: Path, spectra: bool) -> list[Path]:
     if not tables:
         reasons = "; ".join(f"{run.folder}: {run.reason}" for run in unfinished)
         raise UserError(f"no finished run in {', '.join(map(str, runs))}" + (f" ({reasons})" if reasons else ""))
+    complete, tables = tables, [table2.best(table) if best else table for table in tables]
     texts = [table2.markdown(table) for table in tables[:-1]] + [table2.markdown(tables[-1], unfinished)]
     print("\n\n".join(texts))
     out.mkdir(parents=True, exist_ok=True)
     contents = {
         "table2.md": "\n\n".join(texts) + "\n",
-        "table2.csv": table2.to_csv(tables),
+        "table2.csv": table2.to_csv(complete),
         "table2.tex": "\n\n".join(table2.latex(table) for table in tables),
     }
     for name, content in contents.items():

@@ -156,6 +156,21 @@ def test_csv_and_latex_hold_the_same_numbers(make, tmp_path):
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
 
 
+def test_the_best_of_several_weights_and_all_measures(make, tmp_path):
+    for weight, knn, rank in ((1.0, 70.0, 5.0), (10.0, 75.0, None), (100.0, 60.0, 9.0)):
+        options = {"alpha_max": weight, "align_weight": 1.0, "uniform_weight": 0.0}
+        folder = make(str(weight), method="AlignUniform", term="ssw", options=options, knn1=knn)
+        (folder / "measures.json").write_text(json.dumps({"w2": 1.0, "effective_rank": rank}))
+    make(knn1=50.0)
+    (table,), _ = table2.collect([tmp_path])
+    assert len(table.rows) == 4
+    assert [row.name for row in table2.best(table).rows] == ["MSE + ssw (alpha_max 10)", "BYOL"]
+    assert [row.measure("effective_rank") for row in table.rows] == [5.0, None, 9.0, None]
+    lines = list(csv.DictReader(io.StringIO(table2.to_csv([table]))))
+    assert [line["mean"] for line in lines if line["measure"] == "effective_rank"] == ["5.0", "9.0"]
+    assert sum(line["measure"] == "w2" for line in lines) == 4
+
+
 def program(*arguments):
     command = [sys.executable, str(REPOSITORY / "code" / "table2.py"), *map(str, arguments)]
     return subprocess.run(command, env=environment(), capture_output=True, text=True)

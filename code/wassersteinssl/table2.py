@@ -63,8 +63,9 @@ class Row:
 
     @property
     def name(self) -> str:
+        method = "MSE" if self.own.get("uniform_weight") == 0 else METHODS.get(self.method, self.method)
         term = TERMS.get(self.term, f" + {self.term}")
-        return METHODS.get(self.method, self.method) + term + (f" ({self.variant})" if self.variant else "")
+        return method + term + (f" ({self.variant})" if self.variant else "")
 
     @property
     def seeds(self) -> int:
@@ -72,6 +73,11 @@ class Row:
 
     def value(self, column: str) -> float:
         return mean(run[column] for run in self.runs)
+
+    def measure(self, name: str) -> float | None:
+        """Mean of one of MEASURES over the runs; None if it is infinite or was not recorded by all."""
+        values = [run["measures"].get(name) for run in self.runs]
+        return None if None in values else mean(values)
 
     def deviation(self, column: str) -> float | None:
         """Sample standard deviation over seeds; None for one seed."""
@@ -149,7 +155,25 @@ def read(folder: Path) -> dict:
             raise ValueError("a count that is no whole number")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"result.json cannot be used: {error}") from None
-    return {**result, "folder": folder}
+    return {**result, "folder": folder, "measures": _measures(folder / "measures.json")}
+
+
+def _measures(path: Path) -> dict[str, float]:
+    """What the file says of MEASURES; nothing of those that are not finite, nor if there is no such file."""
+    try:
+        return {name: float(value) for name, value in json.loads(path.read_text()).items() if value is not None}
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return {}
+
+
+def best(table: Table) -> Table:
+    """Of rows that differ in the weight of the term only, the one with the best kNN accuracy."""
+    rows: dict[str, Row] = {}
+    for row in table.rows:
+        key = repr((row.method, row.own, row.term, row.dataset))
+        if key not in rows or row.value("knn1") > rows[key].value("knn1"):
+            rows[key] = row
+    return Table(table.setting, list(rows.values()))
 
 
 def paper() -> dict[tuple[str, str, str], dict[str, float]]:
@@ -207,11 +231,13 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
 
 
 def to_csv(tables: Iterable[Table]) -> str:
-    """Long form: a line a row of a table and measure, with the paper's number and the setting as JSON."""
+    """Long form: a line a row of a table and measure, with the paper's number and the setting as JSON. The measures are
+    those of the table, and then all others that the runs have recorded."""
     out, published = io.StringIO(), paper()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow("method uniformity variant dataset measure mean deviation seeds floor paper setting".split())
     for table in tables:
+        setting = json.dumps(table.setting)
         for row in table.rows:
             for column in COLUMNS:
                 deviation = row.deviation(column)
@@ -219,7 +245,13 @@ def to_csv(tables: Iterable[Table]) -> str:
                 floor = row.value("w2_floor") if column == "w2" else ""
                 ours = [row.value(column), "" if deviation is None else deviation, row.seeds, floor]
                 key = [row.method, row.term, row.variant, row.dataset, column]
-                writer.writerow([*key, *ours, number, json.dumps(table.setting)])
+                writer.writerow([*key, *ours, number, setting])
+            for name in (name for name in row.runs[0]["measures"] if name not in COLUMNS):
+                key = [row.method, row.term, row.variant, row.dataset, name]
+                value = row.measure(name)
+                writer.writerow(
+                    [*key, "" if value is None else value, "", row.seeds, "", "", json.dumps(table.setting)]
+                )
     return out.getvalue()
 
 
