@@ -284,7 +284,7 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z: Tensor, smallest: float) -> Tensor:
         # Each row is first divided by its largest entry, so that no square overflows or vanishes.
-        largest = torch.linalg.vector_norm(z, torch.inf, dim=1, keepdim=True)
+        largest = z.abs().amax(dim=1, keepdim=True)
         zero = largest < smallest
         scale = torch.where(zero, 0, 1 / largest)
         u = z * scale
@@ -318,7 +318,7 @@ def _polar_by_eigh(x: Tensor, group: Any) -> Tensor:
     """U V^T of x = U diag(s) V^T (rows, m), by eigenvalues of the smaller-side Gram matrix, of x^T x with a group."""
     tall = group is not None or x.shape[0] >= x.shape[1]
     gram = _all_reduce(x.T @ x, group) if tall else x @ x.T
-    if not bool(torch.isfinite(gram).all()):  # eigh would raise; a NaN loss is for the training loop to name
+    if not bool(torch.isfinite(gram.diagonal().sum())):  # eigh would raise; a NaN loss is for the training loop to name
         return torch.full_like(x, torch.nan)
     eigenvalues, vectors = torch.linalg.eigh(gram)
     present = eigenvalues > _noise(eigenvalues)
