@@ -178,8 +178,8 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(images):
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_gpu_the_captured_step_trains_as_the_plain_one(name, precision, images):
-    plain = make(name, images, "cuda", term=polar, precision=precision, cuda_graph=False)
-    captured = make(name, images, "cuda", term=polar, precision=precision, cuda_graph=True)
+    plain = make(name, images, "cuda", term=polar, precision=precision, cuda_graph="no")
+    captured = make(name, images, "cuda", term=polar, precision=precision, cuda_graph="auto")
     train(plain, images, 8, "cuda")
     train(captured, images, 8, "cuda")
     assert captured._replay is not None

@@ -164,7 +164,7 @@ def measure(name: str, options: dict, images: data.ImageSet, device: torch.devic
     seconds = train(method, images, settings, device, lambda: usual_seconds.append(usual.epoch()))
     seconds, usual_seconds = seconds[1:], usual_seconds[1:]
     with Stopwatch(method, device) as watch:
-        plain = dataclasses.replace(settings, epochs=1, cuda_graph=False, compile="no")
+        plain = dataclasses.replace(settings, epochs=1, cuda_graph="no", compile="no")
         train(method, images, plain, device, lambda: None)
     step_seconds = statistics.median(seconds) / steps
     rate = settings.batch_size / step_seconds
@@ -184,7 +184,7 @@ def measure(name: str, options: dict, images: data.ImageSet, device: torch.devic
 
 def profile(name: str, options: dict, images: data.ImageSet, device: torch.device) -> list[dict[str, Any]]:
     """The operations that a plain step spends most of its time in, in milliseconds a step."""
-    method, settings = build(name, {**options, "epochs": 1, "cuda_graph": False, "compile": "no"}, device)
+    method, settings = build(name, {**options, "epochs": 1, "cuda_graph": "no", "compile": "no"}, device)
     train(method, images, settings, device, lambda: None)
     with torch.profiler.profile() as found:
         train(method, images, settings, device, lambda: None)

@@ -77,12 +77,6 @@ def pair_size(text: str) -> int:
     return _number(text, int, 2, above=False)
 
 
-def yes_or_no(text: str) -> bool:
-    if text not in ("yes", "no"):
-        raise argparse.ArgumentTypeError(f"must be yes or no, not {text}")
-    return text == "yes"
-
-
 @dataclass(frozen=True)
 class Settings:
     """What every method shares. The defaults are the paper's, for CIFAR-10."""
@@ -116,7 +110,9 @@ class Settings:
     seed: int = option(12, "of everything random", check=seed)
     precision: str = option("fp32", "bf16: mixed precision", choices=("fp32", "bf16"))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    cuda_graph: bool = option(True, "replay the training step as one CUDA graph (GPU only)", check=yes_or_no)
+    cuda_graph: str = option(
+        "auto", "replay the training step as one CUDA graph, where there is a GPU", choices=("auto", "no")
+    )
     checkpoint_epochs: int = option(1, "epochs between checkpoints", check=count)
     checkpoint_minutes: float = option(10.0, "a checkpoint after so many minutes too, also within an epoch; 0: never",
                                        check=not_negative)  # fmt: skip
@@ -193,8 +189,7 @@ def parse(kind: type[Any_Settings], description: str | None, arguments: list[str
 def _argument(entry: Field) -> dict[str, Any]:
     if entry.default is MISSING or not entry.metadata:
         raise TypeError(f"settings field {entry.name} must be declared with option(...)")
-    shown = {True: "yes", False: "no"}.get(entry.default, entry.default) if entry.type is bool else entry.default
-    default = "" if shown in (None, "") else f" (default: {shown})"
+    default = "" if entry.default in (None, "") else f" (default: {entry.default})"
     argument = {"default": entry.default, "help": (entry.metadata["help"] + default).replace("%", "%%")}
     if entry.metadata["choices"]:
         return {**argument, "choices": entry.metadata["choices"]}

@@ -62,7 +62,7 @@ class TrainingStep:
         self.augment = compiled(augment.apply, "augmentation") if settings.compile != "no" else augment.apply
         if settings.compile == "all":
             self.network = compiled(self.network, "networks")
-        self.record = _record if device.type == "cuda" and settings.cuda_graph else None
+        self.record = _record if device.type == "cuda" and settings.cuda_graph == "auto" else None
         if self.record is not None and distributed.size() > 1:
             self.record = None
             if distributed.first():
