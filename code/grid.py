@@ -9,7 +9,8 @@
     python code/table2.py runs/grid/mini                      the table of what is done
 
 A finished cell is skipped, an unfinished one continued, a crashed one tried once more at the end, and one that another
-process works on left alone. --time-budget stops all cells in time with a checkpoint; the same command goes on later.
+process works on left alone (with nothing else to do the grid ends, with status 75). --time-budget stops all cells in
+time with a checkpoint; the same command goes on later.
 --slurm (it needs submitit) submits the cells that are not done; they are requeued when they are preempted or their time
 is up, and status tells how far they are, from their files.
 
@@ -35,6 +36,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl import settings
+from wassersteinssl.machine import cpus
 from wassersteinssl.settings import DATASETS, PRESETS, PROGRAMS, UserError, count, not_negative, positive, seed, whole
 
 # The programs by the name of their file; Table 2 has three terms of the first four, vanilla of the rest.
@@ -268,6 +270,9 @@ class Runner:
                 bar.unpause()
                 while self.running or (self.waiting and not self.stopping):
                     self._start()
+                    if not self.running and not self.stopping:
+                        bar.write(f"{', '.join(cell.name for cell in self.waiting)}: another process works on it")
+                        break
                     self._reap(bar.write)
                     if time.monotonic() > self.end - RESERVE:
                         self._stop()
@@ -299,7 +304,7 @@ class Runner:
             cell.folder.parent.mkdir(parents=True, exist_ok=True)
             environment = dict(os.environ)
             if self.parallel > 1:  # else each would start as many threads as there are cores
-                environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.parallel)))
+                environment.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // self.parallel)))
             with open(f"{cell.folder}.log", "a") as log:
                 self.running[cell.name] = subprocess.Popen(
                     cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment,

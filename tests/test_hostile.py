@@ -145,6 +145,18 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch, spoil)
         run.execute(module.BYOL, chosen)
 
 
+@pytest.mark.parametrize("state", [{}, {"method": {}}, {"probe": 3}, {"probe": {"history": [], "probe": 3}}])
+def test_a_finished_checkpoint_of_something_else_is_refused(tmp_path, state):
+    module = load(BYOL)
+    chosen = parse(module.BYOLSettings, "", [*TINY, "--run-dir", str(tmp_path / "run")])
+    if "probe" in state:
+        state = {"method": module.BYOL(chosen).state_dict(), "pretrain_seconds": 1.0, "evaluate_seconds": 1.0, **state}
+    with run.RunFolder(tmp_path / "run", "BYOL", chosen):
+        checkpoint.save(tmp_path / "run", 2, {"probe": None, **state})
+    with pytest.raises(UserError, match="does not fit"):
+        run.execute(module.BYOL, chosen)
+
+
 def png():
     buffer = io.BytesIO()
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(buffer, "png")

@@ -68,6 +68,7 @@ def killed(monkeypatch, owner, name, n, action, work):
 # checkpoint that is left; after the pre-training, images and epochs of the linear evaluation are counted. A checkpoint
 # takes two calls of fsync, of the file and of its folder.
 KILLS = {
+    "writing its configuration": (os, "fsync", 1, die_half_way, None),
     "before the first checkpoint": (step.TrainingStep, "__call__", 2, die, None),
     "writing the second checkpoint": (os, "fsync", 3, die_half_way, 2),
     "in the third epoch": (step.TrainingStep, "__call__", 4, die, 4),
@@ -77,7 +78,7 @@ KILLS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_run_killed_five_times_ends_bitwise_equal(name, tmp_path, monkeypatch):
+def test_a_run_killed_six_times_ends_bitwise_equal(name, tmp_path, monkeypatch):
     assert execute(name, tmp_path / "whole")
     folder = tmp_path / "killed"
     for place, (owner, function, n, action, left) in KILLS.items():

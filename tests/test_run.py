@@ -81,6 +81,9 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     assert spectrum.shape == (8,)
     assert (np.diff(spectrum) <= 0).all()
     assert len(list(finished.glob("checkpoint-*.pt"))) == 2
+    measures = json.loads((finished / "measures.json").read_text())
+    assert list(measures) == list(MEASURES)
+    assert measures["w2"] == pytest.approx(result["w2"], rel=1e-5)
 
 
 def test_the_weight_of_the_term_falls_linearly(module, tmp_path):
@@ -224,6 +227,28 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(module, tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.parametrize("stage", ["linear_probe", "measure"])
+def test_an_evaluation_that_is_not_finite_marks_the_run_as_failed(module, tmp_path, monkeypatch, stage):
+    def bad(*_, **__):
+        raise FloatingPointError("bad") if stage == "linear_probe" else ValueError("1 of 4 rows hold NaN")
+
+    monkeypatch.setattr(run.evaluate, stage, bad)
+    with pytest.raises(FloatingPointError):
+        execute(module, tmp_path / "run", "--monitor-every", 0)
+    assert (tmp_path / "run" / "failed.json").exists()
+    monkeypatch.undo()
+    assert execute(module, tmp_path / "run", "--monitor-every", 0)
+    assert not (tmp_path / "run" / "failed.json").exists()
+
+
+def test_processes_that_torchrun_has_not_started_are_told(byol, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = byol()
+    assert done.returncode == 2
+    assert "start several processes with torchrun" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.fixture
 def tree(tmp_path):
     """An image folder of two classes, twelve training and four test images."""
@@ -252,6 +277,8 @@ def test_a_folder_of_images_trains(module, tree, tmp_path):
         (lambda tree: None, ("--data-dir", ""), "needs --data-dir"),
         (lambda tree: None, ("--device", "cuda:77"), "--device cuda:77"),
         (lambda tree: None, ("--limit-train", 13), "--limit-train 13"),
+        (lambda tree: None, ("--device", "meta"), "--device meta"),
+        (lambda tree: None, ("--uniformity", "ssw", "--alpha-max", 1, "--dim", 1), "--uniformity ssw with --dim 1"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_nothing_is_written(module, tree, tmp_path, spoil, options, words):

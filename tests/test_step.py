@@ -9,12 +9,13 @@ import torch._inductor.config
 from conftest import REPOSITORY
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wassersteinssl import augment
+from wassersteinssl import augment, settings
+from wassersteinssl import step as step_module
 from wassersteinssl.data import load
 from wassersteinssl.files import load_module
 from wassersteinssl.optim import LARS, param_groups, set_lr
 from wassersteinssl.step import EAGER, NonFiniteLoss, TrainingStep
-from wassersteinssl.uniformity import lu_uniformity
+from wassersteinssl.uniformity import MEASURES, lu_uniformity
 from wassersteinssl.w2 import w2_uniformity
 
 PROGRAMS = {path.stem: path for path in sorted((REPOSITORY / "code").glob("*/*.py")) if path.parent.name[0].isupper()}
@@ -23,8 +24,8 @@ PROGRAMS = {path.stem: path for path in sorted((REPOSITORY / "code").glob("*/*.p
 def program(name):
     module = load_module(PROGRAMS[name])
     method = next(v for k, v in vars(module).items() if getattr(v, "__module__", "") == name and hasattr(v, "loss"))
-    settings = next(v for k, v in vars(module).items() if k.endswith("Settings") and v.__module__ == name)
-    return method, settings
+    options = next(v for k, v in vars(module).items() if k.endswith("Settings") and v.__module__ == name)
+    return method, options
 
 
 def polar(z):
@@ -38,11 +39,11 @@ def images():
 
 def make(name, images, device="cpu", term=None, lr_tensor=False, **options):
     method_class, settings_class = program(name)
-    settings = settings_class(dataset="digits", width=2, hidden_dim=16, dim=8, **options)
+    chosen = settings_class(dataset="digits", width=2, hidden_dim=16, dim=8, **options)
     torch.manual_seed(0)
-    method = method_class(settings).to(device)
+    method = method_class(chosen).to(device)
     optimizer = LARS(param_groups(method, batch_size=32), lr=0.2)
-    step = TrainingStep(method, optimizer, term, images, augment.Augmentation(), settings, torch.device(device))
+    step = TrainingStep(method, optimizer, term, images, augment.Augmentation(), chosen, torch.device(device))
     step.alpha.fill_(0.5)
     if lr_tensor:
         for group in optimizer.param_groups:
@@ -104,10 +105,20 @@ def test_a_step_never_waits_for_the_device_and_has_few_operations(name, operatio
     train(step, images, 1)
     views = [augment.draw(step.augmentation, 32, (8, 8), augment.generator(1, 0, 0, v)) for v in "ab"]
     pixels = images.train.images[:32]
+    with NoWaiting():
+        set_lr(step.optimizer, 0.5)
     with NoWaiting() as mode:
         step(pixels, views)
         step.method.after_step(0.5)
     assert mode.count <= operations + more
+
+
+@pytest.mark.parametrize("name", [name for name in settings.TERMS if name != "w2"])  # w2: by its polar solver, above
+def test_no_term_waits_for_the_device(name):
+    z = torch.randn(64, 8, requires_grad=True)
+    MEASURES[name].function(z)  # makes what is made once
+    with NoWaiting():
+        MEASURES[name].function(z).backward()
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
@@ -142,6 +153,13 @@ def test_where_recording_fails_training_goes_on_without(images, capsys):
     train(recorded, images, 6)
     assert capsys.readouterr().err.count("no CUDA graph") == 1
     assert torch.equal(plain.sums, recorded.sums)
+
+
+def test_with_several_processes_the_augmentation_is_not_compiled(images, capsys, monkeypatch):
+    monkeypatch.setattr(step_module.distributed, "size", lambda: 2)
+    monkeypatch.setattr(step_module.distributed, "network", lambda method: method)
+    assert make("byol", images, compile="augmentation").augment is augment.apply
+    assert "augmentation not compiled" in capsys.readouterr().err
 
 
 def test_compiling_says_what_it_costs_and_changes_nothing(images, capsys, monkeypatch):

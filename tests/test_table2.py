@@ -156,6 +156,14 @@ def test_csv_and_latex_hold_the_same_numbers(make, tmp_path):
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
 
 
+def test_a_gain_is_against_the_same_options_of_the_method(make, tmp_path):
+    for weight, acc1 in ((0.0, 50.0), (1.0, 90.0)):
+        make(f"plain{weight}", method="AlignUniform", options={"uniform_weight": weight}, acc1=acc1)
+    make(method="AlignUniform", term="w2", options={"uniform_weight": 1.0}, acc1=91.0)
+    (table,), _ = table2.collect([tmp_path])
+    assert "91.00 (+1.00)" in table2.markdown(table)
+
+
 def test_the_best_of_several_weights_and_all_measures(make, tmp_path):
     for weight, knn, rank in ((1.0, 70.0, 5.0), (10.0, 75.0, None), (100.0, 60.0, 9.0)):
         options = {"alpha_max": weight, "align_weight": 1.0, "uniform_weight": 0.0}

@@ -10,6 +10,8 @@ import io
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,15 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
     for _, old in _found(folder)[KEPT:]:
         old.unlink()
     return True
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """UserError where the state that the block loads is another program's or another run's."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the checkpoint does not fit this run: {reason(error)[:200]}") from None
 
 
 def load(folder: Path) -> dict[str, Any] | None:

@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wassersteinssl.settings import UserError
+
 T = TypeVar("T")
 
 
@@ -45,7 +47,10 @@ def local_rank() -> int:
 def join() -> None:
     """Meet the other processes; they can talk to each other from here to `leave`, which all call together."""
     if size() > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        except ValueError as error:  # RANK or MASTER_ADDR is missing
+            raise UserError(f"WORLD_SIZE is {size()}, but {error}: start several processes with torchrun") from None
 
 
 def leave() -> None:

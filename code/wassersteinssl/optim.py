@@ -139,30 +139,26 @@ def cosine_momentum(step: int, total_steps: int, start: float, end: float) -> fl
 def set_lr(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
     """lr = base_lr * multiplier in every group; written in place where lr is a tensor."""
     for group in optimizer.param_groups:
-        base_lr = group.setdefault("base_lr", group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"])
+        if "base_lr" not in group:  # looked at once: reading a tensor waits for its device
+            group["base_lr"] = float(group["lr"])
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(base_lr * multiplier)
+            group["lr"].fill_(group["base_lr"] * multiplier)
         else:
-            group["lr"] = base_lr * multiplier
+            group["lr"] = group["base_lr"] * multiplier
 
 
 @torch.no_grad()
 def ema_update(
     target_modules: nn.Module | Iterable[nn.Module],
     online_modules: nn.Module | Iterable[nn.Module],
-    momentum: float | Tensor,
+    momentum: float,
 ) -> None:
     """target = momentum * target + (1 - momentum) * online, over parameters.
 
     Batch-norm's running statistics are not averaged: the target runs its own forward in training mode and so gathers
-    statistics of its own. A 0-d tensor as momentum lets a captured CUDA graph follow a schedule.
+    statistics of its own.
     """
     target, online = _parameters(target_modules), _parameters(online_modules)
     if [p.shape for p in target] != [p.shape for p in online]:
         raise ValueError("ema_update: target and online modules must have the same parameters in the same order")
-    if isinstance(momentum, Tensor):
-        difference = list(torch._foreach_sub(online, target))
-        torch._foreach_mul_(difference, 1 - momentum)
-        torch._foreach_add_(target, difference)
-    else:
-        torch._foreach_lerp_(target, online, 1 - momentum)
+    torch._foreach_lerp_(target, online, 1 - momentum)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wassersteinssl import augment, distributed
+from wassersteinssl import augment, checkpoint, distributed
 from wassersteinssl.data import ImageSet
-from wassersteinssl.files import reason
-from wassersteinssl.machine import peak_memory
+from wassersteinssl.machine import fits, peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
 from wassersteinssl.settings import TERMS, Settings, UserError
@@ -43,7 +42,9 @@ def pretrain(
     state)` is called as often as the settings say and before an end, `log(line)` with the means of every epoch.
     With several processes each calls this with the same arguments; `save`, `log` and `monitor` are of the first alone.
     """
-    split = (data.unlabeled or data.train).to(device)
+    split = data.unlabeled or data.train
+    if split.images is not None and fits(split.images.nbytes, device):  # else batch by batch
+        split = split.to(device)
     n, batch_size, seed = len(split), settings.batch_size, settings.seed
     steps = n // batch_size  # an epoch's; what is left of the order is dropped
     optimizer = LARS(
@@ -54,15 +55,13 @@ def pretrain(
     train = TrainingStep(method, optimizer, term, data, augmentation, settings, device)
     done, seconds, collapsed = 0, 0.0, 0  # steps and time so far; epochs in a row with a collapsed last batch
     if state is not None:
-        try:
+        with checkpoint.fitting():
             method.load_state_dict(state["method"])
             optimizer.load_state_dict(state["optimizer"])
             place_lr(optimizer, device)
             train.sums.copy_(state["sums"])
             train.good.fill_(state["step"])
             done, seconds, collapsed = state["step"], state["seconds"], state.get("collapsed", 0)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"the checkpoint does not fit this run: {reason(error)[:200]}") from None
     first_process, saved = distributed.first(), time.monotonic()
 
     def keep() -> None:
@@ -117,7 +116,8 @@ def pretrain(
         train.look()
         means = (train.sums / steps).tolist()
         took = time.perf_counter() - began
-        line = {"epoch": epoch, "loss": means[0], "lr": warmup_cosine(done - 1, total, warmup_steps)}
+        lr = optimizer.param_groups[0]["base_lr"] * warmup_cosine(done - 1, total, warmup_steps)  # of the weights
+        line = {"epoch": epoch, "loss": means[0], "lr": lr}
         if term is not None:
             line |= {"loss_uniformity": means[1], "alpha": alpha}
         line |= {"seconds": took, "images_per_second": (steps - begun) * batch_size / took}

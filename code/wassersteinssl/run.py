@@ -1,10 +1,11 @@
 """A run: its folder, and pre-training then evaluation inside it.
 
 A run folder holds config.json (settings, versions, command), metrics.jsonl (a line an epoch), checkpoints,
-encoder.safetensors, spectrum.npy and, when all is done, result.json. The same command continues an unfinished run.
+encoder.safetensors, spectrum.npy, measures.json and, when all is done, result.json. The same command continues an
+unfinished run.
 
 Exit status: 0 done, 2 a user's mistake or a full disk, 3 a loss or gradient is not finite, 75 stopped by a signal or
-the loss of another process, and to be continued.
+the loss of another process, and to be continued, 130 stopped at once by a second Ctrl-C.
 """
 
 import contextlib
@@ -101,12 +102,17 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
                 f"{hardware(job.device)}; run folder {job.folder.path}",
                 flush=True,
             )
-        finished = job.pretrain()
-        distributed.leave()
-        job.stop = signals.stop
-        if not distributed.first():
-            return finished
-        finished = finished and (settings.stage == "pretrain" or job.evaluate())
+        try:
+            finished = job.pretrain()
+            distributed.leave()
+            job.stop = signals.stop
+            if not distributed.first():
+                return finished
+            finished = finished and (settings.stage == "pretrain" or job.evaluate())
+        except FloatingPointError as error:
+            if distributed.first():
+                job.folder.fail(str(error))
+            raise
         if not finished:
             print(f"{job.folder.path}: stopped, checkpoint written; the same command continues it", file=sys.stderr)
         return finished
@@ -126,9 +132,16 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     n = len(images.unlabeled or images.train)
     if settings.batch_size > n:
         raise UserError(f"--batch-size {settings.batch_size} exceeds the {n} training images")
+    if len(images.test) < 2:
+        raise UserError(f"one test image in {settings.data_dir}: the measures need at least 2")
     torch.manual_seed(settings.seed)
     method = method_class(settings)
-    uniformity_term(method, settings)
+    term, _, _ = uniformity_term(method, settings)
+    if term is not None:
+        try:
+            term(torch.eye(4, settings.dim))
+        except ValueError as error:
+            raise UserError(f"--uniformity {settings.uniformity} with --dim {settings.dim}: {error}") from None
     method.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     name = method_class.__name__
     return Job(method, images, settings, device, RunFolder(_run_path(name, settings), name, settings))
@@ -160,20 +173,19 @@ class Job:
     def pretrain(self) -> bool:
         """Train, or take the finished network from the checkpoint; False if stopped."""
         if self.state is not None and "probe" in self.state:
-            self.method.load_state_dict(self.state["method"])
+            with checkpoint.fitting():
+                self.method.load_state_dict(self.state["method"])
+                self.state = {
+                    key: self.state[key] for key in ("method", "probe", "pretrain_seconds", "evaluate_seconds")
+                }
             return True
         if distributed.first():
             self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
-        try:
-            seconds = pretrain(
-                self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
-                save=self.folder.save, log=self.folder.log, monitor=lambda: self.measure(MONITOR_BANK)[0],
-                stop=self.stop,
-            )  # fmt: skip
-        except FloatingPointError as error:
-            if distributed.first():
-                self.folder.fail(str(error))
-            raise
+        seconds = pretrain(
+            self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
+            save=self.folder.save, log=self.folder.log, monitor=lambda: self.measure(MONITOR_BANK)[0],
+            stop=self.stop,
+        )  # fmt: skip
         if seconds is None:
             return False
         if not distributed.first():
@@ -193,7 +205,8 @@ class Job:
         """Linear evaluation, kNN and Table 2's measures, written to result.json; False if stopped."""
         assert self.state is not None
         settings, state, start = self.settings, self.state, time.perf_counter()
-        begun = len(state["probe"]["history"]) if state["probe"] else 0
+        with checkpoint.fitting():
+            begun = len(state["probe"]["history"]) if state["probe"] else 0
         bar = tqdm(total=settings.linear_epochs, initial=begun, desc="linear evaluation", unit="epoch", disable=None)
 
         def spent() -> float:
@@ -239,10 +252,13 @@ class Job:
         return True
 
     def measure(self, train_limit: int | None) -> tuple[dict[str, float], tuple[torch.Tensor, ...]]:
-        return evaluate.measure(
-            self.method, self.images, self.augmentation, train_limit=train_limit, seed=self.settings.seed,
-            device=self.device, precision=self.settings.precision,
-        )  # fmt: skip
+        try:
+            return evaluate.measure(
+                self.method, self.images, self.augmentation, train_limit=train_limit, seed=self.settings.seed,
+                device=self.device, precision=self.settings.precision,
+            )  # fmt: skip
+        except ValueError as error:  # rows that are not finite
+            raise FloatingPointError(f"embeddings of the test images: {error}") from None
 
     def images_seen(self) -> int:
         """In all of pre-training, views of one image counted once."""
@@ -273,7 +289,7 @@ class RunFolder:
                 if self.config["settings"]["resume"] == "never":  # type: ignore[index]
                     raise UserError(f"{self.path} holds a run; --resume auto continues it")
                 self._check_same(config)
-            elif self.path.exists() and any(self.path.iterdir()):
+            elif self.path.exists() and any(not _early(path.name) for path in self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and no run's folder: choose another --run-dir")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
@@ -310,11 +326,16 @@ class RunFolder:
     def _lock(self) -> None:
         """Held by the open file, so that a dead process leaves no lock behind."""
         self._lock_file = open(self.path / "lock", "w")  # noqa: SIM115
-        if fcntl is not None:
+        if fcntl is None:
+            return
+        for attempt in range(5):
             try:
                 fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             except OSError:
-                raise UserError(f"another process is working in {self.path}") from None
+                if attempt == 4:
+                    raise UserError(f"another process is working in {self.path}") from None
+            time.sleep(0.05)  # a grid that only looks holds it for a moment
 
     def save(self, step: int, state: dict) -> None:
         checkpoint.save(self.path, step, state)
@@ -346,6 +367,11 @@ class RunFolder:
 
     def finish(self, result: dict) -> None:
         write_atomically(self.result, _json(result))
+
+
+def _early(name: str) -> bool:
+    """Whether a run that was killed before its config.json may have left this file."""
+    return name == "lock" or (name.startswith(".") and name.endswith(".part"))
 
 
 class Signals:
@@ -402,7 +428,7 @@ def hardware(device: torch.device) -> str:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; "auto": the best that there is. UserError if it cannot be used."""
+    """The device of this name, made ready; "auto": the best that there is. UserError if it cannot be used."""
     several = distributed.size() > 1
     if name == "auto":
         mps = torch.backends.mps.is_available() and not several
@@ -413,11 +439,17 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"--device {name} with several processes: give cuda, of which each takes its own, or cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("it is no cpu, cuda or mps")
         torch.zeros(1, device=device)
-        if several and device.type == "cuda":
-            torch.cuda.set_device(device)  # where NCCL and the wrapper of the networks look
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where CUDA graphs, NCCL and the wrapper of the networks look
+        # No TF32, which convolutions would use by default: W2's solver and the paper's fp32 need the digits.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
     return device
 
 

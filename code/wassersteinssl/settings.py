@@ -91,7 +91,9 @@ class Settings:
 
     uniformity: str = option("none", "the term to add to the loss", choices=("none", *TERMS))
     alpha_max: float | None = option(None, "its weight at the start (default: the method's)", check=not_negative)
-    alpha_min: float | None = option(None, "its weight at the end; linear in between", check=not_negative)
+    alpha_min: float | None = option(
+        None, "its weight at the end; linear in between (default: --alpha-max, or the method's)", check=not_negative
+    )
 
     epochs: int = option(500, "of pre-training", check=count)
     batch_size: int = option(256, "images a step, two views each", check=pair_size)

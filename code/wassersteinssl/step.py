@@ -59,7 +59,11 @@ class TrainingStep:
         self.finite = torch.ones((), dtype=torch.bool, device=device)  # all of them, in every step so far
         self.good = torch.zeros((), dtype=torch.long, device=device)
         self.check = device.type == "cpu"  # elsewhere looking at the numbers would wait for them
-        self.augment = compiled(augment.apply, "augmentation") if settings.compile != "no" else augment.apply
+        self.augment = augment.apply
+        if settings.compile != "no" and distributed.size() == 1:
+            self.augment = compiled(augment.apply, "augmentation")
+        elif settings.compile != "no" and distributed.first():  # each one's share of a batch would compile anew
+            print("augmentation not compiled: there are several processes", file=sys.stderr)
         if settings.compile == "all":
             self.network = compiled(self.network, "networks")
         self.record = _record if device.type == "cuda" and settings.cuda_graph == "auto" else None
@@ -70,11 +74,6 @@ class TrainingStep:
         self._replay: Callable[[], Any] | None = None
         self._steps = 0
         place_lr(optimizer, device)
-        if device.type == "cuda":
-            # No TF32, which convolutions would use by default: W2's solver and the paper's fp32 need the digits.
-            torch.set_float32_matmul_precision("highest")
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cudnn.benchmark = True
 
     def __call__(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:
         self._steps += 1
@@ -185,7 +184,11 @@ def place_lr(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
 
 def _record(run: Callable[[], None]) -> Callable[[], Any]:
     """A function that replays what `run` did on the GPU. Recording computes nothing."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # "thread_local": a DataLoader's thread may pin memory meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            run()
+    finally:
+        torch.cuda.set_stream(stream)  # also where ending the capture failed
     return graph.replay

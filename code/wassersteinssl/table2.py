@@ -95,8 +95,10 @@ class Table:
         return list(dict.fromkeys(row.dataset for row in self.rows))
 
     def vanilla(self, row: Row) -> Row | None:
-        same = (other for other in self.rows if (other.method, other.dataset) == (row.method, row.dataset))
-        return next((other for other in same if other.term == "none"), None) if row.term != "none" else None
+        if row.term == "none":
+            return None
+        wanted = (row.method, row.dataset, row.own, "none")
+        return next((o for o in self.rows if (o.method, o.dataset, o.own, o.term) == wanted), None)
 
 
 @dataclass
@@ -249,9 +251,7 @@ def to_csv(tables: Iterable[Table]) -> str:
             for name in (name for name in row.runs[0]["measures"] if name not in COLUMNS):
                 key = [row.method, row.term, row.variant, row.dataset, name]
                 value = row.measure(name)
-                writer.writerow(
-                    [*key, "" if value is None else value, "", row.seeds, "", "", json.dumps(table.setting)]
-                )
+                writer.writerow([*key, "" if value is None else value, "", row.seeds, "", "", setting])
     return out.getvalue()
 
 

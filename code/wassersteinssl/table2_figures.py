@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from wassersteinssl.plotting import COLORS, COLUMN, line_style, plt, save
 from wassersteinssl.table2 import COLUMNS, DATASETS, METHODS, TERMS, Row, Table, paper
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 AXIS = {"knn1": "kNN top-1 (%)", "w2": "W2", "lu": "L_U", "alignment": "A"}  # what a run's metrics.jsonl follows
 
 
@@ -37,7 +36,7 @@ def draw_table(table: Table, path: Path) -> list[Path]:
             panel.set_xlim(left=0)
         panel.set_yticks(range(len(shown)), [row.name for row in shown] if column == "acc1" else [])
         panel.set_ylim(len(shown) - 0.5, -0.5)
-        panel.set_title(f"({'abcdefgh'[k]}) {DATASETS.get(dataset, dataset)}: {COLUMNS[column][0]}")
+        panel.set_title(f"({_letter(k)}) {DATASETS.get(dataset, dataset)}: {COLUMNS[column][0]}")
         panel.set_xlabel("%" if column == "acc1" else "W2; dotted: floor")
     handles = [plt.Line2D([], [], marker="o", linestyle="", color="0.3", label="ours")]
     if any(dataset in DATASETS for dataset in datasets):
@@ -73,13 +72,13 @@ def draw_spectra(table: Table) -> Figure:
                     (f"{name}, {METHODS.get(method, method)}", [(row, row.name, _style(row)) for row in rows])
                 )
     figure, axes = _panels(len(panels), 2)
-    for letter, panel, (title, curves) in zip(LETTERS, axes, panels, strict=False):
+    for k, (panel, (title, curves)) in enumerate(zip(axes, panels, strict=False)):
         for row, label, style in curves:
             values = np.load(row.runs[0]["folder"] / "spectrum.npy", allow_pickle=False).clip(1e-12)
             index = np.arange(1, len(values) + 1)
             panel.plot(index, values, label=label, markevery=max(1, len(values) // 8), **line_style(style))
         panel.axhline(1 / curves[0][0].runs[0]["dim"], color="0.4", linewidth=0.8, label="uniform, 1/m")
-        panel.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log", title=f"({letter}) {title}")
+        panel.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log", title=f"({_letter(k)}) {title}")
         panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2)  # below: curves may be anywhere
     return figure
 
@@ -92,7 +91,7 @@ def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
     groups = by_method(table)
     wanted = [(column, *group) for column in columns for group in groups.items()]
     figure, axes = _panels(len(wanted), min(4, max(2, len(groups))))
-    for letter, panel, (column, (dataset, method), rows) in zip(LETTERS, axes, wanted, strict=False):
+    for k, (panel, (column, (dataset, method), rows)) in enumerate(zip(axes, wanted, strict=False)):
         for row in rows:
             epochs, values = _followed(row, column)  # (epochs,), (seeds, epochs)
             style = line_style(_style(row))
@@ -102,7 +101,7 @@ def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
         if column == "w2":
             panel.axhline(rows[0].value("w2_floor"), color="0.4", linewidth=0.8, linestyle=":")
             panel.set_ylim(0, 2**0.5)
-        title = f"({letter}) {DATASETS.get(dataset, dataset)}, {METHODS.get(method, method)}"
+        title = f"({_letter(k)}) {DATASETS.get(dataset, dataset)}, {METHODS.get(method, method)}"
         panel.set(xlabel="epoch", ylabel=AXIS[column], title=title)
         panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         panel.legend(loc="best")
@@ -132,3 +131,8 @@ def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
     for panel in axes.flat[count:]:
         panel.remove()
     return figure, list(axes.flat[:count])
+
+
+def _letter(k: int) -> str:
+    """a to z, aa to zz, ... of the k-th panel."""
+    return "abcdefghijklmnopqrstuvwxyz"[k % 26] * (1 + k // 26)
