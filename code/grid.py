@@ -60,6 +60,7 @@ class Cell:
     folder: Path
     epochs: int
     command: list[str]
+    settings: dict = field(default_factory=dict)  # that all methods share
     tries: int = field(default=0)
 
     @property
@@ -80,8 +81,15 @@ class Cell:
         with contextlib.suppress(OSError, *DAMAGE):
             result = json.loads((self.folder / "result.json").read_text())
             numbers = {key: float(result[key]) for key in ("acc1", "w2", "evaluate_seconds")}
-            return {**result, **numbers} if result["complete"] is True else None
+            return {**result, **numbers} if result["complete"] is True and not self.other() else None
         return None
+
+    def other(self) -> str:
+        """In what the run that lies in the folder differs from this cell, in words."""
+        with contextlib.suppress(OSError, *DAMAGE):
+            found = json.loads((self.folder / "config.json").read_text())["settings"]
+            return "; ".join(settings.differences(found, self.settings)) if isinstance(found, dict) else ""
+        return ""
 
     def busy(self) -> bool:
         """Whether a living process works on it."""
@@ -96,6 +104,8 @@ class Cell:
         return False
 
     def state(self) -> str:
+        if self.other():
+            return "another"
         if self.result() is not None:
             return "done"
         if self.busy():
@@ -179,6 +189,8 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
         raise UserError("--folder needs NAME=PATH")
     if unknown := set(folders) - set(datasets):
         raise UserError(f"--folder {sorted(unknown)[0]}: not among the --datasets {', '.join(datasets)}")
+    if missing := [f"{name}={path}" for name, path in folders.items() if not os.path.isdir(path)]:
+        raise UserError(f"--folder {missing[0]}: there is no such folder")
 
     def terms(method: str) -> Sequence[str]:
         if options.terms is None:
@@ -210,7 +222,10 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                 command += [*images, "--uniformity", term, *chosen]
                 command += [] if weight is None else ["--alpha-max", str(weight)]
                 command += ["--seed", str(number), "--run-dir", str(folder), *rest]
-                found.append(Cell(method, term, dataset, number, folder, preset.get("epochs", 500), command))
+                chosen_settings = vars(settings.shared(command[1 + len(launcher) + 1 :]))
+                found.append(
+                    Cell(method, term, dataset, number, folder, chosen_settings["epochs"], command, chosen_settings)
+                )
     return found
 
 
@@ -219,10 +234,16 @@ def status(grid: list[Cell]) -> str:
     for k, cell in enumerate(grid):
         result, done = cell.result(), len(cell.metrics())
         note = f"acc1 {result['acc1']:.2f}  w2 {result['w2']:.3f}" if result else f"{done}/{cell.epochs} epochs"
+        if other := cell.other():
+            note = f"the folder holds a run of other settings: {other}"
         lines.append(f"{k:3}  {cell.state():8} {cell.name:40} {note}")
     states = [cell.state() for cell in grid]
     tally = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    return "\n".join([*lines, f"{len(grid)} cells: {tally}; left: {left(grid)}"])
+    return "\n".join([*lines, f"{count_of(grid)}: {tally}; left: {left(grid)}"])
+
+
+def count_of(grid: list[Cell]) -> str:
+    return f"{len(grid)} cell{'s' if len(grid) != 1 else ''}"
 
 
 def left(grid: list[Cell], parallel: int = 1) -> str:
@@ -422,7 +443,7 @@ def main() -> int:
     except UserError as error:
         print(f"grid.py: error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(grid)} cells, {sum(cell.result() is not None for cell in grid)} done; left: {left(grid)}", flush=True)
+    print(f"{count_of(grid)}, {sum(cell.result() is not None for cell in grid)} done; left: {left(grid)}", flush=True)
     runner = Runner(grid, options.parallel, options.time_budget)
     try:
         code = runner.run()
@@ -430,6 +451,8 @@ def main() -> int:
         print(f"grid.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     print(status(grid))
+    if code == STOPPED:
+        print("the same command goes on with what is left")
     if runner.failed:
         print(f"failed: {', '.join(cell.name for cell in runner.failed)}; each one's log lies beside its folder")
     return code

@@ -51,6 +51,8 @@ def build(runs: list[Path], out: Path, spectra: bool, best: bool) -> list[Path]:
         raise UserError(f"no finished run in {', '.join(map(str, runs))}" + (f" ({reasons})" if reasons else ""))
     complete, tables = tables, [table2.best(table) if best else table for table in tables]
     texts = [table2.markdown(table) for table in tables[:-1]] + [table2.markdown(tables[-1], unfinished)]
+    if best:
+        texts.append(table2.BEST)
     print("\n\n".join(texts))
     out.mkdir(parents=True, exist_ok=True)
     contents = {

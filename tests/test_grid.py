@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import REPOSITORY, environment, load
 
-from wassersteinssl.settings import TERMS
+from wassersteinssl.settings import PRESETS, TERMS, shared
 
 GRID = REPOSITORY / "code" / "grid.py"
 
@@ -66,6 +66,8 @@ def grid(tmp_path):
             return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
 
+    digits = [text for key, value in PRESETS["digits"].items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    run.settings = lambda *options: shared(["--dataset", "digits", *digits, *options])
     run.started = lambda: (tmp_path / "started").read_text().split()
     run.runs = code.parent / "runs" / "grid" / "digits" / "digits"
     return run
@@ -116,6 +118,19 @@ def test_a_cell_that_always_crashes_is_named_and_the_others_finish(grid):
     assert "digits/byol-s12: failed with status 1 (it crashed)" in done.stdout + done.stderr
     assert grid.started().count("byol-s12") == 2
     assert "2 done" in done.stdout
+
+
+def test_a_run_of_other_settings_is_not_done_and_told(grid):
+    assert grid("run", *DIGITS, "--methods", "byol", "--terms", "none").returncode == 0
+    config = grid.runs / "byol-s12" / "config.json"
+    config.write_text(json.dumps({"settings": {**vars(grid.settings("--epochs", "2")), "seed": 12}}))
+    told = grid("status", *DIGITS, "--methods", "byol", "--terms", "none").stdout
+    assert "another  digits/byol-s12" in told
+    assert "the folder holds a run of other settings: epochs 2, now 3" in told
+    assert "0 done" not in told
+    assert "1 cell: 1 another" in told
+    config.write_text(json.dumps({"settings": {**vars(grid.settings("--epochs", "3")), "device": "cuda"}}))
+    assert "1 done" in grid("status", *DIGITS, "--methods", "byol", "--terms", "none").stdout
 
 
 def test_two_grids_share_the_work_and_no_cell_runs_twice(grid):
@@ -180,6 +195,8 @@ def test_image_folders_stand_in_for_a_data_set(grid_module, tmp_path, monkeypatc
     [
         ("run", "--folder", "cifar10"),
         ("run", "--folder", "stl10=x"),
+        ("run", "--datasets", "cifar10", "--folder", "cifar10=/nowhere"),
+        ("status", "--seeds", "12", "--batch-size", "1"),
         ("run-one",),
         ("run", "--preset", "tiny"),
         ("run", "--time-budget", "-1"),

@@ -109,8 +109,8 @@ def test_the_term_makes_the_embedding_more_uniform(module, tmp_path):
     w2 = {}
     for term in ("none", "lu", "w2"):
         folder = tmp_path / term
-        options = ("--uniformity", term, "--alpha-max", 5, "--stage", "pretrain", "--epochs", 8, "--monitor-every", 8)
-        execute(module, folder, *options)
+        options = () if term == "none" else ("--uniformity", term, "--alpha-max", 5)
+        execute(module, folder, *options, "--stage", "pretrain", "--epochs", 8, "--monitor-every", 8)
         w2[term] = metrics(folder)[-1]["w2"]
     assert w2["w2"] < w2["none"] - 0.05
     assert w2["lu"] < w2["none"]
@@ -301,6 +301,7 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(module, tree, tmp_pa
         ("--batch-size", "1"),
         ("--weight-lr", "nan"),
         ("--alpha-min", "1"),
+        ("--alpha-max", "1"),
         ("--no-such-option",),
         ("--epoch", "3"),  # no abbreviations: a later option must not change what an old command means
     ],

@@ -318,16 +318,20 @@ def representation_metrics(z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor) -
 
 
 @torch.no_grad()
-def every_measure(z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor) -> dict[str, float | None]:
+def every_measure(
+    z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor, *, on_measure: Callable[[], Any] = lambda: None
+) -> dict[str, float | None]:
     """All of MEASURES, of projector outputs as in `representation_metrics`; None where a measure is not finite. Of more
-    than 10,000 rows so many at most, evenly spaced: trees and neighbours take their square."""
+    than 10,000 rows so many at most, evenly spaced: trees and neighbours take their square. `on_measure` is called
+    after each."""
     every = -(-len(z_test) // 10_000)
     z_test, z_view_a, z_view_b = z_test[::every], z_view_a[::every], z_view_b[::every]
-    found = {
-        name: float(record.function(z_view_a, z_view_b) if record.needs_views else record.function(z_test))
-        for name, record in MEASURES.items()
-    }
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    found: dict[str, float | None] = {}
+    for name, record in MEASURES.items():
+        value = float(record.function(z_view_a, z_view_b) if record.needs_views else record.function(z_test))
+        found[name] = value if math.isfinite(value) else None
+        on_measure()
+    return found
 
 
 def measure(

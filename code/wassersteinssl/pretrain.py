@@ -158,7 +158,9 @@ def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tenso
     alpha_max, alpha_min = settings.alpha_max, settings.alpha_min
     if alpha_max is None:
         if name not in method.ALPHA:
-            raise UserError(f"no default weight for --uniformity {name} with this method: give --alpha-max")
+            raise UserError(
+                f"no default weight for --uniformity {name} with this method: give --alpha-max (a grid: --weights)"
+            )
         alpha_max, default_min = method.ALPHA[name]
         alpha_min = default_min if alpha_min is None else alpha_min
     return MEASURES[name].function, alpha_max, alpha_max if alpha_min is None else alpha_min

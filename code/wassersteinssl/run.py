@@ -35,7 +35,8 @@ from wassersteinssl.files import write_atomically
 from wassersteinssl.machine import out_of_memory
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
-from wassersteinssl.settings import Settings, UserError
+from wassersteinssl.settings import Settings, UserError, differences
+from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.vision import torchvision
 
 try:
@@ -89,7 +90,7 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
                 stack.enter_context(job.folder)
         if distributed.from_first(job.folder.finished):
             if distributed.first():
-                print(f"{job.folder.path}: done already")
+                print(f"done already: {_told(job.folder.path, json.loads(job.folder.result.read_text()))}")
             distributed.leave()
             return True
         signals = stack.enter_context(Signals())
@@ -226,9 +227,11 @@ class Job:
             )  # fmt: skip
         if not probe["complete"]:
             return False
-        measures, embeddings = self.measure(None)
-        self.folder.save_spectrum(embeddings[0])
-        self.folder.save_measures(evaluate.every_measure(*embeddings))
+        with tqdm(total=1 + len(MEASURES), desc="measures", disable=None) as bar:
+            measures, embeddings = self.measure(None)
+            bar.update()
+            self.folder.save_spectrum(embeddings[0])
+            self.folder.save_measures(evaluate.every_measure(*embeddings, on_measure=bar.update))
         result = {
             "method": type(self.method).__name__,
             "uniformity": settings.uniformity,
@@ -247,8 +250,7 @@ class Job:
             "config": self.folder.config,
         }
         self.folder.finish(result)
-        shown = ("acc1", "acc5", "best_acc1", "knn1", "w2", "w2_floor", "lu", "alignment")
-        print(f"{self.folder.path}: " + "  ".join(f"{key} {result[key]:.4g}" for key in shown))
+        print(_told(self.folder.path, result))
         return True
 
     def measure(self, train_limit: int | None) -> tuple[dict[str, float], tuple[torch.Tensor, ...]]:
@@ -315,12 +317,7 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
         new = {"method": self.config["method"], **self.config["settings"]}  # type: ignore[dict-item]
-        differing = [
-            f"{key} {old.get(key)!r}, now {new.get(key)!r}"
-            for key in {**old, **new}
-            if key not in Settings.PLACE and old.get(key) != new.get(key)
-        ]
-        if differing:
+        if differing := differences(old, {**dict.fromkeys(old), **new}):
             raise UserError(f"{self.path} belongs to another configuration: {'; '.join(differing)}")
 
     def _lock(self) -> None:
@@ -451,6 +448,12 @@ def find_device(name: str) -> torch.device:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
     return device
+
+
+def _told(path: Path, result: dict) -> str:
+    """The result in a line."""
+    shown = ("acc1", "acc5", "best_acc1", "knn1", "w2", "w2_floor", "lu", "alignment")
+    return f"{path}: " + "  ".join(f"{key} {result[key]:.4g}" for key in shown if isinstance(result.get(key), float))
 
 
 def _run_path(method: str, settings: Settings) -> Path:

@@ -81,7 +81,9 @@ def pair_size(text: str) -> int:
 class Settings:
     """What every method shares. The defaults are the paper's, for CIFAR-10."""
 
-    dataset: str = option("cifar10", "the images; digits needs no download", choices=DATASETS)
+    dataset: str = option(
+        "cifar10", "the images; digits: tiny, no download (--width 16 --epochs 20: minutes)", choices=DATASETS
+    )
     dataset_name: str = option("", "what results call the images of --dataset folder (default: folder)")
     data_dir: str = option("", "where data sets lie or are downloaded to (default: data/ of the repository)")
     limit_train: int | None = option(None, "train on this many images only, balanced over classes", check=count)
@@ -180,12 +182,35 @@ def parse(kind: type[Any_Settings], description: str | None, arguments: list[str
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for entry in fields(kind):
-        parser.add_argument("--" + entry.name.replace("_", "-"), **_argument(entry))
+    _add(parser, kind)
     settings = kind(**vars(parser.parse_args(arguments)))
     if settings.alpha_min is not None and settings.alpha_max is None:
         parser.error("--alpha-min needs --alpha-max")
+    if settings.alpha_max is not None and settings.uniformity == "none":
+        parser.error("--alpha-max needs --uniformity")
     return settings
+
+
+def shared(arguments: list[str]) -> Settings:
+    """What a command line of any method says of the settings that all share; its own options are passed over. Ends the
+    program as `parse` does."""
+    parser = _Parser(prog=Path(sys.argv[0]).name, allow_abbrev=False)
+    _add(parser, Settings)
+    return Settings(**vars(parser.parse_known_args(arguments)[0]))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """In words, the settings that matter in which a run's config differs from another, over the keys of the second."""
+    return [
+        f"{key} {old.get(key)!r}, now {value!r}"
+        for key, value in new.items()
+        if key not in Settings.PLACE and old.get(key) != value
+    ]
+
+
+def _add(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
+    for entry in fields(kind):
+        parser.add_argument("--" + entry.name.replace("_", "-"), **_argument(entry))
 
 
 def _argument(entry: Field) -> dict[str, Any]:
