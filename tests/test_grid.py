@@ -287,3 +287,19 @@ def test_epochs_are_those_of_every_cell(tmp_path):
     command = [sys.executable, str(GRID), "status", "--preset", "digits", "--epochs=3", "--runs", str(tmp_path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout.count("0/3 epochs") == 12
+
+
+def test_every_term_is_tried_with_alignment_alone_and_with_byol(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n')
+    python.chmod(0o755)
+    variables = {**environment(), "PYTHON": str(python), "CALLS": str(tmp_path / "calls")}
+    script = REPOSITORY / "code" / "regularisers.sh"
+    subprocess.run([script, tmp_path / "runs", "--preset", "digits"], env=variables, check=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    for term in ("none", *TERMS):
+        alone, byol = (call for call in calls if f"--terms {term} --weights" in call)
+        assert "--methods align_uniform --preset digits --uniform-weight 0" in alone
+        assert "--methods byol --preset digits" in byol
+    assert len(calls) == 2 * (1 + len(TERMS))
+    assert subprocess.run([script], env=variables, capture_output=True).returncode == 2
