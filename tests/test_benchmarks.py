@@ -14,8 +14,8 @@ PROGRAMS = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
 RESULTS = REPOSITORY / "code" / "results" / "benchmarks"
 
 
-def test_there_are_four():
-    assert PROGRAMS == ["bench_augment", "bench_loss", "bench_metrics", "bench_train"]
+def test_there_are_five():
+    assert PROGRAMS == ["bench_augment", "bench_loss", "bench_metrics", "bench_start", "bench_train"]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

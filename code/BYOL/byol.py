@@ -38,7 +38,7 @@ from wassersteinssl.run import main
 
 
 class BYOL(Method):
-    # W2: the paper's. L_U: the paper does not publish its weight; the same is used.
+    # W2: the paper's. L_U: not published; searched (code/results/README.md).
     ALPHA: ClassVar = {"w2": (0.2, 0.2), "lu": (0.2, 0.2)}
 
     def __init__(self, settings: BYOLSettings):

@@ -33,7 +33,7 @@ from wassersteinssl.run import main
 
 
 class BarlowTwins(Method):
-    # W2: the paper's, falling to 0. L_U: the paper does not publish its weight; the same is used.
+    # W2: the paper's, falling to 0. L_U: not published; searched (code/results/README.md).
     ALPHA: ClassVar = {"w2": (30.0, 0.0), "lu": (30.0, 0.0)}
 
     def __init__(self, settings: BarlowTwinsSettings):

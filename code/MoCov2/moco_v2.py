@@ -41,7 +41,7 @@ from wassersteinssl.run import main
 
 
 class MoCoV2(Method):
-    # W2: the paper's. L_U: not published; 1 is the best of 0.25, 1 and 4 in short runs (code/results/lu-search).
+    # W2: the paper's. L_U: not published; searched (code/results/README.md).
     ALPHA: ClassVar = {"w2": (1.0, 1.0), "lu": (1.0, 1.0)}
 
     def __init__(self, settings: MoCoV2Settings):

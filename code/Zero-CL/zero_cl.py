@@ -40,8 +40,8 @@ from wassersteinssl.w2 import polar_by_products
 
 
 class ZeroCL(Method):
-    # W2: the paper's. L_U: the paper does not publish its weight; the same is used.
-    ALPHA: ClassVar = {"w2": (30.0, 30.0), "lu": (30.0, 30.0)}
+    # W2: the paper's. L_U: not published; searched (code/results/README.md).
+    ALPHA: ClassVar = {"w2": (30.0, 30.0), "lu": (3.0, 3.0)}
 
     def __init__(self, settings: ZeroCLSettings):
         super().__init__(settings)

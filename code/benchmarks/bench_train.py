@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast training is, where a step's time goes, and what starting costs.
+"""How fast training is, and where a step's time goes.
 
     python code/benchmarks/bench_train.py --width 16 [--precision bf16] [--device cuda] [--folder PATH]
 
@@ -13,9 +13,7 @@ between. W2's share of a step is that of its value and gradient, timed alone.
 import contextlib
 import dataclasses
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -205,35 +203,6 @@ def matmul_peak(device: torch.device, precision: str) -> float:
     return 2 * n**3 / bench.in_turns({"": lambda: a @ a}, device, seconds=1)[""] / 1e12
 
 
-def starting(quick: bool) -> list[dict[str, Any]]:
-    """Seconds until --help has answered, and of a whole run of one training step on the digits."""
-    programs = [bench.CODE / path for path in PROGRAMS.values()]
-    if not quick:
-        programs += sorted(bench.CODE.glob("*.py")) + sorted(bench.CODE.glob("benchmarks/bench_*.py"))
-        programs += sorted(bench.CODE.parent.glob("[DEL]*/**/*.py"))  # the studies
-    rows = []
-    for program in tqdm(programs[: 1 if quick else None], desc="starting", disable=None):
-        command = [sys.executable, str(program), "--help"]
-        rows.append({"program": program.name + " --help", "seconds": run(command, 1 if quick else 3)})
-    one_step = (
-        "--dataset digits --limit-train 128 --batch-size 128 --epochs 1 --stage pretrain --monitor-every 0".split()
-    )
-    small = "--width 16 --hidden-dim 256 --dim 64".split()
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(programs[0]), *one_step, *small, "--run-dir", f"{folder}/run"]
-        rows.append({"program": "byol.py, one step on digits", "seconds": run(command, 1)})
-    return rows
-
-
-def run(command: list[str], times: int) -> float:
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
 def noise(n: int, size: int) -> data.ImageSet:
     pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8)
     split = data.Split(torch.zeros(n, dtype=torch.int64), (size, size), pixels)
@@ -241,7 +210,7 @@ def noise(n: int, size: int) -> data.ImageSet:
     return data.ImageSet("noise", ("noise",), split, split, mean, std)
 
 
-def targets(rows: list[dict], starts: list[dict], device: str, width: int) -> list[tuple[str, float, float]]:
+def targets(rows: list[dict], device: str, width: int) -> list[tuple[str, float, float]]:
     """What is asked for at this width on this device."""
     asked = []
     if device == "cpu" and width == 16:
@@ -250,9 +219,7 @@ def targets(rows: list[dict], starts: list[dict], device: str, width: int) -> li
     if width == 64:
         share, heaviest = 1 if device == "cpu" else 3, max(rows, key=lambda row: row["W2 %"])
         asked.append((f"{share} % / W2's share of a step, {heaviest['method']}", 1, share / heaviest["W2 %"]))
-    slowest = max(starts[:-1], key=lambda row: row["seconds"])
-    asked.append((f"0.5 s / {slowest['program']}", 1, 0.5 / slowest["seconds"]))
-    return [*asked, ("5 s / start and first step on digits", 1, 5 / starts[-1]["seconds"])]
+    return asked
 
 
 def main(args) -> None:
@@ -286,10 +253,8 @@ def main(args) -> None:
         report.table(
             f"Operations of {args.methods[0]}", rows_of_profile, {"operation": "", "calls": ".0f", "ms": ".3g"}
         )
-    starts = starting(args.quick)
-    report.table("Starting", starts, {"program": "", "seconds": ".2f"})
-    if not args.quick:
-        report.targets(targets(rows, starts, device.type, args.width))
+    if asked := [] if args.quick else targets(rows, device.type, args.width):
+        report.targets(asked)
     report.write()
 
 

@@ -7,6 +7,7 @@ in one table, partial and failed runs in none.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -308,6 +309,7 @@ def _order(row: Row) -> tuple:
         methods.index(row.method) if row.method in methods else len(methods),
         terms.index(row.term) if row.term in terms else len(terms),
         row.term,
+        [float(number) for number in re.findall(r"\d[\d.]*(?:e[+-]?\d+)?", row.variant)],
         row.variant,
     )
 
