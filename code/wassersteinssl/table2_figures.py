@@ -3,16 +3,22 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from wassersteinssl.plotting import COLORS, COLUMN, line_style, plt, save
+from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save
 from wassersteinssl.table2 import COLUMNS, DATASETS, METHODS, TERMS, Row, Table, paper
 
-AXIS = {"knn1": "kNN top-1 (%)", "w2": "W2", "lu": "L_U", "alignment": "A"}  # what a run's metrics.jsonl follows
+AXIS = {  # what a run's metrics.jsonl follows
+    "knn1": "kNN top-1 (%), of at most\n10,000 training images",  # run.MONITOR_BANK
+    **SYMBOLS,
+    "alignment": r"$\mathcal{A}$",
+}
+FLOOR: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "linestyle": ":", "label": "floor: uniform rows"}
 
 
 def draw_table(table: Table, path: Path) -> list[Path]:
@@ -32,19 +38,20 @@ def draw_table(table: Table, path: Path) -> list[Path]:
             if number is not None:
                 panel.plot(number, y, "D", markerfacecolor="none", color=color, markersize=5)
         if column == "w2":
-            panel.axvline(shown[0].value("w2_floor"), color="0.4", linewidth=0.8, linestyle=":")
+            panel.axvline(shown[0].value("w2_floor"), **FLOOR)
             panel.set_xlim(left=0)
-        panel.set_yticks(range(len(shown)), [row.name for row in shown] if column == "acc1" else [])
+        panel.set_yticks(range(len(shown)), [_symbols(row.name) for row in shown] if column == "acc1" else [])
         panel.set_ylim(len(shown) - 0.5, -0.5)
-        panel.set_title(f"({_letter(k)}) {DATASETS.get(dataset, dataset)}: {COLUMNS[column][0]}")
-        panel.set_xlabel("%" if column == "acc1" else "W2; dotted: floor")
+        panel.set_title(_symbols(f"({_letter(k)}) {DATASETS.get(dataset, dataset)}: {COLUMNS[column][0]}"))
+        panel.set_xlabel("%" if column == "acc1" else AXIS["w2"])
     handles = [plt.Line2D([], [], marker="o", linestyle="", color="0.3", label="ours")]
     if any(dataset in DATASETS for dataset in datasets):
         paper_label = "paper (width 64, 500 epochs)"
         handles.append(
             plt.Line2D([], [], marker="D", linestyle="", color="0.3", markerfacecolor="none", label=paper_label)
         )
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    handles.append(plt.Line2D([], [], **FLOOR))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return save(figure, path)
 
 
@@ -76,35 +83,40 @@ def draw_spectra(table: Table) -> Figure:
         for row, label, style in curves:
             values = np.load(row.runs[0]["folder"] / "spectrum.npy", allow_pickle=False).clip(1e-12)
             index = np.arange(1, len(values) + 1)
-            panel.plot(index, values, label=label, markevery=max(1, len(values) // 8), **line_style(style))
+            panel.plot(index, values, label=_symbols(label), markevery=max(1, len(values) // 8), **line_style(style))
         panel.axhline(1 / curves[0][0].runs[0]["dim"], color="0.4", linewidth=0.8, label="uniform, 1/m")
-        panel.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log", title=f"({_letter(k)}) {title}")
-        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2)  # below: curves may be anywhere
+        panel.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log", title=_title(k, len(panels), title))
+        _legend_below(panel, 2)
     return figure
 
 
 def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
     """Measures of `AXIS` against the epoch, a panel a method and measure, a curve a term (the paper's figures 15-17).
 
-    Mean over seeds, with a band from the least to the largest. Dotted: W2's floor.
+    Mean over seeds, with a band from the least to the largest. A tick at each epoch that was measured, if they are few.
     """
     groups = by_method(table)
     wanted = [(column, *group) for column in columns for group in groups.items()]
     figure, axes = _panels(len(wanted), min(4, max(2, len(groups))))
     for k, (panel, (column, (dataset, method), rows)) in enumerate(zip(axes, wanted, strict=False)):
+        measured: set[int] = set()
         for row in rows:
             epochs, values = _followed(row, column)  # (epochs,), (seeds, epochs)
+            measured.update(epochs)
             style = line_style(_style(row))
-            panel.plot(epochs, values.mean(0), label=row.name, **style)
+            panel.plot(epochs, values.mean(0), label=_symbols(row.name), **style)
             if len(values) > 1:
                 panel.fill_between(epochs, values.min(0), values.max(0), color=style["color"], alpha=0.2, linewidth=0)
         if column == "w2":
-            panel.axhline(rows[0].value("w2_floor"), color="0.4", linewidth=0.8, linestyle=":")
+            panel.axhline(rows[0].value("w2_floor"), **FLOOR)
             panel.set_ylim(0, 2**0.5)
-        title = f"({_letter(k)}) {DATASETS.get(dataset, dataset)}, {METHODS.get(method, method)}"
-        panel.set(xlabel="epoch", ylabel=AXIS[column], title=title)
-        panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        panel.legend(loc="best")
+        title = f"{DATASETS.get(dataset, dataset)}, {METHODS.get(method, method)}"
+        panel.set(xlabel="epoch", ylabel=AXIS[column], title=_title(k, len(wanted), title))
+        panel.xaxis.set_major_locator(
+            MaxNLocator(integer=True, steps=[1, 2, 5, 10]) if len(measured) > 8 else FixedLocator(sorted(measured))
+        )
+        _legend_below(panel, 1 if len(groups) > 2 else 2)
+        panel.locator_params(axis="y", nbins=6)  # a number that follows the layout, which follows it, cuts labels off
     return figure
 
 
@@ -118,6 +130,11 @@ def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(epochs), np.array([[run[epoch] for epoch in epochs] for run in runs])
 
 
+def _legend_below(panel: Axes, columns: int) -> None:
+    """Curves may be anywhere in a panel."""
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=columns)
+
+
 def _style(row: Row) -> int:
     return list(TERMS).index(row.term) if row.term in TERMS else len(TERMS)
 
@@ -126,11 +143,21 @@ def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
     """`count` panels in lines of `columns`, each half a text width wide, or a quarter if there are four in a line."""
     columns = min(columns, count)
     lines = -(-count // columns)
-    width = COLUMN if columns <= 2 else COLUMN * 0.72
-    figure, axes = plt.subplots(lines, columns, figsize=(width * columns, 2.3 * lines), squeeze=False)
+    width, height = (COLUMN, 2.3) if columns <= 2 else (COLUMN * 0.72, 2.6)
+    figure, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False)
     for panel in axes.flat[count:]:
         panel.remove()
     return figure, list(axes.flat[:count])
+
+
+def _title(k: int, count: int, title: str) -> str:
+    """A panel's title, with its letter if it is not the only one."""
+    return f"({_letter(k)}) {title}" if count > 1 else title
+
+
+def _symbols(text: str) -> str:
+    """W2 and L_U as the other figures write them."""
+    return text.replace("W2", SYMBOLS["w2"]).replace("L_U", SYMBOLS["lu"])
 
 
 def _letter(k: int) -> str:
