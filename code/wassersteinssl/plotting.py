@@ -15,6 +15,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
 SYMBOLS = {"w2": r"$\mathcal{W}_2$", "lu": r"$\mathcal{L_U}$"}
+MANY_ROWS = {"color": "black", "linewidth": 0.8, "linestyle": (0, (2, 4)), "zorder": 3}  # above lines that it meets
 COLUMN = 3.3  # inches: one column of a two-column page
 
 plt.rcParams.update(
@@ -54,17 +55,17 @@ def compare(axes: Axes, x: Sequence, points: Sequence, theory: Sequence, k: int,
 def lu_and_w2(data: Mapping[str, np.ndarray], x: str, by: str, label: str) -> tuple[Figure, list[Axes]]:
     """(a) -L_U and (b) -W2 of `studies.beside_theory` against column x, a series for each value of column `by`.
 
-    Markers: measured. Lines: theory, W2's that of so many rows; thin grey: W2's limit of many rows.
+    Markers: measured. Lines: theory, W2's that of so many rows; black dots: W2's limit of many rows.
     """
     figure, panels = plt.subplots(1, 2, figsize=(2 * COLUMN, 2.5))
     for axes, letter, name, theory in zip(panels, "ab", ("lu", "w2"), ("lu_theory", "w2_finite"), strict=True):
         for k, value in enumerate(sorted(set(data[by]))):
             row = data[by] == value
             if name == "w2":
-                axes.plot(data[x][row], -data["w2_theory"][row], color="0.5", linewidth=0.8)
+                axes.plot(data[x][row], -data["w2_theory"][row], **MANY_ROWS)
             compare(axes, data[x][row], -data[name][row], -data[theory][row], k, label.format(value))
         axes.set(title=f"({letter}) $-${SYMBOLS[name]}", ylabel=f"$-${SYMBOLS[name]}")
-    panels[1].plot([], [], color="0.5", linewidth=0.8, label="many rows")
+    panels[1].plot([], [], **MANY_ROWS, label="many rows")
     return figure, list(panels)
 
 
