@@ -139,9 +139,11 @@ def _draw_spectrum(axes: Axes, spectrum: dict[str, Any]) -> None:
     axes.plot(index, values.clip(bottom), color=COLORS[0], label="these rows")
     color, dashes, name = LAWS["uniform"]
     axes.plot(index, np.where(law > 0, law, np.nan), color=color, linestyle=dashes, label=f"{name} (Marchenko-Pastur)")
+    bottom = max(bottom, 0.5 * min(values.clip(bottom).min(), law.max()))
+    top = max(values.max(), law.max())
     axes.set(title="(b) Spectrum of the covariance", xlabel="eigenvalue, largest first", ylabel="eigenvalue",
-             yscale="log", ylim=(max(bottom, 0.5 * min(values.clip(bottom).min(), law.max())), None))  # fmt: skip
-    axes.legend()
+             yscale="log", ylim=(bottom, 2 * top * (top / bottom) ** 0.3))  # fmt: skip  # above: room for the legend
+    axes.legend(loc="upper right")
 
 
 def _draw_nearest(axes: Axes, nearest: dict[str, np.ndarray]) -> None:
