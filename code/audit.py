@@ -6,8 +6,8 @@
     python code/audit.py --encoder RUN                                  a trained run, on the test images of its data
     python code/audit.py --timm MODEL --data-dir IMAGES                 a pretrained model (needs the package timm)
 
-FEATURES is a .npy, .npz, .pt, .safetensors or .csv file, or a folder of such shards, of float16 to float64 (whole
-numbers are taken as they are). It is read in chunks: ten million rows of 1,024 features need less than 2 GB. Rows of
+FEATURES is a .npy, .npz, .pt, .safetensors, .csv or .tsv file, or a folder of such shards, of float16 to float64
+(whole numbers are taken as they are). It is read in chunks: ten million rows of 1,024 features need less than 2 GB. Rows of
 any length will do: they are scaled to unit length. Moments, norms and repeated rows are those of all rows; what needs
 pairs of rows is measured on --sample of them. Everything runs on the CPU.
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from wassersteinssl import audit, audit_report, audit_sources, augment, backbones, data, studies
 from wassersteinssl.encoder import save_encoder
-from wassersteinssl.settings import PRESETS, Settings
+from wassersteinssl.settings import PRESETS, Settings, UserError
 
 PROGRAM = REPOSITORY / "code" / "audit.py"
 N, M = 1200, 32
@@ -206,6 +206,7 @@ WRITERS = {
     "one.safetensors": lambda path, z: safetensors.torch.save_file({"z": torch.tensor(z), "y": torch.ones(3)}, path),
     "bfloat16.safetensors": lambda path, z: safetensors.torch.save_file({"z": torch.tensor(z).bfloat16()}, path),
     "header.csv": save_csv,
+    "header.tsv": lambda path, z: save_csv(path, z, "\t"),
     "semicolons.csv": lambda path, z: np.savetxt(path, z, delimiter=";", fmt="%.18g"),
     "shards": save_shards,
 }
@@ -245,6 +246,18 @@ def test_labels_are_numbers_or_lines(tmp_path):
     np.save(tmp_path / "y.npy", [7, -1, 7])
     assert audit_sources.read_labels(tmp_path / "y.txt", 3).tolist() == [0, 1, 0]
     assert audit_sources.read_labels(tmp_path / "y.npy", 3).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["y.csv", "y.tsv"])
+def test_a_header_of_labels_is_skipped_and_a_label_too_many_is_not(name, tmp_path):
+    path = tmp_path / name
+    for content in ("label\n3\n7\n3\n", "label\ncat\ndog\ncat\n", "cat\ndog\ncat\n", "3\n7\n3\n"):
+        path.write_text(content)
+        assert audit_sources.read_labels(path, 3).tolist() == [0, 1, 0]
+    for content in ("5\n7\n3\n7\n", "dog\ncat\ndog\ncat\n"):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"labels of shape \(4,\) for 3 rows"):
+            audit_sources.read_labels(path, 3)
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -341,7 +354,12 @@ REFUSED = {
         lambda folder: np.savez(folder / "z.npz", a=np.eye(3), b=np.eye(3)), "z.npz", "choose one with --key: a, b",
     ),
     "ragged": (lines("1,2\n3,4\n5\n"), "z.csv", "cannot read"),
-    "text among numbers": (lines("1,2\n3,x\n"), "z.csv", "could not convert string 'x'"),
+    "text among numbers": (lines("1,2\n3,x\n"), "z.csv", r"column 2 of .*z\.csv holds text \('x'\): numbers only"),
+    "names of images": (lines("id,a\nimg0,1\nimg1,2\n"), "z.csv", r"column 1 of .*z\.csv holds text \('img0'\)"),
+    "no header but names": (lines("img0,1\nimg1,2\n"), "z.csv", r"column 1 of .*z\.csv holds text \('img1'\)"),
+    "an empty cell": (lines("1,2\n3,\n"), "z.csv", r"column 2 of .*z\.csv holds an empty cell: numbers only"),
+    "no number": (lines("a,b\n"), "z.csv", r"z\.csv holds no numbers"),
+    "no line": (lines(""), "z.csv", r"z\.csv holds no numbers"),
     "unknown kind": (lambda folder: (folder / "z.xlsx").touch(), "z.xlsx", "cannot tell"),
     "missing": (lambda folder: None, "z.npy", "there is no "),
     "empty folder": (lambda folder: (folder / "z.npy").mkdir(), "z.npy", "no features in"),
@@ -372,13 +390,14 @@ def test_bad_companions(tmp_path, capsys):
     for option, name, pattern in [
         ("--labels", "few", r"labels of shape \(29,\) for 30 rows"),
         ("--labels", "short", "labels of shape"),
-        ("--labels", "absent", "No such file"),
+        ("--labels", "absent", "there is no "),
+        ("--labels", "absent.of.no.kind", "there is no "),
         ("--views", "short", "the views are 29 x 4, the features 30 x 4"),
         ("--views", "narrow", "the views are 30 x 3, the features 30 x 4"),
         ("--views", "bad", "30 of 30 sampled rows"),
         ("--key", "absent", None),
     ]:
-        value = name if option == "--key" else tmp_path / f"{name}.npy"
+        value = name if option == "--key" else tmp_path / (name if "." in name else f"{name}.npy")
         status = start(tmp_path / "z.npy", option, value, report=tmp_path / "report")
         if pattern is None:
             assert status == 0  # one array needs no name

@@ -92,10 +92,15 @@ def read(path: Path, key: str | None = None) -> Features:
 
 
 def read_labels(path: Path, n: int) -> Tensor:
-    """Classes 0, 1, ... of n rows, (n,) int64, from n numbers or, in .csv and .txt, n lines of text."""
+    """Classes 0, 1, ... of n rows, (n,) int64, from n numbers or, in .csv, .tsv and .txt, n lines of text. A line more
+    in a table is its header, if it is neither a number nor one of the classes."""
+    if not path.exists():
+        raise UserError(f"there is no {path}")
     with _reading(path):
-        if path.suffix in (".csv", ".txt"):
+        if path.suffix in (".csv", ".tsv", ".txt"):
             values = np.array(path.read_text(encoding="utf-8").splitlines())
+            header = path.suffix != ".txt" and len(values) == n + 1 and values[0] not in values[1:]
+            values = values[1:] if header and not _is_number(values[0]) else values
         else:
             stored = _format(path)(path, None, 1)
             values = np.concatenate([np.asarray(chunk) for chunk in stored.chunks()])
@@ -222,13 +227,27 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
         with path.open(encoding="utf-8") as file:
             yield from itertools.islice((line for line in file if line.strip()), int(header), None)
 
+    def check(line: str) -> None:
+        for column, cell in enumerate(line.rstrip("\n").split(delimiter), 1):
+            if not _is_number(cell):
+                what = f"text ({cell.strip()[:40]!r})" if cell.strip() else "an empty cell"
+                raise UserError(f"column {column} of {path} holds {what}: numbers only")
+
     shape = (sum(1 for _ in lines()), len(first.split(delimiter)))
+    if shape[0] == 0:
+        raise UserError(f"{path} holds no numbers")
+    check(next(lines()))
 
     def chunks() -> Iterator[np.ndarray]:
         remaining = lines()
         for part in _parts(shape, share=4):  # as text, numbers are larger
             text = list(itertools.islice(remaining, part.stop - part.start))
-            rows = np.loadtxt(text, delimiter=delimiter, ndmin=2, comments=None)
+            try:
+                rows = np.loadtxt(text, delimiter=delimiter, ndmin=2, comments=None)
+            except ValueError:
+                for line in text:
+                    check(line)
+                raise
             if rows.shape[1] != shape[1]:
                 raise ValueError(f"{rows.shape[1]} columns after {shape[1]}")
             yield rows
@@ -238,6 +257,7 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
 
 FORMATS: dict[str, Callable[[Path, str | None, int], Stored]] = {
     ".npy": _npy, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".safetensors": _safetensors, ".csv": _csv,
+    ".tsv": _csv,
 }  # fmt: skip
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
