@@ -84,6 +84,7 @@ def main(options: argparse.Namespace) -> int:
         print(f"audit.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("audit.py: interrupted", file=sys.stderr)
         return 130
     return 0
 
