@@ -7,9 +7,9 @@
     python code/audit.py --timm MODEL --data-dir IMAGES                 a pretrained model (needs the package timm)
 
 FEATURES is a .npy, .npz, .pt, .safetensors, .csv or .tsv file, or a folder of such shards, of float16 to float64
-(whole numbers are taken as they are). It is read in chunks: ten million rows of 1,024 features need less than 2 GB. Rows of
-any length will do: they are scaled to unit length. Moments, norms and repeated rows are those of all rows; what needs
-pairs of rows is measured on --sample of them. Everything runs on the CPU.
+(whole numbers are taken as they are). It is read in chunks: ten million rows of 1,024 features need less than 2 GB.
+Rows of any length will do: they are scaled to unit length. Moments, norms and repeated rows are those of all rows; what
+needs pairs of rows is measured on --sample of them. Everything runs on the CPU.
 
 collapsed: less than 10 % of the dimensions are in use; partly collapsed: less than 60 %; else healthy.
 Dimensions are counted by W2 against its floor and by the effective rank; the smaller count decides.
@@ -46,13 +46,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     encoder = parser.add_argument_group("with --encoder and --timm")
     encoder.add_argument("--dataset", choices=DATASETS, help="default: the run's own; with --timm folder")
     encoder.add_argument("--data-dir", help="of the images")
-    encoder.add_argument("--split", choices=("test", "train"), default="test", help="default: %(default)s")
-    encoder.add_argument("--layer", choices=("projector", "backbone"), default="projector", help="default: %(default)s")
+    encoder.add_argument("--split", choices=("test", "train"), help="default: test")
+    encoder.add_argument("--layer", choices=("projector", "backbone"), help="of a run (default: projector)")
     options = parser.parse_args(arguments)
     if sum(source is not None for source in (options.features, options.encoder, options.timm)) != 1:
         parser.error("give FEATURES or --encoder RUN or --timm MODEL")
-    if options.features is not None and (options.dataset or options.data_dir):
-        parser.error("--dataset and --data-dir go with --encoder or --timm")
+    encoded = options.features is None
+    for name, value, used, partners in (
+        ("--dataset", options.dataset, encoded, "--encoder or --timm"),
+        ("--data-dir", options.data_dir, encoded, "--encoder or --timm"),
+        ("--split", options.split, encoded, "--encoder or --timm"),
+        ("--layer", options.layer, options.encoder is not None, "--encoder"),
+        ("--key", options.key, not encoded or options.views is not None, "FEATURES or --views"),
+    ):
+        if value is not None and not used:
+            parser.exit(2, f"audit.py: error: {name} goes with {partners}\n")
+    options.split, options.layer = options.split or "test", options.layer or "projector"
     return options
 
 
@@ -71,6 +80,8 @@ def main(options: argparse.Namespace) -> int:
             features = audit_sources.read(options.features, options.key)
         features = audit_sources.with_labels(features, options.labels)
         views = options.views and audit_sources.read(options.views, options.key)
+        if options.key is not None:
+            audit_sources.check_key([path for path in (options.features, options.views) if path is not None])
         found = audit.audit(
             features, views=views, sample=options.sample, seed=options.seed, drop_bad_rows=options.drop_bad_rows
         )

@@ -230,6 +230,19 @@ def test_every_kind_of_file_gives_its_rows(name, tmp_path, monkeypatch):
 def test_key_chooses_an_array(tmp_path):
     np.savez(tmp_path / "two.npz", a=np.zeros((4, 3)), b=np.ones((5, 2)))
     assert audit_sources.read(tmp_path / "two.npz", "b").n == 5
+    assert audit_sources.read(tmp_path / "two.npz", "b").notes == ()
+
+
+def test_the_report_says_which_array_was_taken(tmp_path, capsys):
+    z = normal(20, 5)
+    for name in ("packed.npz", "dictionary.pth", "one.safetensors"):
+        WRITERS[name](tmp_path / name, z.numpy())
+        (note,) = audit_sources.read(tmp_path / name).notes
+        assert re.fullmatch(r"of the arrays .*, (z|features) was taken", note)
+    assert start(tmp_path / "one.safetensors", "--views", tmp_path / "packed.npz") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^note: of the arrays (y, z|z, y), z was taken$", out, re.MULTILINE)
+    assert "note: views: of the arrays features, labels, features was taken\n" in out
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
@@ -395,14 +408,31 @@ def test_bad_companions(tmp_path, capsys):
         ("--views", "short", "the views are 29 x 4, the features 30 x 4"),
         ("--views", "narrow", "the views are 30 x 3, the features 30 x 4"),
         ("--views", "bad", "30 of 30 sampled rows"),
-        ("--key", "absent", None),
+        ("--key", "absent", r"--key names an array in a file that holds several, not in \.npy, \.csv, \.tsv"),
     ]:
         value = name if option == "--key" else tmp_path / (name if "." in name else f"{name}.npy")
         status = start(tmp_path / "z.npy", option, value, report=tmp_path / "report")
-        if pattern is None:
-            assert status == 0  # one array needs no name
-        else:
-            check_refused(status, pattern, tmp_path, capsys)
+        check_refused(status, pattern, tmp_path, capsys)
+    np.savez(tmp_path / "two.npz", a=np.load(tmp_path / "z.npy"), b=np.eye(3))
+    for features, views in (("two.npz", "z.npy"), ("z.npy", "two.npz")):  # one of them needs the name
+        assert start(tmp_path / features, "--views", tmp_path / views, "--key", "a") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        ("z.npy --layer backbone", "--layer goes with --encoder"),
+        ("--timm model --layer projector", "--layer goes with --encoder"),
+        ("z.npy --split test", "--split goes with --encoder or --timm"),
+        ("z.npy --dataset digits", "--dataset goes with --encoder or --timm"),
+        ("z.npy --data-dir images", "--data-dir goes with --encoder or --timm"),
+        ("--encoder run --key z", "--key goes with FEATURES or --views"),
+    ],
+)
+def test_options_without_effect(arguments, pattern, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        start(*arguments.split())
+    check_refused(end.value.code, pattern, tmp_path, capsys)
 
 
 def test_bad_rows_can_be_dropped(tmp_path, capsys):

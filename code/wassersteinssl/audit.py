@@ -91,7 +91,7 @@ def audit(
 
     report: dict[str, Any] = {
         "name": features.name, "n": rows.metric.n, "m": m, "dtype": features.dtype, "seed": seed, "sample": len(z),
-        "notes": list(features.notes),
+        "notes": [*features.notes, *(f"views: {note}" for note in (views.notes if views else ()))],
     }  # fmt: skip
     distinct = rows.distinct()
     report["rows"] = {"distinct": distinct, "repeated": rows.metric.n - distinct, "dropped": len(rows.bad)}

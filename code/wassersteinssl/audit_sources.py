@@ -49,6 +49,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     chunks: Callable[[], Iterator[Any]]  # of rows, NumPy arrays or tensors
+    notes: tuple[str, ...] = ()
 
 
 def of_rows(rows: np.ndarray | Tensor, name: str, labels: np.ndarray | None = None) -> Features:
@@ -109,6 +110,13 @@ def read_labels(path: Path, n: int) -> Tensor:
     return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
 
 
+def check_key(paths: Iterable[Path]) -> None:
+    """UserError if a key chooses nothing, because each of the files holds one array without a name."""
+    files = [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
+    if all(file.suffix in UNNAMED for file in files if file.suffix in FORMATS):
+        raise UserError(f"--key names an array in a file that holds several, not in {', '.join(UNNAMED)}")
+
+
 def _read_file(path: Path, key: str | None) -> Features:
     with _reading(path):
         stored = _format(path)(path, key, 2)
@@ -123,7 +131,7 @@ def _read_file(path: Path, key: str | None) -> Features:
             yield from map(_floating, stored.chunks())
 
     notes = () if stored.dtype in FLOATS else (f"whole numbers ({stored.dtype}), taken as they are",)
-    return Features(str(path), n, m, stored.dtype, chunks, notes=notes)
+    return Features(str(path), n, m, stored.dtype, chunks, notes=stored.notes + notes)
 
 
 @contextmanager
@@ -159,30 +167,32 @@ def _torch(path: Path, key: str | None, ndim: int) -> Stored:
     if not zipfile.is_zipfile(path):
         raise ValueError("no file of torch.save, or one from before torch 1.6")
 
-    def rows(part: slice) -> Tensor:
+    def tensors() -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         arrays = content if isinstance(content, dict) else {"the tensor": content}
-        arrays = {str(name): value for name, value in arrays.items() if isinstance(value, Tensor)}
-        array = arrays[_choose({name: value.ndim for name, value in arrays.items()}, key, ndim)].detach()
-        if array.layout != torch.strided or array.is_quantized:
-            raise ValueError("the tensor is sparse or quantised")
-        return array[part]
+        return {str(name): value.detach() for name, value in arrays.items() if isinstance(value, Tensor)}
 
-    array = rows(slice(None))
-    return Stored(tuple(array.shape), str(array.dtype).removeprefix("torch."), _slices(rows, tuple(array.shape)))
+    found = tensors()
+    name, notes = _choose({name: value.ndim for name, value in found.items()}, key, ndim)
+    array = found[name]
+    if array.layout != torch.strided or array.is_quantized:
+        raise ValueError("the tensor is sparse or quantised")
+    shape = tuple(array.shape)
+    rows = _slices(lambda part: tensors()[name][part], shape)
+    return Stored(shape, str(array.dtype).removeprefix("torch."), rows, notes)
 
 
 def _safetensors(path: Path, key: str | None, ndim: int) -> Stored:
     with safetensors.safe_open(path, framework="pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    name = _choose({name: len(shape) for name, shape in shapes.items()}, key, ndim)
+    name, notes = _choose({name: len(shape) for name, shape in shapes.items()}, key, ndim)
 
     def rows(part: slice) -> Tensor:
         with safetensors.safe_open(path, framework="pt") as file:
             return file.get_slice(name)[part]
 
     shape = tuple(shapes[name])
-    return Stored(shape, str(rows(slice(0, 1)).dtype).removeprefix("torch."), _slices(rows, shape))
+    return Stored(shape, str(rows(slice(0, 1)).dtype).removeprefix("torch."), _slices(rows, shape), notes)
 
 
 def _npz(path: Path, key: str | None, ndim: int) -> Stored:
@@ -198,7 +208,7 @@ def _npz(path: Path, key: str | None, ndim: int) -> Stored:
         for member in archive.namelist():
             with archive.open(member) as file:
                 headers[member.removesuffix(".npy")] = header(file)
-    name = _choose({name: len(shape) for name, (shape, _, _) in headers.items()}, key, ndim)
+    name, notes = _choose({name: len(shape) for name, (shape, _, _) in headers.items()}, key, ndim)
     shape, by_columns, dtype = headers[name]
     if dtype.hasobject:
         raise UserError(f"cannot read {path}: {name} holds Python objects, {CODE}")
@@ -213,7 +223,7 @@ def _npz(path: Path, key: str | None, ndim: int) -> Stored:
                 numbers = k * int(np.prod(shape[1:]))
                 yield np.frombuffer(file.read(numbers * dtype.itemsize), dtype, numbers).reshape(k, *shape[1:])
 
-    return Stored(shape, dtype.name, chunks)
+    return Stored(shape, dtype.name, chunks, notes)
 
 
 def _csv(path: Path, key: str | None, ndim: int) -> Stored:
@@ -259,6 +269,7 @@ FORMATS: dict[str, Callable[[Path, str | None, int], Stored]] = {
     ".npy": _npy, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".safetensors": _safetensors, ".csv": _csv,
     ".tsv": _csv,
 }  # fmt: skip
+UNNAMED = (".npy", ".csv", ".tsv")  # one array, without a name
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -268,18 +279,19 @@ def _format(path: Path) -> Callable[[Path, str | None, int], Stored]:
     return FORMATS[path.suffix]
 
 
-def _choose(dimensions: dict[str, int], key: str | None, ndim: int) -> str:
-    """The name that `key` asks for, or of the only array with so many dimensions."""
+def _choose(dimensions: dict[str, int], key: str | None, ndim: int) -> tuple[str, tuple[str, ...]]:
+    """The name that `key` asks for, or of the only array with so many dimensions; and a note if others were left."""
     found = [name for name, number in dimensions.items() if number == ndim]
     if key is not None and ndim == 2:
         if key not in dimensions:
             raise ValueError(f"no array is called {key}: {', '.join(dimensions) or 'it holds none'}")
-        return key
+        return key, ()
     if len(found) > 1:
         raise ValueError(f"several arrays: choose one with --key: {', '.join(found)}")
     if not dimensions:
         raise ValueError("it holds no array")
-    return found[0] if found else next(iter(dimensions))  # of another shape, which will be told
+    name = found[0] if found else next(iter(dimensions))  # of another shape, which will be told
+    return name, (f"of the arrays {', '.join(dimensions)}, {name} was taken",) if len(dimensions) > 1 else ()
 
 
 def _parts(shape: tuple[int, ...], share: int = 1) -> Iterator[slice]:
