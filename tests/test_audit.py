@@ -142,6 +142,38 @@ def test_zero_rows_are_counted_and_stay():
     assert report["w2"]["w2"] == pytest.approx(square**0.5, rel=1e-6)
 
 
+@pytest.mark.parametrize("m", [8, 300])
+@pytest.mark.parametrize("kind", ["zero", "equal", "equal, with rounding"])
+def test_equal_rows_have_one_page_without_contradictions(kind, m, monkeypatch):
+    monkeypatch.setattr(audit_sources, "CHUNK", 7 * m)
+    row = {"zero": torch.zeros(m), "equal": torch.ones(m), "equal, with rounding": normal(m)}[kind]
+    report = report_on(row.double().repeat(40, 1))
+    w2 = report["w2"]
+    assert w2["w2"] == pytest.approx(1 if kind == "zero" else 2**0.5)
+    assert (w2["floor"], w2["minimum"]) == (audit.w2_floor(40, m), audit.w2_minimum(40, m))
+    counts = (w2["dimensions"], *(report["spectrum"][key] for key in ("dimensions", "effective_rank")))
+    assert counts == (0, 0, 0)
+    assert (report["verdict"]["word"], report["verdict"]["why"]) == ("collapsed", "all rows are equal")
+    page = audit_report.text(report)
+    assert "39 of 40 rows repeat an earlier one; the floor counts all rows" in page
+    assert "distinct rows span" not in page
+    assert ("(no unit rows lower), 1.4142 if all unit rows are equal" in page) == (kind == "zero")
+    assert re.search(r"^dimensions by W2 +0\.0   of \d+, 0 %$", page, re.MULTILINE)
+    named = "0, 1, 2, 3, 4, 5, 6, 7" + ("" if m == 8 else ", 8, 9 ...")
+    assert f"constant over all rows: {named}\n" in page
+
+
+def test_fewer_than_one_dimension_is_said_in_words():
+    report = report_on(1e-3 * normal(N, M) + 1)
+    assert 0 < report["verdict"]["dimensions"] < 1
+    assert report["verdict"]["why"].startswith(f"less than 1 of {M} dimensions are in use (")
+    assert "uniform rows of less than 1 dimensions" in report["verdict"]["why"]
+    assert audit.percent(1e-30) == "less than 0.01 %"
+    figure = audit_report.draw(audit.audit(audit_sources.of_rows(1e-3 * normal(N, M) + 1, "x"), sample=64))
+    assert any("floor" in text.get_text() and "less than 1 of" in text.get_text() for text in figure.axes[0].texts)
+    audit_report.plt.close(figure)
+
+
 def test_companion_measures_the_distance_in_deviations():
     beyond = report_on(sphere(N, M // 2) @ random_basis(M)[: M // 2])["beyond"]
     assert beyond["uniform"]["lu_d_prime"] > 20

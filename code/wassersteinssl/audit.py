@@ -94,12 +94,18 @@ def audit(
         "notes": [*features.notes, *(f"views: {note}" for note in (views.notes if views else ()))],
     }  # fmt: skip
     distinct = rows.distinct()
+    if distinct == 1:  # what rounding may have left of their covariance are no directions
+        moments = rows.metric.state_dict()
+        rows.metric.load_state_dict(moments | {"scatter": torch.zeros_like(moments["scatter"])})
     report["rows"] = {"distinct": distinct, "repeated": rows.metric.n - distinct, "dropped": len(rows.bad)}
     report["norms"] = rows.norm_statistics()
     report["features"] = rows.feature_statistics()
-    report["w2"] = _w2(rows.metric, distinct)
+    counted = distinct if distinct > 1 else rows.metric.n  # no law is known of one row
+    report["w2"] = _w2(rows.metric, counted)
+    if distinct == 1:
+        report["w2"]["dimensions"] = 0.0
     eigenvalues, vectors = torch.linalg.eigh(rows.metric.covariance)
-    report["spectrum"] = _spectrum(rows.metric, eigenvalues, distinct)
+    report["spectrum"] = _spectrum(rows.metric, eigenvalues, counted)
     root = vectors * eigenvalues.clamp(min=0).sqrt()  # root @ root.T is the covariance
     report["beyond"], nearest = _beyond(z, rows.metric.mean, root, seed)
     report["verdict"] = _verdict(report)
@@ -197,21 +203,21 @@ def fingerprints(rows: np.ndarray) -> np.ndarray:
 # ---- the parts of the report -----------------------------------------------------------------------------------------
 
 
-def _w2(metric: W2Metric, distinct: int) -> dict[str, float]:
+def _w2(metric: W2Metric, n: int) -> dict[str, float]:
     """W2^2 = ||mu||^2 + ||S^(1/2) - I / sqrt m||_F^2: what the mean and what the covariance contribute. The floor is
-    that of the distinct rows: repeating them changes nothing in W2."""
+    that of n rows, the distinct ones: repeating them changes nothing in W2."""
     square, mean = metric.compute(squared=True), float(metric.mean.square().sum())
-    m, distinct = metric.dim, max(2, distinct)
-    floor = w2_floor(distinct, m)
+    m = metric.dim
+    floor = w2_floor(n, m)
     return {
-        "w2": math.sqrt(square), "floor": floor, "minimum": w2_minimum(distinct, m), "collapse": math.sqrt(2),
+        "w2": math.sqrt(square), "floor": floor, "minimum": w2_minimum(n, m), "collapse": math.sqrt(2),
         "mean_part": mean, "covariance_part": max(0.0, square - mean),
         "dimensions": m * min(1.0, max(0.0, (2 - square) / (2 - floor**2)) ** 2),
     }  # fmt: skip
 
 
-def _spectrum(metric: W2Metric, eigenvalues: Tensor, distinct: int) -> dict[str, Any]:
-    n, m = max(2, distinct), metric.dim
+def _spectrum(metric: W2Metric, eigenvalues: Tensor, n: int) -> dict[str, Any]:
+    m = metric.dim
     values = torch.where(eigenvalues > _noise(eigenvalues), eigenvalues, 0).flip(0)
     rank = float(_exp_entropy(values))  # the effective rank, without decomposing the covariance again
     # Page's entropy: of n - 1 centred Gaussian rows in R^m, log(small) - small / (2 large), to first order
@@ -238,8 +244,8 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         why = "all rows are equal"
     else:
         why = (
-            f"{used:.3g} of {m} dimensions are in use ({percent(used / m)}): W2 is that of uniform rows of "
-            f"{w2['dimensions']:.3g} dimensions, the effective rank that of {spectrum['dimensions']:.3g}"
+            f"{count(used)} of {m} dimensions are in use ({percent(used / m)}): W2 is that of uniform rows of "
+            f"{count(w2['dimensions'])} dimensions, the effective rank that of {count(spectrum['dimensions'])}"
         )
         if w2["mean_part"] > 0.5:  # of the 1 that unit rows have
             why += f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way"
@@ -326,17 +332,24 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
         yield "rows differ in length; everything but the norms is of rows scaled to unit length"
     if report["norms"]["zero_rows"]:
         yield f"{report['norms']['zero_rows']} of {n} rows are zero: they have no direction and count as they are"
-    if rows["distinct"] <= m:
+    if 1 < rows["distinct"] <= m:
         yield f"{rows['distinct']} distinct rows span at most as many of the {m} dimensions: read W2 beside its floor"
     if m < 32:
         yield "the floor is the law of many dimensions and overstates small ones: by up to 8 % at 8, 20 % at 2"
     if rows["repeated"]:
-        yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor counts distinct rows"
+        counted = "distinct" if rows["distinct"] > 1 else "all"
+        yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor counts {counted} rows"
 
 
 def _first(rows: list[int]) -> str:
     return ", ".join(map(str, rows[:NAMED])) + (", ..." if len(rows) > NAMED else "")
 
 
+def count(dimensions: float) -> str:
+    return f"{dimensions:.3g}" if dimensions >= 1 else "less than 1"
+
+
 def percent(share: float) -> str:
+    if 0 < share < 1e-4:
+        return "less than 0.01 %"
     return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.2g} %"

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wassersteinssl.audit import COLLAPSED, HEALTHY, Audit, percent
+from wassersteinssl.audit import COLLAPSED, HEALTHY, Audit, count, percent
 from wassersteinssl.files import write_atomically
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
 
@@ -35,10 +35,11 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What is measured, its value, and what to compare it with."""
     w2, spectrum, beyond, m = report["w2"], report["spectrum"], report["beyond"], report["m"]
     norms, features, rows, square = report["norms"], report["features"], report["rows"], w2["w2"] ** 2
+    unit = "unit rows" if norms["zero_rows"] else "rows"  # zero rows are none, and lie lower
     parts = [percent(part / square) if square else "0 %" for part in (w2["mean_part"], w2["covariance_part"])]
     found = [
         ("W2", f"{w2['w2']:.4f}", f"floor {w2['floor']:.4f} (so many uniform rows), minimum {w2['minimum']:.4f} "
-         f"(no rows lower), {w2['collapse']:.4f} if all rows are equal"),
+         f"(no {unit} lower), {w2['collapse']:.4f} if all {unit} are equal"),
         ("W2^2, mean and covariance", f"{w2['mean_part']:.4f} + {w2['covariance_part']:.4f}",
          f"{parts[0]} a common mean, {parts[1]} an uneven spread"),
         ("dimensions by W2", f"{w2['dimensions']:.1f}", f"of {m}, {percent(w2['dimensions'] / m)}"),
@@ -52,9 +53,11 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("nearest neighbour, median", f"{beyond['nearest']:.4f}", _beside(beyond, "nearest", "nearest")),
         ("norms", f"{norms['mean']:.4g} ± {norms['std']:.3g}",
          f"from {norms['min']:.4g} to {norms['max']:.4g}, {norms['zero_rows']} zero rows"),
-        ("dead features", str(features["dead"]), "constant over all rows" + _named(features["first_dead"])),
+        ("dead features", str(features["dead"]),
+         "constant over all rows" + _named(features["first_dead"], features["dead"])),
         ("repeated features", str(features["repeated"]),
-         "a multiple of an earlier one" + _named([f"{j} of {i}" for i, j in features["first_pairs"]])),
+         "a multiple of an earlier one"
+         + _named([f"{j} of {i}" for i, j in features["first_pairs"]], features["repeated"])),
         ("repeated rows", str(rows["repeated"]), f"{rows['distinct']} are distinct"),
     ]  # fmt: skip
     if rows["dropped"]:
@@ -93,8 +96,8 @@ def _beside(beyond: dict[str, Any], value: str, d_prime: str) -> str:
     return "; ".join(parts)
 
 
-def _named(items: list) -> str:
-    return ": " + ", ".join(map(str, items)) + " ..." if items else ""
+def _named(items: list, number: int) -> str:
+    return ": " + ", ".join(map(str, items)) + (" ..." if number > len(items) else "") if items else ""
 
 
 # ---- the picture -----------------------------------------------------------------------------------------------------
@@ -124,9 +127,9 @@ def _draw_dimensions(axes: Axes, report: dict[str, Any]) -> None:
         f"by {SYMBOLS['w2']}": (w2["dimensions"], f"{SYMBOLS['w2']} {w2['w2']:.3f}, floor {w2['floor']:.3f}"),
         "by rank": (spectrum["dimensions"], rank),
     }
-    for y, (count, label) in zip((1, 0), bars.values(), strict=True):
-        axes.barh(y, 100 * count / m, height=0.32, color=COLORS[0])
-        axes.text(14, y - 0.33, f"{label}: {count:.3g} of {m} dimensions", ha="left", va="center", fontsize=7)
+    for y, (used, label) in zip((1, 0), bars.values(), strict=True):
+        axes.barh(y, 100 * used / m, height=0.32, color=COLORS[0])
+        axes.text(14, y - 0.33, f"{label}: {count(used)} of {m} dimensions", ha="left", va="center", fontsize=7)
     axes.set_yticks((1, 0), list(bars))
     axes.set(title="(a) Dimensions in use", xlabel="% of the dimensions", xlim=(0, 100), ylim=(-0.6, 2.0))
     axes.grid(False)
