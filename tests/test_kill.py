@@ -252,6 +252,12 @@ def test_an_encoder_is_loaded_by_the_function_and_by_torch_hub(tmp_path):
     path = tmp_path / "run" / "encoder.safetensors"
     images = data.load("digits", None).test.images
     encoder = load_encoder(path)
+    assert torch.equal(load_encoder(tmp_path / "run").embed(images), encoder.embed(images))
+    for shape in ((5, 1, 8, 8), (5, 8, 8, 3), (3, 8, 8), (5, 8, 8)):
+        with pytest.raises(ValueError, match=rf"images of shape \(n, 3, H, W\), got {re.escape(str(shape))}$"):
+            encoder(torch.zeros(shape))
+        with pytest.raises(ValueError, match=r"got \("):
+            encoder.embed(torch.zeros(shape, dtype=torch.uint8))
     by_hub = torch.hub.load(str(REPOSITORY), "encoder", str(path), source="local")
     with torch.no_grad():
         z = encoder.embed(images)
@@ -272,3 +278,25 @@ def test_what_is_no_encoder_is_told_in_one_line(tmp_path, content):
     with pytest.raises(ValueError, match="file") as error:
         load_encoder(tmp_path / "file")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "missing"),
+    [
+        (None, "config"),
+        ({"format": "pt"}, "config"),
+        ({"config": "{}", "mean": "[]", "std": "[]"}, "settings"),
+        ({"config": "{}", "mean": "[]"}, "std"),
+    ],
+)
+def test_the_weights_of_something_else_are_no_encoder(metadata, missing, tmp_path):
+    safetensors.torch.save_file({"weight": torch.ones(1)}, tmp_path / "encoder.safetensors", metadata)
+    for path in (tmp_path, tmp_path / "encoder.safetensors"):
+        with pytest.raises(ValueError, match=r"encoder.safetensors is no .* has exported: it holds no (\w+)$") as error:
+            load_encoder(path)
+        assert str(error.value).endswith(missing)
+
+
+def test_a_folder_without_an_encoder_is_told_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read .*encoder\.safetensors: No such file"):
+        load_encoder(tmp_path)

@@ -1,6 +1,6 @@
 """A trained encoder as a run exports it, encoder.safetensors: weights, the run's config and the images' statistics.
 
-    encoder = load_encoder("runs/digits/byol/encoder.safetensors")
+    encoder = load_encoder("runs/digits/byol")  # or the file in it
     h, z = encoder(images), encoder.embed(images)
 
 The same by torch.hub: torch.hub.load("path/to/this/repository", "encoder", PATH, source="local").
@@ -22,7 +22,9 @@ from wassersteinssl.files import reason, write_atomically
 class Encoder(nn.Module):
     """images (n, 3, H, W), uint8 or floats from 0 to 1, un-normalised -> features h (n, 8 width); `embed`: z (n, dim).
 
-    `config` is that of the run: method, settings, versions, command.
+    ValueError, with the shape, for other images. Their values are not checked, which would make a GPU wait: floats that
+    are not within 0..1 give features without a meaning. `config` is that of the run: method, settings, versions,
+    command.
     """
 
     def __init__(self, config: dict, mean: list[float], std: list[float]):
@@ -33,6 +35,8 @@ class Encoder(nn.Module):
         self.projector = projector(self.backbone.feature_dim, settings["hidden_dim"], settings["dim"])
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected images of shape (n, 3, H, W), got {tuple(images.shape)}")
         pixels = images if images.dtype == torch.uint8 else 255 * images
         return self.backbone(augment.normalize(pixels, self.mean, self.std))
 
@@ -52,16 +56,22 @@ def save_encoder(path: Path, method: nn.Module, config: dict, mean: tuple[float,
 
 
 def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encoder:
-    """The encoder of a finished pre-training, in evaluation mode. ValueError, one line, if the file is no such encoder.
-    Nothing in the file is executed."""
+    """The encoder of a finished pre-training, from the run's folder or the file in it, in evaluation mode. ValueError,
+    one line, if there is no such encoder. Nothing in the file is executed."""
+    path = Path(path)
+    if path.is_dir():
+        path /= "encoder.safetensors"
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            stored = file.metadata() or {}
+            metadata = {key: json.loads(stored[key]) for key in ("config", "mean", "std")}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, the file is no dict
         encoder = Encoder(metadata["config"], metadata["mean"], metadata["std"])
         encoder.load_state_dict(tensors)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {reason(error)}") from None
+    except KeyError as error:
+        raise ValueError(f"{path} is no encoder that a run has exported: it holds no {error.args[0]}") from None
     except Exception as error:  # damaged bytes can fail anywhere
         raise ValueError(f"{path} is no encoder that a run has exported: {reason(error)}") from None
     return encoder.to(device).eval()
