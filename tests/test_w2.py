@@ -254,6 +254,8 @@ def test_auto_is_eigh_on_a_cpu_and_accepts_nothing_unknown():
     assert torch.equal(w2_uniformity(z), w2_uniformity(z, solver="eigh"))
     with pytest.raises(ValueError, match=r"solver must be .*'svd'"):
         w2_uniformity(z, solver="svd")
+    with pytest.raises(ValueError, match=r'^solver must be "auto", "eigh", "eigh32" or "polar", not \'foo\'$'):
+        W2Loss(solver="foo")
 
 
 # ---- gradient --------------------------------------------------------------------------------------------------
@@ -463,6 +465,15 @@ def test_errors_name_the_shape():
             w2_uniformity(z)
         with pytest.raises(ValueError, match=shape):
             W2Loss()(z)
+
+
+def test_what_is_no_tensor_is_told_by_its_type():
+    metric = W2Metric()
+    for z, kind in ((np.ones((4, 3)), r"numpy\.ndarray"), ([[1.0, 2.0]], "list"), (None, "NoneType")):
+        for call in (w2_uniformity, W2Loss(), metric.update):
+            with pytest.raises(TypeError, match=rf"^expected a torch tensor, got {kind}$"):
+                call(z)
+    assert metric.n == 0
 
 
 # ---- types, autocast, graphs -----------------------------------------------------------------------------------

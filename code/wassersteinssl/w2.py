@@ -63,12 +63,12 @@ def w2_uniformity(
 
     The first derivative only: a second one raises. Where W2 is 0 to rounding its gradient is 0. Rows that are equal
     to rounding give a finite value with a zero gradient from the covariance. Non-finite z gives NaN.
-    Raises ValueError, with the shape, for anything but a floating (n >= 2, m >= 1) matrix, and for other solvers.
+    Raises ValueError, with the shape, for anything but a floating (n >= 2, m >= 1) matrix, and for other solvers;
+    TypeError for what is no tensor.
     """
     alone = group is None or dist.get_world_size(group) == 1
     _check_matrix(z, least_rows=2 if alone else 1)
-    if solver not in ("auto", "eigh", "eigh32", "polar"):
-        raise ValueError(f'solver must be "auto", "eigh", "eigh32" or "polar", not {solver!r}')
+    _check_solver(solver)
     if solver == "auto":
         solver = "eigh" if z.device.type == "cpu" else "polar"
     m, wide, result_type = z.shape[1], _wide(z.device), torch.promote_types(z.dtype, torch.float32)
@@ -108,6 +108,7 @@ class W2Loss(nn.Module):
 
     def __init__(self, *, normalize: bool = True, squared: bool = False, solver: str = "auto", group: Any = None):
         super().__init__()
+        _check_solver(solver)
         self.normalize, self.squared, self.solver, self.group = normalize, squared, solver, group
 
     def forward(self, *views: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ class W2Metric:
     @torch.no_grad()
     def update(self, z: Tensor) -> W2Metric:
         """Add rows z (k, m), k >= 1. ValueError, with the count of bad rows, if any is not finite; with the shapes, if
-        z is no floating matrix or of another m. Nothing is added then."""
+        z is no floating matrix or of another m; TypeError if it is no tensor. Nothing is added then."""
         _check_matrix(z, least_rows=1)
         chunks = z.split(max(1, 2**22 // z.shape[1]))  # bounds the float64 copy to 32 MiB
         bad = sum(int((~torch.isfinite(chunk)).any(dim=1).sum()) for chunk in chunks)
@@ -402,7 +403,15 @@ def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
 
 
+def _check_solver(solver: str) -> None:
+    if solver not in ("auto", "eigh", "eigh32", "polar"):
+        raise ValueError(f'solver must be "auto", "eigh", "eigh32" or "polar", not {solver!r}')
+
+
 def _check_matrix(z: Tensor, least_rows: int) -> None:
+    if not isinstance(z, Tensor):
+        kind = f"{type(z).__module__}.{type(z).__qualname__}".removeprefix("builtins.")
+        raise TypeError(f"expected a torch tensor, got {kind}")
     if z.ndim != 2 or z.shape[0] < least_rows or z.shape[1] < 1 or not z.is_floating_point():
         raise ValueError(
             f"expected a floating-point matrix of n >= {least_rows} rows and m >= 1 features, "
