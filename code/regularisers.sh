@@ -2,7 +2,7 @@
 # Every term that can be added to a loss, at three weights, with alignment alone (MSE) and with BYOL.
 #   bash code/regularisers.sh RUNS [--preset digits] [options of every run]
 # A grid of 2 x (1 + 14 x 3) runs in RUNS, which continues where it stopped. What it shows:
-# python code/table2.py RUNS --best; RUNS=RUNS python code/figures.py Regularisers
+# python code/table2.py RUNS --best; table2.csv there has every measure of every run.
 # A term's weights: about 0.3, 3 and 30 times the one at which it pulls partly collapsed rows as hard as alignment does.
 set -euo pipefail
 code=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
