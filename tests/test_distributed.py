@@ -134,7 +134,7 @@ def test_shares_of_a_batch_are_augmented_as_the_batch(n):
 def test_what_does_not_fit_several_processes_is_told(monkeypatch, options, words):
     monkeypatch.setenv("WORLD_SIZE", "3")
     module = load(PROGRAMS["BYOL"])
-    settings = parse(module.BYOLSettings, "", [*SMALL, "none", *map(str, options)])
+    settings = parse(module.BYOLSettings, "", [*SMALL, "w2", *map(str, options)])
     with pytest.raises(UserError, match=words):
         run._prepare(module.BYOL, settings)
 

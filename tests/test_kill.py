@@ -20,12 +20,13 @@ from wassersteinssl.settings import parse
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
 
 # Two steps an epoch, three epochs; two forward batches an epoch of the linear evaluation.
-SHORT = [*TINY, *"--limit-train 130 --monitor-every 0 --alpha-max 0.5 --uniformity w2".split()]
+SHORT = [*TINY, *"--limit-train 130 --monitor-every 0".split()]
+TERM = "--alpha-max 0.5 --uniformity w2".split()
 
 
-def execute(name, folder, *options):
+def execute(name, folder, *options, term=TERM):
     module = load(PROGRAMS[name])
-    options = [*SHORT, *(["--queue-size", "150"] if name in ("MoCoV2", "NNCLR") else []), *map(str, options)]
+    options = [*SHORT, *term, *(["--queue-size", "150"] if name in ("MoCoV2", "NNCLR") else []), *map(str, options)]
     settings = parse(getattr(module, name + "Settings"), "", [*options, "--run-dir", str(folder)])
     return run.execute(getattr(module, name), settings)
 
@@ -137,7 +138,7 @@ def test_a_full_disk_keeps_the_checkpoint_says_what_is_missing_and_the_run_conti
 ):
     folder, filler = small_disk / "run", small_disk / "filler"
     module = load(PROGRAMS["BYOL"])
-    settings = parse(module.BYOLSettings, "", [*SHORT, "--run-dir", str(folder)])
+    settings = parse(module.BYOLSettings, "", [*SHORT, *TERM, "--run-dir", str(folder)])
 
     def fill(*_):
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
@@ -195,7 +196,7 @@ def test_a_nan_batch_stops_the_run_before_the_update_and_it_can_continue(tmp_pat
 def test_a_gradient_that_is_not_finite_moves_no_weight(gpu):
     """With a learning rate on the device, as on a GPU, the step does not look; the weights stay all the same."""
     module = load(PROGRAMS["SimSiam"])
-    settings = parse(module.SimSiamSettings, "", SHORT)
+    settings = parse(module.SimSiamSettings, "", [*SHORT, *TERM])
     torch.manual_seed(0)
     method, images = module.SimSiam(settings), data.load("digits", None)
     optimizer = pretrain.LARS(pretrain.param_groups(method), lr=0.2)
@@ -237,7 +238,7 @@ def test_a_collapse_is_told_in_the_log_and_once_on_stderr(tmp_path, monkeypatch,
     module = load(PROGRAMS["SimSiam"])
     embed = module.SimSiam.embed
     monkeypatch.setattr(module.SimSiam, "embed", lambda self, view: 1 + 1e-3 * embed(self, view))
-    execute("SimSiam", tmp_path / "run", "--uniformity", "none", "--stage", "pretrain", "--weight-lr", 1e-6)
+    execute("SimSiam", tmp_path / "run", "--stage", "pretrain", "--weight-lr", 1e-6, term=())
     shown = capsys.readouterr()
     assert [line.get("collapsed_epochs") for line in metrics(tmp_path / "run")] == [None, 2, 3]
     assert shown.err.count("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2") == 1
