@@ -73,7 +73,7 @@ OPERATIONS = {
     "simsiam": 1130,
     "zero_cl": 1120,
 }
-TERMS = {"none": (None, 0), "w2": (polar, 150), "lu": (lu_uniformity, 100)}
+TERMS = {"none": (None, 0), "w2": (polar, 130), "lu": (lu_uniformity, 100)}
 
 
 class NoWaiting(TorchDispatchMode):

@@ -495,6 +495,16 @@ def test_half_precision_is_computed_as_the_same_numbers_in_float64(dtype, normal
 
 
 @both_solvers
+def test_a_scaled_loss_saves_the_small_gradients_of_half_precision(solver):
+    z = randn(4096, 64, seed=3).mul(100).half()  # gradients of about 1e-8, below the smallest float16
+    leaf = z.clone().requires_grad_()
+    (2**16 * w2_uniformity(leaf, solver=solver)).backward()
+    _, gradient = value_and_gradient(z.double())
+    assert gradient.abs().max() < torch.finfo(torch.float16).smallest_normal
+    assert relative(leaf.grad.double() / 2**16, gradient) < 1e-2
+
+
+@both_solvers
 def test_large_half_precision_features_do_not_overflow(solver):
     z = (3e4 * randn(64, 8).clamp(-2, 2)).half()
     value, gradient = value_and_gradient(z, solver=solver)

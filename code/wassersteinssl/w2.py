@@ -71,34 +71,11 @@ def w2_uniformity(
     _check_solver(solver)
     if solver == "auto":
         solver = "eigh" if z.device.type == "cpu" else "polar"
-    m, wide, result_type = z.shape[1], _wide(z.device), torch.promote_types(z.dtype, torch.float32)
+    result_type = torch.promote_types(z.dtype, torch.float32)
     with torch.autocast(z.device.type, enabled=False):
-        smallest = torch.finfo(result_type).tiny
-        z = z.to(wide if solver == "eigh" else result_type)
-        if normalize:
-            z = _unit_rows(z, smallest)
-        n = _all_reduce(torch.full((), z.shape[0], dtype=wide, device=z.device), group)
-        # Centred twice: the second pass removes what rounding left. Both means are constants here: the columns of the
-        # polar factor sum to zero, so that nothing flows through them.
-        centred = z - _mean(z.detach(), n, group)
-        centred -= _mean(centred.detach(), n, group)
-        # of unit rows no gradient flows through it: it is their number
-        square = torch.linalg.vector_norm(z.detach() if normalize else z, dtype=wide).square()
-        with torch.no_grad():
-            # Converting all of z costs as much as a matrix product: done where squares could overflow, or cancel later.
-            norm = torch.linalg.vector_norm(centred, dtype=None if normalize else wide)
-            size = _all_reduce(norm.to(wide).square(), group).sqrt()
-            rounding = 4 * torch.finfo(z.dtype).eps * _all_reduce(square, group).sqrt()
-            scale = torch.where(size > rounding, 1 / size, 0).to(z.dtype)  # 0: equal rows, no direction to push to
-            polar = (polar_by_products if solver == "polar" else _polar_by_eigh)(centred * scale, group)
-            polar -= _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
-        value = square / n - 2 / (m * n).sqrt() * _NuclearNorm.apply(centred, polar, wide)
-        if group is not None:  # the value of all ranks with this rank's part of the gradient
-            part = dist.get_world_size(group) * value
-            value = part + (_all_reduce(value.detach(), group) - part.detach())
-        value = 1 + value
+        value = _SquaredDistance.apply(z, normalize, solver, group)
         if not squared:
-            value = _root(value, 16 * torch.finfo(z.dtype).eps)
+            value = _root(value, 16 * torch.finfo(_wide(z.device) if solver == "eigh" else result_type).eps)
         return value.to(result_type)
 
 
@@ -264,6 +241,50 @@ def w2_minimum(n: int, m: int) -> float:
     return math.sqrt(max(0.0, 2 - 2 * reached))
 
 
+class _SquaredDistance(torch.autograd.Function):
+    """W2^2 and its gradient as one function: the derivatives of its parts would pass over z two dozen times more.
+
+    With unit rows u_i = s_i z_i and P the polar factor of their centred matrix, whose columns sum to zero,
+    ||Z_c||_* = sum_i <u_i, P_i>, and the gradient of W2^2 is -2 / sqrt(m n) s_i (P_i - u_i <u_i, P_i>).
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor, normalize: bool, solver: str, group: Any) -> Tensor:
+        wide, result_type = _wide(z.device), torch.promote_types(z.dtype, torch.float32)
+        x, scale = z.to(wide if solver == "eigh" else result_type), None
+        if normalize:
+            x, scale = _scaled_to_unit(x, torch.finfo(result_type).tiny, widened=x.dtype != result_type)
+        n = _all_reduce(torch.full((), len(x), dtype=wide, device=x.device), group)
+        centred = x - _mean(x, n, group)
+        centred -= _mean(centred, n, group)  # the second pass removes what rounding left
+        # Converting all of x costs as much as a matrix product: done where squares could overflow, or cancel later.
+        norm = torch.linalg.vector_norm(centred, dtype=None if normalize else wide)
+        size = _all_reduce(norm.to(wide).square(), group).sqrt()
+        square = _all_reduce(torch.linalg.vector_norm(x, dtype=wide).square(), group)
+        rounding = 4 * torch.finfo(x.dtype).eps * square.sqrt()
+        centred *= torch.where(size > rounding, 1 / size, 0).to(x.dtype)  # 0: equal rows, no direction to push to
+        polar = (polar_by_products if solver == "polar" else _polar_by_eigh)(centred, group)
+        polar -= _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
+        along = (x * polar).sum(dim=1, keepdim=True)  # (rows, 1)
+        weight = 2 / (x.shape[1] * n).sqrt()
+        value = 1 + square / n - weight * _all_reduce(along.sum(dtype=wide), group)
+        if ctx.needs_input_grad[0]:
+            ranks = 1 if group is None else dist.get_world_size(group)  # this function's value on each depends on z
+            if scale is not None:
+                gradient = polar.addcmul_(x, along, value=-1).mul_((-ranks * weight).to(x.dtype) * scale)
+            else:
+                gradient = polar.mul_((-ranks * weight).to(x.dtype)).add_(x * (2 * ranks / n).to(x.dtype))
+            ctx.save_for_backward(gradient.to(result_type), z)
+        return value
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        of_squared, z = ctx.saved_tensors
+        # Half precision last: a scaled loss is there to save small gradients from it.
+        gradient = (gradient.to(of_squared.dtype) * of_squared).to(z.dtype)
+        return _FirstDerivative.apply(gradient, z), None, None, None
+
+
 class _NuclearNorm(torch.autograd.Function):
     """||Z_c||_* = <P, Z_c> with its polar factor P as the gradient."""
 
@@ -284,13 +305,8 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor, smallest: float) -> Tensor:
-        # Each row is first divided by its largest entry, so that no square overflows or vanishes.
-        largest = z.abs().amax(dim=1, keepdim=True)
-        zero = largest < smallest
-        scale = torch.where(zero, 0, 1 / largest)
-        u = z * scale
-        rest = torch.where(zero, 0, 1 / torch.linalg.vector_norm(u, dim=1, keepdim=True))
-        ctx.save_for_backward(z, u.mul_(rest), scale.mul_(rest))
+        u, scale = _scaled_to_unit(z, smallest)
+        ctx.save_for_backward(z, u, scale)
         return u
 
     @staticmethod
@@ -373,6 +389,21 @@ _POLYNOMIALS = _minimax_polynomials(lower=3e-4, count=9)
 def _unit_rows(z: Tensor, smallest: float) -> Tensor:
     """Rows over their norm; rows below the smallest normal number, zero rows among them, become zero."""
     return _UnitRows.apply(z, smallest)
+
+
+def _scaled_to_unit(z: Tensor, smallest: float, *, widened: bool = False) -> tuple[Tensor, Tensor]:
+    """Unit rows u = s z and s (rows, 1), 0 for rows below `smallest`; `widened`: z comes from a narrower type."""
+    if widened:  # no square overflows or vanishes
+        norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+        scale = torch.where(norm < smallest, 0, 1 / norm)
+        return z * scale, scale
+    # Each row is first divided by its largest entry, so that no square overflows or vanishes.
+    largest = z.abs().amax(dim=1, keepdim=True)
+    zero = largest < smallest
+    scale = torch.where(zero, 0, 1 / largest)
+    u = z * scale
+    rest = torch.where(zero, 0, 1 / torch.linalg.vector_norm(u, dim=1, keepdim=True))
+    return u.mul_(rest), scale.mul_(rest)
 
 
 def _mean(z: Tensor, n: Tensor, group: Any) -> Tensor:
