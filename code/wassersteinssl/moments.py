@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wassersteinssl.w2 import W2Metric, _check_matrix, _noise, _unit_rows, _wide
+from wassersteinssl.w2 import W2Metric, _check_matrix, _FirstDerivative, _noise, _scaled_to_unit, _wide
 
 
 class Moments(NamedTuple):
@@ -218,8 +218,33 @@ def wide_rows(z: Tensor, normalize: bool, *, least_rows: int = 2) -> Tensor:
     Where any is not finite, all are NaN."""
     _check_matrix(z, least_rows)
     rows = z.to(_wide(z.device))
-    rows = _unit_rows(rows, torch.finfo(result_dtype(z)).tiny) if normalize else rows
+    rows = unit_rows(rows, smallest=torch.finfo(result_dtype(z)).tiny) if normalize else rows
     return rows + 0 * rows.detach().sum()  # 0, or NaN
+
+
+def unit_rows(z: Tensor, *, smallest: float | None = None) -> Tensor:
+    """Rows over their norm, differentiable once; a row with no entry above `smallest` (default: the smallest normal
+    number), a zero row say, becomes zero."""
+    return _UnitRows.apply(z, torch.finfo(z.dtype).tiny if smallest is None else smallest)
+
+
+class _UnitRows(torch.autograd.Function):
+    """u = z / ||z||, row by row, with gradient (g - u <u, g>) / ||z||. One function, because the derivatives of its
+    parts would pass over z a dozen times more."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, smallest: float) -> Tensor:
+        u, scale = _scaled_to_unit(z, smallest)
+        ctx.save_for_backward(z, u, scale)
+        return u
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        z, u, scale = ctx.saved_tensors
+        with torch.no_grad():
+            radial = (u * gradient).sum(dim=1, keepdim=True)
+            gradient = torch.addcmul(gradient, u, radial, value=-1).mul_(scale)
+        return _FirstDerivative.apply(gradient, z), None
 
 
 def result_dtype(z: Tensor) -> torch.dtype:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wassersteinssl.moments import _cholesky, _eigenvalues, _exp_entropy, _moments, result_dtype, wide_rows
+from wassersteinssl.moments import _cholesky, _eigenvalues, _exp_entropy, _moments, result_dtype, unit_rows, wide_rows
 from wassersteinssl.pairwise import lu_uniformity
-from wassersteinssl.w2 import _NuclearNorm, _polar_by_eigh, _unit_rows, _wide
+from wassersteinssl.w2 import _FirstDerivative, _polar_by_eigh, _wide
 
 
 def alignment(a: Tensor, b: Tensor, *, alpha: float = 2.0, normalize: bool = True) -> Tensor:
@@ -24,7 +24,7 @@ def alignment(a: Tensor, b: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
     with torch.autocast(a.device.type, enabled=False):
         a, b = (z.to(result_dtype(z)) for z in (a, b))
         if normalize:
-            a, b = (_unit_rows(z, torch.finfo(z.dtype).tiny) for z in (a, b))
+            a, b = (unit_rows(z) for z in (a, b))
         square = (a - b).square().sum(dim=1)
         if alpha == 2:
             return square.mean()
@@ -59,7 +59,7 @@ def mmcr(a: Tensor, b: Tensor, *, normalize: bool = True) -> Tensor:
     """
     _check_views(a, b)
     c = (wide_rows(a, normalize) + wide_rows(b, normalize)) / 2
-    return -_NuclearNorm.apply(c, _polar_by_eigh(c.detach(), None), c.dtype).to(result_dtype(a))
+    return -_NuclearNorm.apply(c, _polar_by_eigh(c.detach(), None)).to(result_dtype(a))
 
 
 def lidar(a: Tensor, b: Tensor, *, delta: float = 1e-4, normalize: bool = True) -> Tensor:
@@ -97,3 +97,17 @@ def _standard_features(z: Tensor) -> Tensor:
     noise = (4 * torch.finfo(z.dtype).eps) ** 2 * z.detach().square().mean(dim=0)
     constant = square <= noise
     return torch.where(constant, 0, centred / torch.where(constant, 1, square).sqrt())
+
+
+class _NuclearNorm(torch.autograd.Function):
+    """||C||_* = <P, C> with its polar factor P as the gradient."""
+
+    @staticmethod
+    def forward(ctx, c: Tensor, polar: Tensor) -> Tensor:
+        ctx.save_for_backward(c, polar)
+        return (polar * c).sum()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        c, polar = ctx.saved_tensors
+        return _FirstDerivative.apply(gradient * polar, c), None

@@ -140,7 +140,7 @@ class W2Metric:
         for chunk in chunks:
             rows = chunk.to(_wide(z.device))
             if self.normalize:
-                rows = _unit_rows(rows, torch.finfo(torch.promote_types(z.dtype, torch.float32)).tiny)
+                rows, _ = _scaled_to_unit(rows, torch.finfo(torch.promote_types(z.dtype, torch.float32)).tiny)
             mean = rows.mean(dim=0)
             rows = rows - mean
             rest = rows.mean(dim=0)
@@ -285,39 +285,6 @@ class _SquaredDistance(torch.autograd.Function):
         return _FirstDerivative.apply(gradient, z), None, None, None
 
 
-class _NuclearNorm(torch.autograd.Function):
-    """||Z_c||_* = <P, Z_c> with its polar factor P as the gradient."""
-
-    @staticmethod
-    def forward(ctx, centred: Tensor, polar: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(centred, polar)
-        return (polar * centred).sum(dtype=dtype)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        centred, polar = ctx.saved_tensors
-        return _FirstDerivative.apply(gradient.to(polar.dtype) * polar, centred), None, None
-
-
-class _UnitRows(torch.autograd.Function):
-    """u = z / ||z||, row by row, with gradient (g - u <u, g>) / ||z||. One function, because the derivatives of its
-    parts would pass over z a dozen times more."""
-
-    @staticmethod
-    def forward(ctx, z: Tensor, smallest: float) -> Tensor:
-        u, scale = _scaled_to_unit(z, smallest)
-        ctx.save_for_backward(z, u, scale)
-        return u
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        z, u, scale = ctx.saved_tensors
-        with torch.no_grad():
-            radial = (u * gradient).sum(dim=1, keepdim=True)
-            gradient = torch.addcmul(gradient, u, radial, value=-1).mul_(scale)
-        return _FirstDerivative.apply(gradient, z), None
-
-
 class _FirstDerivative(torch.autograd.Function):
     """`gradient`, which depends on z in a way that is not differentiated: asking for that raises. (PyTorch's
     once_differentiable stays silent, and wrong, where the incoming gradient is a constant.)"""
@@ -384,11 +351,6 @@ def _minimax_polynomials(lower: float, count: int) -> list[tuple[float, float, f
 
 
 _POLYNOMIALS = _minimax_polynomials(lower=3e-4, count=9)
-
-
-def _unit_rows(z: Tensor, smallest: float) -> Tensor:
-    """Rows over their norm; rows below the smallest normal number, zero rows among them, become zero."""
-    return _UnitRows.apply(z, smallest)
 
 
 def _scaled_to_unit(z: Tensor, smallest: float, *, widened: bool = False) -> tuple[Tensor, Tensor]:
