@@ -18,19 +18,17 @@ Exit status: 0 the audit is done, whatever it says; 2 a mistake in the command o
 """
 
 import argparse
-import os
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
-from wassersteinssl.settings import DATASETS, UserError, pair_size, seed
+from wassersteinssl.settings import DATASETS, Parser, UserError, pair_size, seed
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="audit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("features", nargs="?", type=Path, metavar="FEATURES")
     parser.add_argument("--encoder", type=Path, metavar="RUN", help="instead: the folder of a finished run")
     parser.add_argument("--timm", metavar="MODEL", help="instead: a pretrained model of the package timm")
@@ -60,7 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         ("--key", options.key, not encoded or options.views is not None, "FEATURES or --views"),
     ):
         if value is not None and not used:
-            parser.exit(2, f"audit.py: error: {name} goes with {partners}\n")
+            parser.error(f"{name} goes with {partners}")
     options.split, options.layer = options.split or "test", options.layer or "projector"
     return options
 
@@ -101,12 +99,14 @@ def main(options: argparse.Namespace) -> int:
 
 
 def check_writable(folder: Path | None) -> None:
-    """UserError now, not after minutes of reading, if no file can be written into `folder`; nothing is made yet."""
+    """UserError now, not after minutes of reading, if no file can be written into `folder`; nothing stays there."""
     if folder is None:
         return
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"cannot write into {folder}: {existing} is no folder that may be written to")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()  # permissions do not tell of a file system like /proc
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {existing}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

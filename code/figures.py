@@ -10,7 +10,6 @@ notebooks that plot trained models (RUNS=FOLDER for other runs than code/results
 Prints where each figure lies. Exit status: 0 all made, 1 some failed, 2 a mistake in the command, 130 interrupted.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,6 +17,10 @@ import tempfile
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parent
+sys.path.insert(0, str(CODE))  # works with and without an installation
+
+from wassersteinssl.settings import Parser
+
 REPOSITORY = CODE.parent
 STUDIES = sorted(  # scripts and notebooks, without their suffix
     {
@@ -30,7 +33,7 @@ STUDIES = sorted(  # scripts and notebooks, without their suffix
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("studies", nargs="*", metavar="NAME", help="part of a script's path (default: all studies)")
     parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "figures", metavar="FOLDER")

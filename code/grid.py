@@ -37,7 +37,18 @@ sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl import settings
 from wassersteinssl.machine import cpus
-from wassersteinssl.settings import DATASETS, PRESETS, PROGRAMS, UserError, count, not_negative, positive, seed, whole
+from wassersteinssl.settings import (
+    DATASETS,
+    PRESETS,
+    PROGRAMS,
+    Parser,
+    UserError,
+    count,
+    not_negative,
+    positive,
+    seed,
+    whole,
+)
 
 # The programs by the name of their file; Table 2 has three terms of the first four, vanilla of the rest.
 FILES = {Path(path).stem: path for path in PROGRAMS.values()}
@@ -116,9 +127,7 @@ class Cell:
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("action", choices=("status", "run", "run-one"))
     parser.add_argument("--preset", choices=tuple(PRESETS), default="paper", help="(default: %(default)s)")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, metavar="NAME", help="(default: as the paper)")
@@ -192,15 +201,23 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     if missing := [f"{name}={path}" for name, path in folders.items() if not os.path.isdir(path)]:
         raise UserError(f"--folder {missing[0]}: there is no such folder")
 
+    def table2(method: str) -> Sequence[str]:
+        return TERMS[:3] if method in TABLE2 else TERMS[:1]
+
     def terms(method: str) -> Sequence[str]:
         if options.terms is None:
-            return TERMS[:3] if method in TABLE2 else TERMS[:1]
+            return table2(method)
         return TERMS if "all" in options.terms else options.terms
 
     def place(method: str, term: str) -> tuple:
         """Vanilla and W2 of the four methods first, then L_U, then the further methods."""
         return method not in TABLE2, TERMS.index(term) > 1, list(FILES).index(method), TERMS.index(term)
 
+    if not options.weights and "--alpha-max" not in rest:
+        for method in methods:
+            others = set(terms(method)) - set(table2(method))
+            if lacking := sorted(others - set(default_weights(method))) if others else []:
+                raise UserError(f"{method} has no default weight for {', '.join(lacking)}: give --weights")
     weights = options.weights or [None]
     triples = [
         (method, term, weight)
@@ -227,6 +244,14 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                     Cell(method, term, dataset, number, folder, chosen_settings["epochs"], command, chosen_settings)
                 )
     return found
+
+
+def default_weights(method: str) -> dict:
+    """Of the terms that the method's file knows one for. Loads torch."""
+    from wassersteinssl.files import load_module
+
+    name = next(name for name, path in PROGRAMS.items() if Path(path).stem == method)
+    return getattr(load_module(CODE / FILES[method]), name).ALPHA
 
 
 def status(grid: list[Cell]) -> str:

@@ -9,20 +9,19 @@ and the gain against the vanilla method in parentheses. Runs of different settin
 failed and damaged runs are listed below and never averaged in.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
 from wassersteinssl import table2
-from wassersteinssl.settings import UserError
+from wassersteinssl.settings import Parser, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="*", type=Path, default=[REPOSITORY / "runs"], metavar="RUNS")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go (default: the first of RUNS)")
     parser.add_argument("--spectra", action="store_true", help="also draw the spectra of the embeddings")

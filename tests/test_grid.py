@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import REPOSITORY, environment, load
 
-from wassersteinssl.settings import PRESETS, TERMS, shared
+from wassersteinssl.settings import PRESETS, TERMS, UserError, shared
 
 GRID = REPOSITORY / "code" / "grid.py"
 
@@ -251,12 +251,23 @@ def test_a_slip_of_the_pen_and_a_file_for_a_folder_are_told(tmp_path):
         command = [sys.executable, str(GRID), *arguments]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True)
         assert done.returncode == 2
-        return done.stderr.splitlines()[-1]
+        assert done.stderr.count("\n") == 1
+        return done.stderr
 
-    assert tell("status", "--presett", "mini").endswith("unknown option --presett: --preset?")
+    assert "unknown option --presett: --preset?" in tell("status", "--presett", "mini")
     assert "whole number" in tell("status", "--epochs", "\u00b2")
     (tmp_path / "file").touch()
     assert tell("run", "--preset", "digits", "--runs", str(tmp_path / "file")).startswith("grid.py: error: ")
+
+
+def test_a_term_that_lacks_a_weight_is_told_before_anything_runs(grid_module, monkeypatch):
+    def plan(*arguments):
+        return commands(grid_module, monkeypatch, *arguments)
+
+    with pytest.raises(UserError, match="simclr has no default weight for w2: give --weights"):
+        plan("--methods", "byol", "simclr", "--terms", "none", "w2")
+    assert len(plan("--methods", "byol", "moco_v2", "--terms", "none", "w2", "lu")) == 6
+    assert len(plan("--methods", "simclr", "--terms", "w2", "--alpha-max", "1")) == 1
 
 
 def commands(grid_module, monkeypatch, *arguments):
@@ -279,7 +290,7 @@ def test_without_terms_the_grid_is_that_of_table_2(grid_module, monkeypatch):
     found = commands(grid_module, monkeypatch, "--methods", "all")
     assert len(found) == 4 * 3 + 4
     assert [name for name in found if name.startswith("simclr")] == ["simclr-s12"]
-    everything = commands(grid_module, monkeypatch, "--methods", "byol", "--terms", "all")
+    everything = commands(grid_module, monkeypatch, "--methods", "byol", "--terms", "all", "--weights", "1")
     assert len(everything) == 1 + len(TERMS)
 
 

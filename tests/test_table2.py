@@ -140,7 +140,7 @@ def test_an_unfinished_and_a_failed_run_are_listed(make, tmp_path):
     (failed / "failed.json").write_text("{}")
     _, unfinished = table2.collect([tmp_path])
     assert {run.folder.name: run.reason for run in unfinished} == {
-        "half": "not finished, 2 epochs so far",
+        "half": "not finished, after epoch 2",
         "failed": "failed",
     }
 

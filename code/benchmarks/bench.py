@@ -21,15 +21,13 @@ from typing import Any, NoReturn
 CODE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.settings import UserError, count
+from wassersteinssl.settings import Parser, UserError, count
 
 # This file and the programs import torch inside functions only, so that --help answers at once.
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument("--threads", type=count, help="of a CPU (default: all that this process may use)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it work? Writes only with --out")

@@ -27,6 +27,7 @@ from wassersteinssl.settings import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHUNK = 2**22  # numbers at once: 32 MiB in float64
+TEXT = "utf-8-sig"  # spreadsheets put a mark before the first number
 CODE = "which could run code when read: save a plain array"
 
 
@@ -99,7 +100,7 @@ def read_labels(path: Path, n: int) -> Tensor:
         raise UserError(f"there is no {path}")
     with _reading(path):
         if path.suffix in (".csv", ".tsv", ".txt"):
-            values = np.array(path.read_text(encoding="utf-8").splitlines())
+            values = np.array(path.read_text(encoding=TEXT).splitlines())
             header = path.suffix != ".txt" and len(values) == n + 1 and values[0] not in values[1:]
             values = values[1:] if header and not _is_number(values[0]) else values
         else:
@@ -228,13 +229,13 @@ def _npz(path: Path, key: str | None, ndim: int) -> Stored:
 
 def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     """Numbers separated by comma, semicolon or tab, a row a line; a first line that is no numbers is a header."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=TEXT) as file:
         first = next((line for line in file if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     header = not all(_is_number(cell) for cell in first.split(delimiter))
 
     def lines() -> Iterator[str]:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=TEXT) as file:
             yield from itertools.islice((line for line in file if line.strip()), int(header), None)
 
     def check(line: str) -> None:

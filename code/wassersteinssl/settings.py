@@ -169,19 +169,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 Any_Settings = TypeVar("Any_Settings", bound=Settings)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A program's command line: --help shows the description as it stands, a mistake is told in one line."""
+
+    def __init__(self, description: str | None = None):
+        super().__init__(
+            prog=Path(sys.argv[0]).name,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
 def parse(kind: type[Any_Settings], description: str | None, arguments: list[str] | None = None) -> Any_Settings:
     """The settings that the command line asks for. Ends the program with status 2 and one line if it makes no sense."""
-    parser = _Parser(
-        prog=Path(sys.argv[0]).name,
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description)
     _add(parser, kind)
     settings = kind(**vars(parser.parse_args(arguments)))
     if settings.alpha_min is not None and settings.alpha_max is None:
@@ -194,7 +199,7 @@ def parse(kind: type[Any_Settings], description: str | None, arguments: list[str
 def shared(arguments: list[str]) -> Settings:
     """What a command line of any method says of the settings that all share; its own options are passed over. Ends the
     program as `parse` does."""
-    parser = _Parser(prog=Path(sys.argv[0]).name, allow_abbrev=False)
+    parser = Parser()
     _add(parser, Settings)
     return Settings(**vars(parser.parse_known_args(arguments)[0]))
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from wassersteinssl.settings import pair_size, seed
+from wassersteinssl.settings import Parser, pair_size, seed
 
 
 def study_options(description: str | None, *, samples: int, quick: int, out: Path) -> argparse.Namespace:
@@ -11,7 +11,7 @@ def study_options(description: str | None, *, samples: int, quick: int, out: Pat
 
     `samples` is the default, `quick` the few of --quick, `out` the data file where no --out is given.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--samples", type=pair_size, default=samples, help="rows (default: all %(default)s)")
     rows.add_argument("--quick", dest="samples", action="store_const", const=quick, help=f"{quick} rows: in seconds")

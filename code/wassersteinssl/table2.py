@@ -142,7 +142,7 @@ def read(folder: Path) -> dict:
     path = folder / "result.json"
     if not path.exists():
         failed = folder / "failed.json"
-        raise ValueError("failed" if failed.exists() else f"not finished, {_epochs(folder)} epochs so far")
+        raise ValueError("failed" if failed.exists() else f"not finished, after epoch {_epochs(folder)}")
     try:
         result = json.loads(path.read_text())
         if result["complete"] is not True:
