@@ -1,10 +1,13 @@
-"""What the README promises exists, and its tables are those that were built from results."""
+"""What the README promises exists, and the tables of README and docs are those that were built from results."""
 
 import re
 
 import pytest
 from conftest import REPOSITORY
 
+from wassersteinssl.files import load_module
+
+EMBED = load_module(REPOSITORY / "code" / "results" / "embed.py")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
@@ -22,9 +25,16 @@ def test_every_launcher_is_listed(launcher):
     assert f"bash ./{launcher.relative_to(REPOSITORY)}" in README
 
 
-def test_its_result_tables_are_the_built_ones():
-    blocks = re.findall(r"<!-- (code/results/[\w/.-]+\.md) -->\n(.*?)\n<!-- end -->", README, flags=re.DOTALL)
-    assert blocks
-    for path, text in blocks:
-        built = (REPOSITORY / path).read_text(encoding="utf-8")
-        assert text.strip() == built.strip(), f"README's table differs from {path}"
+@pytest.mark.parametrize("page", EMBED.PAGES, ids=lambda path: path.name)
+def test_the_tables_of_a_page_are_the_built_ones(page):
+    text = page.read_text(encoding="utf-8")
+    assert EMBED.refreshed(text) == text, "run code/results/embed.py"
+    assert len(EMBED.QUOTE.findall(text)) == text.count("<!-- code/results/")
+
+
+def test_a_quoted_file_that_has_changed_is_put_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(EMBED, "REPOSITORY", tmp_path)
+    (tmp_path / "code" / "results").mkdir(parents=True)
+    (tmp_path / "code" / "results" / "a+b.md").write_text("new\n")
+    quote = "text\n<!-- code/results/a+b.md -->\n{}\n<!-- end -->\nmore\n"
+    assert EMBED.refreshed(quote.format("old\nlines")) == quote.format("new")

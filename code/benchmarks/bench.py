@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 CODE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CODE))  # works with and without an installation
@@ -52,6 +52,9 @@ def images_of(folder: Path, **options: Any) -> Any:
         return data.load("folder", folder, allow_download=False, **options)
     except UserError as error:
         stop(error)
+
+
+Target = tuple[str, Literal["at least", "at most"], float, float]  # of what, bound, and the value measured
 
 
 class Report:
@@ -102,13 +105,14 @@ class Report:
         self.text += "\n".join(lines) + "\n\n"
         print("\n" + "\n".join(lines), flush=True)
 
-    def targets(self, rows: Sequence[tuple[str, float, float]]) -> None:
-        """What was aimed at: (what, at least, measured)."""
-        table = [
-            {"target": what, "at least": least, "measured": value, "met": "yes" if value >= least else "no"}
-            for what, least, value in rows
-        ]
-        self.table("Targets", table, {"target": "", "at least": "g", "measured": ".3g", "met": ""})
+    def targets(self, rows: Sequence[Target]) -> None:
+        """What was aimed at."""
+        table = []
+        for what, bound, limit, value in rows:
+            met = value >= limit if bound == "at least" else value <= limit
+            aim = f"{bound} {limit:g}"
+            table.append({"target": what, "aim": aim, "measured": value, "met": "yes" if met else "no"})
+        self.table("Targets", table, {"target": "", "aim": "", "measured": ".3g", "met": ""})
 
     def write(self) -> None:
         self.content["load_average_after"] = _load()

@@ -58,7 +58,7 @@ def main(args) -> None:
         step = {"what": "byol.py, one step on the digits and its checkpoint", "seconds": seconds(command, 1)}
     report.table("First step", [step], {"what": "", "seconds": ".2f"})
     worst = max(row["seconds"] for row in rows)
-    report.targets([("0.5 s / slowest --help", 1, HELP / worst), ("5 s / first step", 1, STEP / step["seconds"])])
+    report.targets([("slowest --help, s", "at most", HELP, worst), ("first step, s", "at most", STEP, step["seconds"])])
     report.write()
 
 

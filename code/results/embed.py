@@ -1,0 +1,30 @@
+#!/usr/bin/env python3
+"""Put the built tables into the pages that quote them: python code/results/embed.py
+
+A page quotes a file between two comments, `<!-- code/results/FILE.md -->` and `<!-- end -->`; what stands between them
+is replaced by the file. Prints the pages that changed.
+"""
+
+import re
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+QUOTE = re.compile(r"(<!-- (code/results/[\w/.+-]+\.md) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+
+
+def refreshed(page: str) -> str:
+    """The page with what its quoted files hold now."""
+    return QUOTE.sub(lambda found: found[1] + (REPOSITORY / found[2]).read_text("utf-8").strip() + found[4], page)
+
+
+def main() -> None:
+    for path in PAGES:
+        before = path.read_text("utf-8")
+        if (after := refreshed(before)) != before:
+            path.write_text(after, "utf-8")
+            print(path.relative_to(REPOSITORY))
+
+
+if __name__ == "__main__":
+    main()
