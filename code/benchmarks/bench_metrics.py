@@ -67,8 +67,8 @@ def from_file(path: Path, device: torch.device) -> Iterator[Tensor]:
 def write_rows(path: Path, n: int, m: int) -> None:
     rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(n, m))
     chunk = np.random.default_rng(0).standard_normal((CHUNK, m), dtype=np.float32).astype(np.float16)
-    for start in range(0, n, CHUNK):
-        rows[start : start + CHUNK] = chunk[: n - start]
+    for k, start in enumerate(range(0, n, CHUNK)):  # other rows in each chunk
+        rows[start : start + CHUNK] = np.roll(chunk, k, axis=1)[: n - start]
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
