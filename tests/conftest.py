@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 from hypothesis import settings as hypothesis_settings
@@ -23,7 +22,7 @@ PROGRAMS = {name: REPOSITORY / "code" / path for name, path in settings.PROGRAMS
 # The smallest run that goes through everything: seconds on one core.
 TINY = (
     "--dataset digits --limit-train 200 --width 2 --hidden-dim 16 --dim 8 --batch-size 64 --epochs 3 "
-    "--linear-epochs 2 --monitor-every 2"
+    "--linear-epochs 2 --monitor-every 2 --checkpoint-epochs 1"
 ).split()
 
 hypothesis_settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
@@ -61,8 +60,10 @@ def timeless(content: dict) -> dict:
 FIGURES = load(REPOSITORY / "code" / "figures.py")
 
 
-def check_executed(notebook: nbformat.NotebookNode) -> int:
+def check_executed(notebook) -> int:
     """How many pictures an executed notebook shows; it ran from top to bottom, with nothing to complain about."""
+    import nbformat  # a machine with a GPU may lack it
+
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

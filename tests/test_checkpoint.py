@@ -90,3 +90,22 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(UserError, match="is no checkpoint: Weights only load failed"):
         checkpoint.load(tmp_path)
     assert not (tmp_path / "owned").exists()
+
+
+def test_checkpoints_take_a_fiftieth_of_the_time_at_most(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    pace = checkpoint.Pace(None, 10)
+    written = []
+    for epoch in range(1, 301):  # of two seconds, with checkpoints of one
+        now[0] += 2
+        if pace.after_epoch(epoch):
+            with pace.writing():
+                now[0] += 1
+            written.append(epoch)
+    assert written == [1, *range(26, 301, 25)]
+    assert not pace.overdue()
+    now[0] += 600
+    assert pace.overdue()
+    assert not checkpoint.Pace(None, 0).overdue()
+    assert [checkpoint.Pace(3, 0).after_epoch(k) for k in range(1, 7)] == [False, False, True] * 2

@@ -1,5 +1,6 @@
 """Whole runs on the embedded digits: what they leave, that they repeat, continue and refuse nonsense."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import torch
 from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metrics, timeless
 from PIL import Image
 
-from wassersteinssl import pretrain, run
+from wassersteinssl import checkpoint, evaluate, pretrain, run
 from wassersteinssl.settings import UserError, parse
 from wassersteinssl.uniformity import MEASURES
 
@@ -402,3 +404,44 @@ def test_more_than_the_memory_is_told_in_a_line(byol, tmp_path):
     assert done.stderr.startswith("byol.py: error: out of memory: ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_in_the_linear_evaluation_keeps_its_finished_epochs(byol, tmp_path, monkeypatch):
+    module = load(BYOL)
+    options = [*TINY, "--checkpoint-epochs", "50", "--linear-epochs", "3", "--run-dir", str(tmp_path / "stopped")]
+    chosen = parse(module.BYOLSettings, "", options)
+    learn, calls = evaluate.LinearProbe.learn, []
+
+    def stopping(*arguments):
+        calls.append(0)
+        if len(calls) == 2:  # in the second epoch
+            signal.raise_signal(signal.SIGTERM)
+        return learn(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.LinearProbe, "learn", stopping)
+        assert not run.execute(module.BYOL, chosen)
+    assert len(checkpoint.load(tmp_path / "stopped")["probe"]["history"]) >= 1
+    assert run.execute(module.BYOL, chosen)
+    assert run.execute(module.BYOL, dataclasses.replace(chosen, run_dir=str(tmp_path / "whole")))
+    ours, theirs = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("stopped", "whole"))
+    assert timeless(ours) == timeless(theirs)
+
+
+def test_the_device_has_a_number_where_one_is_needed(monkeypatch):
+    """torch.cuda.set_device refuses "cuda"; here without a GPU."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: types.SimpleNamespace(device=torch.device(device.type, 0)))
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert run.find_device("auto") == run.find_device("cuda") == torch.device("cuda", 0)
+    assert chosen == [torch.device("cuda", 0)] * 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_run_on_a_gpu(byol, tmp_path, device):
+    done = byol("--device", device, "--uniformity", "w2", "--precision", "bf16")
+    assert done.returncode == 0, done.stderr
+    assert "no CUDA graph" not in done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["device"] == torch.cuda.get_device_name()

@@ -37,8 +37,10 @@ class AlignUniform(Method):
         self.align_weight, self.uniform_weight = settings.align_weight, settings.uniform_weight
 
     def loss(self, *, z_a: Tensor, z_b: Tensor) -> Tensor:
-        uniformity = (lu_uniformity(z_a) + lu_uniformity(z_b)) / 2
-        return self.align_weight * alignment(z_a, z_b) + self.uniform_weight * uniformity
+        aligned = self.align_weight * alignment(z_a, z_b)
+        if self.uniform_weight == 0:
+            return aligned
+        return aligned + self.uniform_weight * (lu_uniformity(z_a) + lu_uniformity(z_b)) / 2
 
 
 if __name__ == "__main__":

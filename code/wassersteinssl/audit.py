@@ -30,11 +30,11 @@ from tqdm import tqdm
 from wassersteinssl import __version__, studies
 from wassersteinssl.audit_sources import Features, pick
 from wassersteinssl.machine import memory
-from wassersteinssl.moments import _exp_entropy
-from wassersteinssl.pairwise import _distance, _nearest, lu_calibrated
+from wassersteinssl.numerics import exp_entropy
+from wassersteinssl.pairwise import _distance, lu_calibrated, nearest_squares
 from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES
-from wassersteinssl.w2 import W2Metric, _noise, w2_floor, w2_minimum
+from wassersteinssl.w2 import W2Metric, eigenvalue_noise, w2_floor, w2_minimum
 
 COLLAPSED, HEALTHY = 0.1, 0.6  # shares of the dimensions
 CLUMPED = 1 / 3  # nearest neighbours nearer than this share of what the two moments let expect
@@ -218,8 +218,8 @@ def _w2(metric: W2Metric, n: int) -> dict[str, float]:
 
 def _spectrum(metric: W2Metric, eigenvalues: Tensor, n: int) -> dict[str, Any]:
     m = metric.dim
-    values = torch.where(eigenvalues > _noise(eigenvalues), eigenvalues, 0).flip(0)
-    rank = float(_exp_entropy(values))  # the effective rank, without decomposing the covariance again
+    values = torch.where(eigenvalues > eigenvalue_noise(eigenvalues), eigenvalues, 0).flip(0)
+    rank = float(exp_entropy(values))  # the effective rank, without decomposing the covariance again
     # Page's entropy: of n - 1 centred Gaussian rows in R^m, log(small) - small / (2 large), to first order
     small, large = sorted((n - 1, m))
     uniform = max(1.0, small * math.exp(-small / (2 * large)))
@@ -287,7 +287,7 @@ def _beyond(z: Tensor, mean: Tensor, root: Tensor, seed: int) -> tuple[dict[str,
 
 def _companions(z: Tensor) -> tuple[float, Tensor]:
     """Calibrated L_U, and each row's distance to its nearest neighbour."""
-    return float(lu_calibrated(z)), _distance(z, z[_nearest(z)])
+    return float(lu_calibrated(z)), _distance(z, z[nearest_squares(z)])
 
 
 def _unit(z: Tensor) -> Tensor:

@@ -353,7 +353,8 @@ def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, 
         n=len(part), m=settings["dim"] if layer == "projector" else encoder.backbone.feature_dim, dtype="float32",
         labels=part.labels.cpu(),
         chunks=lambda: _encoded(
-            encoder, encoder.embed if layer == "projector" else encoder, part, evaluate._forward_batch(part.size, "cpu")
+            encoder, encoder.embed if layer == "projector" else encoder, part,
+            evaluate.forward_batch_size(part.size, "cpu"),
         ),
     )  # fmt: skip
 
@@ -384,7 +385,7 @@ def of_timm(model: str, dataset: str | None, data_dir: str | None, split: str) -
     return Features(
         name=f"{model} of timm on the {len(part)} {split} images of {images.name}",
         n=len(part), m=m, dtype="float32", labels=part.labels.cpu(),
-        chunks=lambda: _encoded(network, encode, part, evaluate._forward_batch(size, "cpu")),
+        chunks=lambda: _encoded(network, encode, part, evaluate.forward_batch_size(size, "cpu")),
         notes=(f"images resized to {size[0]} x {size[1]} without a crop",),
     )  # fmt: skip
 

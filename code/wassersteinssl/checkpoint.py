@@ -10,6 +10,7 @@ import io
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from wassersteinssl.files import reason, sweep, write_atomically
+from wassersteinssl.machine import out_of_memory
 from wassersteinssl.settings import UserError
 
 KEPT = 2
@@ -48,12 +50,41 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
     return True
 
 
+class Pace:
+    """How often a run writes checkpoints: every so many epochs (None: each, but for at most SHARE of the time), and
+    after so many minutes (0: never) in any case."""
+
+    SHARE = 0.02
+
+    def __init__(self, epochs: int | None, minutes: float):
+        self.epochs, self.seconds = epochs, 60 * minutes
+        self.last, self.cost = time.monotonic(), 0.0  # when one was written last, and how long that took
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.last = time.monotonic()
+        self.cost = self.last - start
+
+    def overdue(self) -> bool:
+        return 0 < self.seconds <= time.monotonic() - self.last
+
+    def after_epoch(self, number: int) -> bool:
+        """Whether to write one after the epoch of this number, counted from 1."""
+        if self.epochs is not None:
+            return number % self.epochs == 0 or self.overdue()
+        return self.SHARE * (time.monotonic() - self.last) >= self.cost or self.overdue()
+
+
 @contextmanager
 def fitting() -> Iterator[None]:
     """UserError where the state that the block loads is another program's or another run's."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise UserError(f"the checkpoint does not fit this run: {reason(error)[:200]}") from None
 
 

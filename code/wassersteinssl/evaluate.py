@@ -74,7 +74,7 @@ def extract(
     """
     if len(split) == 0:
         raise UserError("no images to extract features from")
-    batch_size = batch_size or _forward_batch(split.size, device)
+    batch_size = batch_size or forward_batch_size(split.size, device)
     features: list[Tensor] = []
     labels: list[Tensor] = []
     with frozen(encoder_fn):
@@ -221,7 +221,7 @@ def linear_probe(
             _check_same(state["settings"], settings)
             probe.load_state_dict(state["probe"])
             history = copy.deepcopy(state["history"])
-    forward_batch = forward_batch or _forward_batch(data.train.size, device)
+    forward_batch = forward_batch or forward_batch_size(data.train.size, device)
 
     for epoch in range(len(history), epochs):
         loss_sum = torch.zeros((), device=device)
@@ -267,7 +267,7 @@ def _augmented_features(
         yield h, y
 
 
-def _forward_batch(size: tuple[int, int], device: torch.device | str) -> int:
+def forward_batch_size(size: tuple[int, int], device: torch.device | str) -> int:
     """Images a forward pass of the frozen backbone: many fill a GPU, few stay in a CPU's caches."""
     at_32 = 512 if torch.device(device).type == "cpu" else 2048
     return max(1, at_32 * 32 * 32 // (size[0] * size[1]))

@@ -15,31 +15,11 @@ those with a determinant (by Cholesky) and the polynomial ones do not.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from wassersteinssl.w2 import W2Metric, _check_matrix, _FirstDerivative, _noise, _scaled_to_unit, _wide
-
-
-class Moments(NamedTuple):
-    n: int
-    mean: Tensor  # (m,)
-    covariance: Tensor  # (m, m), with 1/n; exactly 0 where the rows are equal to rounding
-    dtype: torch.dtype  # of the result
-
-    @property
-    def m(self) -> int:
-        return len(self.mean)
-
-    @property
-    def identity(self) -> Tensor:
-        return torch.eye(self.m, dtype=self.mean.dtype, device=self.mean.device)
-
-    @property
-    def second(self) -> Tensor:
-        return self.covariance + torch.outer(self.mean, self.mean)
+from wassersteinssl.numerics import cholesky, exp_entropy, logdet, moments_of, participation, present_eigenvalues
+from wassersteinssl.w2 import W2Metric
 
 
 def frobenius(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
@@ -47,7 +27,7 @@ def frobenius(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
 
     For unit rows 2 when all are equal, but m - 1 when they lie evenly on +- one axis.
     """
-    x = _moments(z, normalize)
+    x = moments_of(z, normalize)
     return ((x.m * x.covariance - x.identity).square().sum() / x.m + x.mean.square().sum()).to(x.dtype)
 
 
@@ -58,7 +38,7 @@ def vicreg(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
     variance under the target. The hinge looks at single features: it is not invariant to rotations.
     Bardes, Ponce, LeCun: VICReg, ICLR 2022.
     """
-    x = _moments(z, normalize)
+    x = moments_of(z, normalize)
     c = x.m * x.n / (x.n - 1) * x.covariance
     variance = c.diagonal()
     hinge = torch.relu(1 - (variance + 1e-4).sqrt()).mean()
@@ -73,10 +53,10 @@ def kl(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
 
     For unit rows -logdet(m S) / 2. +inf where S is singular, as it is with n <= m rows: as a loss for full rank only.
     """
-    x = _moments(z, normalize)
-    factor, infinite = _cholesky(x.m * x.covariance)
+    x = moments_of(z, normalize)
+    factor, infinite = cholesky(x.m * x.covariance)
     square = x.covariance.diagonal().sum() + x.mean.square().sum()
-    return ((x.m * square - x.m - _logdet(factor)) / 2 + infinite).to(x.dtype)
+    return ((x.m * square - x.m - logdet(factor)) / 2 + infinite).to(x.dtype)
 
 
 def reverse_kl(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
@@ -84,11 +64,11 @@ def reverse_kl(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
 
     Lower is more uniform; +inf where S is singular.
     """
-    x = _moments(z, normalize)
-    factor, infinite = _cholesky(x.m * x.covariance)
+    x = moments_of(z, normalize)
+    factor, infinite = cholesky(x.m * x.covariance)
     columns = torch.cat([x.identity, x.m**0.5 * x.mean.unsqueeze(1)], dim=1)  # (m, m + 1)
     solved = torch.linalg.solve_triangular(factor, columns, upper=False)
-    return ((solved.square().sum() - x.m + _logdet(factor)) / 2 + infinite).to(x.dtype)
+    return ((solved.square().sum() - x.m + logdet(factor)) / 2 + infinite).to(x.dtype)
 
 
 def jeffreys(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
@@ -102,11 +82,11 @@ def bhattacharyya(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
     -log of the integral of sqrt(density of the fit * density of the target). +inf where S is singular: as a loss for
     full rank only.
     """
-    x = _moments(z, normalize)
-    factor, infinite = _cholesky(x.m * x.covariance)
-    between, _ = _cholesky((x.m * x.covariance + x.identity) / 2)
+    x = moments_of(z, normalize)
+    factor, infinite = cholesky(x.m * x.covariance)
+    between, _ = cholesky((x.m * x.covariance + x.identity) / 2)
     solved = torch.linalg.solve_triangular(between, x.mean.unsqueeze(1), upper=False)
-    return (x.m / 8 * solved.square().sum() + (_logdet(between) - _logdet(factor) / 2) / 2 + infinite).to(x.dtype)
+    return (x.m / 8 * solved.square().sum() + (logdet(between) - logdet(factor) / 2) / 2 + infinite).to(x.dtype)
 
 
 def hellinger(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
@@ -124,9 +104,9 @@ def tcr(z: Tensor | W2Metric, *, eps: float = 0.2, normalize: bool = True) -> Te
     Yu et al., Learning Diverse and Discriminative Representations via the Principle of Maximal Coding Rate Reduction,
     NeurIPS 2020.
     """
-    x = _moments(z, normalize)
-    factor, infinite = _cholesky(x.identity + x.m / eps * x.second)
-    return (-_logdet(factor) / 2 + infinite).to(x.dtype)
+    x = moments_of(z, normalize)
+    factor, infinite = cholesky(x.identity + x.m / eps * x.second)
+    return (-logdet(factor) / 2 + infinite).to(x.dtype)
 
 
 # ---- how many directions the rows use: monitors ----
@@ -138,14 +118,14 @@ def rankme(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
     s = sqrt(n lambda(M)): from moments. 0 for zero rows. Some packages call `effective_rank` by this name.
     Garrido et al., RankMe, ICML 2023.
     """
-    x = _moments(z, normalize)
-    return _exp_entropy(_eigenvalues(x.second).sqrt()).to(x.dtype)
+    x = moments_of(z, normalize)
+    return exp_entropy(present_eigenvalues(x.second).sqrt()).to(x.dtype)
 
 
 def rankme_share(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
     """RankMe / m, in [0, 1]; unlike RankMe it notices unused and repeated features."""
-    x = _moments(z, normalize)
-    return (_exp_entropy(_eigenvalues(x.second).sqrt()) / x.m).to(x.dtype)
+    x = moments_of(z, normalize)
+    return (exp_entropy(present_eigenvalues(x.second).sqrt()) / x.m).to(x.dtype)
 
 
 def effective_rank(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
@@ -153,8 +133,8 @@ def effective_rank(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
 
     Roy & Vetterli, The Effective Rank, EUSIPCO 2007.
     """
-    x = _moments(z, normalize)
-    return _exp_entropy(_eigenvalues(x.covariance)).to(x.dtype)
+    x = moments_of(z, normalize)
+    return exp_entropy(present_eigenvalues(x.covariance)).to(x.dtype)
 
 
 def participation_ratio(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
@@ -162,8 +142,8 @@ def participation_ratio(z: Tensor | W2Metric, *, normalize: bool = True) -> Tens
 
     Needs no eigenvalue.
     """
-    x = _moments(z, normalize)
-    return _participation(x.covariance).to(x.dtype)
+    x = moments_of(z, normalize)
+    return participation(x.covariance).to(x.dtype)
 
 
 def stable_rank(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
@@ -171,8 +151,8 @@ def stable_rank(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
 
     He & Ozay, Exploring the Gap between Collapsed & Whitened Features in Self-Supervised Learning, ICML 2022.
     """
-    x = _moments(z, normalize)
-    values = _eigenvalues(x.covariance)
+    x = moments_of(z, normalize)
+    values = present_eigenvalues(x.covariance)
     largest = values[-1]
     return torch.where(largest == 0, 0, values.sum() / torch.where(largest == 0, 1, largest)).to(x.dtype)
 
@@ -184,8 +164,8 @@ def alpha_req(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
     Eigenvalues of 0 are left out, which makes it unreliable where the rank is deficient; with fewer than two others
     +inf: the spectrum falls at once. Agrawal et al., alpha-ReQ, NeurIPS 2022.
     """
-    x = _moments(z, normalize)
-    values = _eigenvalues(x.covariance).flip(0)
+    x = moments_of(z, normalize)
+    values = present_eigenvalues(x.covariance).flip(0)
     present = ~(values == 0)  # NaN stays
     index = torch.arange(1, x.m + 1, dtype=values.dtype, device=values.device)
     weight = present / index
@@ -204,104 +184,7 @@ def isoscore(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
     IsoScore's own steps (eigenvalues rescaled to the norm of the ones vector, distance from it, share of dimensions
     used) come to that: phi = (sum lambda)^2 / (m sum lambda^2). Rudman et al., IsoScore, ACL Findings 2022.
     """
-    x = _moments(z, normalize)
-    ratio = _participation(x.covariance)
+    x = moments_of(z, normalize)
+    ratio = participation(x.covariance)
     score = (ratio - 1) / (x.m - 1) if x.m > 1 else ratio
     return torch.where(score < 0, 0, score).to(x.dtype)
-
-
-# ---- what they share ----
-
-
-def wide_rows(z: Tensor, normalize: bool, *, least_rows: int = 2) -> Tensor:
-    """The checked rows in float64 (float32 on Apple GPUs), scaled to unit length if asked; a zero row stays zero.
-    Where any is not finite, all are NaN."""
-    _check_matrix(z, least_rows)
-    rows = z.to(_wide(z.device))
-    rows = unit_rows(rows, smallest=torch.finfo(result_dtype(z)).tiny) if normalize else rows
-    return rows + 0 * rows.detach().sum()  # 0, or NaN
-
-
-def unit_rows(z: Tensor, *, smallest: float | None = None) -> Tensor:
-    """Rows over their norm, differentiable once; a row with no entry above `smallest` (default: the smallest normal
-    number), a zero row say, becomes zero."""
-    return _UnitRows.apply(z, torch.finfo(z.dtype).tiny if smallest is None else smallest)
-
-
-class _UnitRows(torch.autograd.Function):
-    """u = z / ||z||, row by row, with gradient (g - u <u, g>) / ||z||. One function, because the derivatives of its
-    parts would pass over z a dozen times more."""
-
-    @staticmethod
-    def forward(ctx, z: Tensor, smallest: float) -> Tensor:
-        u, scale = _scaled_to_unit(z, smallest)
-        ctx.save_for_backward(z, u, scale)
-        return u
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        z, u, scale = ctx.saved_tensors
-        with torch.no_grad():
-            radial = (u * gradient).sum(dim=1, keepdim=True)
-            gradient = torch.addcmul(gradient, u, radial, value=-1).mul_(scale)
-        return _FirstDerivative.apply(gradient, z), None
-
-
-def result_dtype(z: Tensor) -> torch.dtype:
-    return torch.promote_types(z.dtype, torch.float32)
-
-
-def _moments(z: Tensor | W2Metric, normalize: bool) -> Moments:
-    if isinstance(z, W2Metric):
-        if z.n < 2:
-            raise ValueError(f"need at least 2 rows, got {z.n}")
-        n, mean, covariance, dtype = z.n, z.mean, z.covariance, z.mean.dtype
-    else:
-        rows, n, dtype = wide_rows(z, normalize), len(z), result_dtype(z)
-        with torch.autocast(z.device.type, enabled=False):
-            mean = rows.mean(dim=0)
-            centred = rows - mean
-            rest = centred.mean(dim=0)  # what rounding left
-            centred = centred - rest
-            mean, covariance = mean + rest, centred.T @ centred / n
-    spread = covariance.detach().diagonal().sum()
-    noise = (4 * torch.finfo(mean.dtype).eps) ** 2 * mean.detach().square().sum()
-    return Moments(n, mean, torch.where(spread <= noise, 0, covariance), dtype)
-
-
-def _eigenvalues(symmetric: Tensor) -> Tensor:
-    """Ascending; what rounding left of 0 is 0."""
-    if not bool(torch.isfinite(symmetric).all()):  # the solver would raise
-        return torch.full_like(symmetric[0], torch.nan)
-    values = torch.linalg.eigvalsh(symmetric)
-    return torch.where(values > _noise(values.detach()), values, 0)
-
-
-def _exp_entropy(values: Tensor) -> Tensor:
-    """exp H(p), p = values / sum; 0 if all are 0."""
-    total = values.sum()
-    share = values / torch.where(total == 0, 1, total)
-    share = torch.where(share == 0, 1, share)  # both have the entropy 0, but 0 an infinite slope
-    return torch.where(total == 0, 0, torch.special.entr(share).sum().exp())
-
-
-def _participation(covariance: Tensor) -> Tensor:
-    square = covariance.square().sum()
-    return torch.where(square == 0, 0, covariance.diagonal().sum().square() / torch.where(square == 0, 1, square))
-
-
-def _cholesky(a: Tensor) -> tuple[Tensor, Tensor]:
-    """(L, 0) with a = L L^T; (I, +inf) for a matrix that is singular to rounding and (I, NaN) for one that is not
-    finite. Nothing waits for the host."""
-    with torch.no_grad():
-        factor, failed = torch.linalg.cholesky_ex(a)
-        pivots = factor.diagonal().square()
-        noise = 4 * len(a) * torch.finfo(a.dtype).eps * a.diagonal().max()
-        singular = (failed != 0) | ~(pivots > noise).all()
-        infinite = torch.where(singular, torch.inf, 0.0) + 0 * a.sum()  # NaN if a is not finite
-    identity = torch.eye(len(a), dtype=a.dtype, device=a.device)
-    return torch.linalg.cholesky_ex(torch.where(singular, identity, a))[0], infinite.to(a.dtype)
-
-
-def _logdet(factor: Tensor) -> Tensor:
-    return 2 * factor.diagonal().log().sum()

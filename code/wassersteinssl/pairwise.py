@@ -13,8 +13,8 @@ import torch
 from scipy.special import hyp0f1
 from torch import Tensor
 
-from wassersteinssl.moments import result_dtype, wide_rows
-from wassersteinssl.w2 import _check_matrix, _FirstDerivative
+from wassersteinssl.numerics import result_dtype, wide_rows
+from wassersteinssl.w2 import FirstDerivative, check_matrix
 
 BLOCK = 2048  # rows of a pairwise block: its distances take 16 MiB in float32, whatever n is
 
@@ -29,7 +29,7 @@ def lu_uniformity(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tenso
     a floating matrix of n >= 2 rows.
     Wang & Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity, ICML 2020.
     """
-    _check_matrix(z, least_rows=2)
+    check_matrix(z, least_rows=2)
     with torch.autocast(z.device.type, enabled=False):
         return _LogMeanKernel.apply(z, t, normalize)
 
@@ -68,7 +68,7 @@ def koleo(z: Tensor, *, eps: float = 1e-8, normalize: bool = True) -> Tensor:
     Sablayrolles et al., Spreading Vectors for Similarity Search, ICLR 2019. DINOv2 adds it with weight 0.1.
     """
     rows = wide_rows(z, normalize)
-    distance = _distance(rows, rows[_nearest(rows.detach())])
+    distance = _distance(rows, rows[nearest_squares(rows.detach())])
     return -(distance + eps).log().mean().to(result_dtype(z))
 
 
@@ -91,7 +91,7 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _nearest(z: Tensor) -> Tensor:
+def nearest_squares(z: Tensor) -> Tensor:
     """(n,) the index of each row's nearest other row."""
     z = z - z.mean(dim=0)  # so that squares do not swamp the distances
     norms, nearest = z.square().sum(dim=1), []
@@ -187,7 +187,7 @@ class _LogMeanKernel(torch.autograd.Function):
                 for i in _rows(z):
                     u = _standard_rows(z, i, shift, scale, normalize=True)
                     out[i] = (out[i] - u * (out[i] * u).sum(dim=1, keepdim=True)) * scale[i]
-        return _FirstDerivative.apply(out.to(z.dtype), z), None, None
+        return FirstDerivative.apply(out.to(z.dtype), z), None, None
 
 
 def _standardise(z: Tensor, normalize: bool, wide: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -62,13 +62,13 @@ def pretrain(
             train.sums.copy_(state["sums"])
             train.good.fill_(state["step"])
             done, seconds, collapsed = state["step"], state["seconds"], state.get("collapsed", 0)
-    first_process, saved = distributed.first(), time.monotonic()
+    first_process, pace = distributed.first(), checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
 
     def keep() -> None:
-        nonlocal saved
         train.look()  # bad numbers are never kept
-        saved = time.monotonic()
-        if first_process:
+        with pace.writing():
+            if not first_process:
+                return
             content = {
                 "method": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -79,9 +79,6 @@ def pretrain(
                 "collapsed": collapsed,
             }
             save(done, content)
-
-    def due() -> bool:
-        return 0 < 60 * settings.checkpoint_minutes <= time.monotonic() - saved
 
     method.train()
     start = time.perf_counter()
@@ -108,7 +105,7 @@ def pretrain(
             if device.type == "cpu" and not bar.disable:  # elsewhere once an epoch: reading the loss would stall
                 bar.set_postfix(_shown(epoch, train.sums / (step + 1), term, collapsed), refresh=False)
             stopping = stop()
-            if done % steps and (stopping or due()):
+            if done % steps and (stopping or pace.overdue()):
                 keep()
                 if stopping:
                     bar.close()
@@ -139,7 +136,7 @@ def pretrain(
             log(line)
         train.sums.zero_()
         stopping = stop()
-        if last or stopping or nth % settings.checkpoint_epochs == 0 or due():
+        if last or stopping or pace.after_epoch(nth):
             keep()
         if stopping and not last:
             bar.close()

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from wassersteinssl import __version__, augment, checkpoint, data, distributed, evaluate
 from wassersteinssl.encoder import save_encoder
-from wassersteinssl.files import write_atomically
+from wassersteinssl.files import reason, write_atomically
 from wassersteinssl.machine import out_of_memory
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
@@ -62,7 +62,7 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
         _exit(2, "stopped", "the disk is full; make room, and the same command continues from the last checkpoint")
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
-            _exit(2, "error", f"out of memory: {str(error).splitlines()[0]}; try a smaller --batch-size")
+            _exit(2, "error", f"out of memory: {reason(error)[:200]}; try a smaller --batch-size")
         if not distributed.lost(error):
             raise
         _exit(STOPPED, "stopped", "another process of the run has ended; the same command continues the run")
@@ -71,11 +71,11 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
     sys.exit(0 if finished else STOPPED)
 
 
-def _exit(status: int, kind: str, reason: Any, *, everywhere: bool = True) -> NoReturn:
+def _exit(status: int, kind: str, why: Any, *, everywhere: bool = True) -> NoReturn:
     """Say why in one line and exit; what all processes meet alike is told by the first one alone."""
     if everywhere or distributed.first():
         where = "" if distributed.first() else f" (process {distributed.rank()})"
-        print(f"{Path(sys.argv[0]).name}: {kind}{where}: {reason}", file=sys.stderr, flush=True)
+        print(f"{Path(sys.argv[0]).name}: {kind}{where}: {why}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -199,7 +199,7 @@ class Job:
             "pretrain_seconds": seconds,
             "evaluate_seconds": 0.0,
         }
-        self.folder.save(self.images_seen() + 1, self.state)
+        self.folder.save(self.settings.epochs * self.steps() + 1, self.state)
         return True
 
     def evaluate(self) -> bool:
@@ -213,9 +213,23 @@ class Job:
         def spent() -> float:
             return state["evaluate_seconds"] + time.perf_counter() - start
 
+        pace = checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
+
+        unsaved: dict | None = None  # the probe after an epoch
+
+        def keep() -> None:
+            nonlocal unsaved
+            if unsaved is not None:
+                with pace.writing():
+                    step = settings.epochs * self.steps() + 1 + len(unsaved["history"])
+                    self.folder.save(step, {**state, "probe": unsaved, "evaluate_seconds": spent()})
+            unsaved = None
+
         def on_epoch(probe: dict) -> None:
-            step = self.images_seen() + 1 + len(probe["history"])
-            self.folder.save(step, {**state, "probe": probe, "evaluate_seconds": spent()})
+            nonlocal unsaved
+            unsaved, done = probe, len(probe["history"])
+            if done == settings.linear_epochs or pace.after_epoch(done):
+                keep()
             bar.set_postfix(acc1=f"{probe['history'][-1]['acc1']:.2f}")
             bar.update()
 
@@ -225,6 +239,7 @@ class Job:
                 epochs=settings.linear_epochs, seed=settings.seed, device=self.device, precision=settings.precision,
                 state=state["probe"], on_epoch=on_epoch, should_stop=self.stop,
             )  # fmt: skip
+        keep()
         if not probe["complete"]:
             return False
         with tqdm(total=1 + len(MEASURES), desc="measures", disable=None) as bar:
@@ -244,7 +259,9 @@ class Job:
             "dim": settings.dim,
             "pretrain_seconds": state["pretrain_seconds"],
             "evaluate_seconds": spent(),
-            "images_per_second": self.images_seen() / state["pretrain_seconds"],
+            "images_per_second": (  # views of one image counted once
+                self.steps() * settings.batch_size * settings.epochs / state["pretrain_seconds"]
+            ),
             "device": hardware(self.device),
             "complete": True,
             "config": self.folder.config,
@@ -262,10 +279,9 @@ class Job:
         except ValueError as error:  # rows that are not finite
             raise FloatingPointError(f"embeddings of the test images: {error}") from None
 
-    def images_seen(self) -> int:
-        """In all of pre-training, views of one image counted once."""
-        batch_size = self.settings.batch_size
-        return len(self.images.unlabeled or self.images.train) // batch_size * batch_size * self.settings.epochs
+    def steps(self) -> int:
+        """Of an epoch of pre-training."""
+        return len(self.images.unlabeled or self.images.train) // self.settings.batch_size
 
 
 MONITOR_BANK = 10_000  # training images that the kNN of the monitor looks at; the final one uses all
@@ -305,10 +321,10 @@ class RunFolder:
     def __exit__(self, *_: Any) -> None:
         self._lock_file.close()
 
-    def fail(self, reason: str) -> None:
+    def fail(self, why: str) -> None:
         """Mark the run as failed; a later start of the same command tries again and removes the mark."""
         newest = max((path.name for path in self.path.glob("checkpoint-*.pt")), default=None)
-        write_atomically(self.path / "failed.json", _json({"reason": reason, "last_checkpoint": newest}))
+        write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": newest}))
 
     def _check_same(self, config: Path) -> None:
         try:
@@ -438,9 +454,9 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("it is no cpu, cuda or mps")
-        torch.zeros(1, device=device)
+        device = torch.zeros(1, device=device).device  # with its number, which torch.cuda.set_device wants
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {name} cannot be used here: {reason(error)[:200]}") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where CUDA graphs, NCCL and the wrapper of the networks look
         # No TF32, which convolutions would use by default: W2's solver and the paper's fp32 need the digits.

@@ -117,7 +117,9 @@ class Settings:
     cuda_graph: str = option(
         "auto", "replay the training step as one CUDA graph, where there is a GPU", choices=("auto", "no")
     )
-    checkpoint_epochs: int = option(1, "epochs between checkpoints", check=count)
+    checkpoint_epochs: int | None = option(
+        None, "epochs between checkpoints (default: 1, or more where they would take over 2 % of the time)", check=count
+    )
     checkpoint_minutes: float = option(10.0, "a checkpoint after so many minutes too, also within an epoch; 0: never",
                                        check=not_negative)  # fmt: skip
     compile: str = option(

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from wassersteinssl.moments import result_dtype, wide_rows
+from wassersteinssl.numerics import result_dtype, wide_rows
 
 CHUNK = 2**22  # projected numbers at once: 32 MiB in float64
 

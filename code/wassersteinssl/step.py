@@ -148,8 +148,9 @@ class TrainingStep:
         self.optimizer.zero_grad()  # the gradients must lie in the graph's memory
         try:
             self._replay = self.record(lambda: self._run(self._images, self._parameters))
-        except RuntimeError as error:
-            print(f"no CUDA graph ({str(error).splitlines()[0]}); training goes on without", file=sys.stderr)
+        except RuntimeError as error:  # the first error; ending the capture raises another
+            why = reason(error.__context__ or error)[:200]
+            print(f"no CUDA graph ({why}); training goes on without", file=sys.stderr)
         self.record = None
 
 

@@ -9,9 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wassersteinssl.moments import _cholesky, _eigenvalues, _exp_entropy, _moments, result_dtype, unit_rows, wide_rows
+from wassersteinssl.numerics import (
+    cholesky,
+    exp_entropy,
+    moments_of,
+    present_eigenvalues,
+    result_dtype,
+    unit_rows,
+    wide_rows,
+)
 from wassersteinssl.pairwise import lu_uniformity
-from wassersteinssl.w2 import _FirstDerivative, _polar_by_eigh, _wide
+from wassersteinssl.w2 import FirstDerivative, polar_by_eigh, wide_dtype
 
 
 def alignment(a: Tensor, b: Tensor, *, alpha: float = 2.0, normalize: bool = True) -> Tensor:
@@ -59,7 +67,7 @@ def mmcr(a: Tensor, b: Tensor, *, normalize: bool = True) -> Tensor:
     """
     _check_views(a, b)
     c = (wide_rows(a, normalize) + wide_rows(b, normalize)) / 2
-    return -_NuclearNorm.apply(c, _polar_by_eigh(c.detach(), None)).to(result_dtype(a))
+    return -_NuclearNorm.apply(c, polar_by_eigh(c.detach(), None)).to(result_dtype(a))
 
 
 def lidar(a: Tensor, b: Tensor, *, delta: float = 1e-4, normalize: bool = True) -> Tensor:
@@ -72,12 +80,12 @@ def lidar(a: Tensor, b: Tensor, *, delta: float = 1e-4, normalize: bool = True) 
     dtype = result_dtype(a)
     a, b = wide_rows(a, normalize), wide_rows(b, normalize)
     with torch.autocast(a.device.type, enabled=False):
-        between = _moments((a + b) / 2, normalize=False)
+        between = moments_of((a + b) / 2, normalize=False)
         half = (a - b) / 2  # a view minus its centroid, up to the sign
-        factor, infinite = _cholesky(half.T @ half / between.n + delta * between.identity)
+        factor, infinite = cholesky(half.T @ half / between.n + delta * between.identity)
         left = torch.linalg.solve_triangular(factor, between.covariance, upper=False)
         both = torch.linalg.solve_triangular(factor, left.T, upper=False)  # similar to S_w^(-1/2) S_b S_w^(-1/2)
-    return (_exp_entropy(_eigenvalues(both)) + infinite).to(dtype)
+    return (exp_entropy(present_eigenvalues(both)) + infinite).to(dtype)
 
 
 def _check_views(a: Tensor, b: Tensor) -> None:
@@ -90,7 +98,7 @@ def _check_views(a: Tensor, b: Tensor) -> None:
 
 def _standard_features(z: Tensor) -> Tensor:
     """Features (n, m) with mean 0 and mean square 1; one that is constant to rounding becomes 0."""
-    z = z.to(_wide(z.device))
+    z = z.to(wide_dtype(z.device))
     centred = z - z.mean(dim=0)
     centred = centred - centred.mean(dim=0)
     square = centred.square().mean(dim=0)
@@ -110,4 +118,4 @@ class _NuclearNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):
         c, polar = ctx.saved_tensors
-        return _FirstDerivative.apply(gradient * polar, c), None
+        return FirstDerivative.apply(gradient * polar, c), None

@@ -67,7 +67,7 @@ def w2_uniformity(
     TypeError for what is no tensor.
     """
     alone = group is None or dist.get_world_size(group) == 1
-    _check_matrix(z, least_rows=2 if alone else 1)
+    check_matrix(z, least_rows=2 if alone else 1)
     _check_solver(solver)
     if solver == "auto":
         solver = "eigh" if z.device.type == "cpu" else "polar"
@@ -75,7 +75,7 @@ def w2_uniformity(
     with torch.autocast(z.device.type, enabled=False):
         value = _SquaredDistance.apply(z, normalize, solver, group)
         if not squared:
-            value = _root(value, 16 * torch.finfo(_wide(z.device) if solver == "eigh" else result_type).eps)
+            value = _root(value, 16 * torch.finfo(wide_dtype(z.device) if solver == "eigh" else result_type).eps)
         return value.to(result_type)
 
 
@@ -130,7 +130,7 @@ class W2Metric:
     def update(self, z: Tensor) -> W2Metric:
         """Add rows z (k, m), k >= 1. ValueError, with the count of bad rows, if any is not finite; with the shapes, if
         z is no floating matrix or of another m; TypeError if it is no tensor. Nothing is added then."""
-        _check_matrix(z, least_rows=1)
+        check_matrix(z, least_rows=1)
         chunks = z.split(max(1, 2**22 // z.shape[1]))  # bounds the float64 copy to 32 MiB
         bad = sum(int((~torch.isfinite(chunk)).any(dim=1).sum()) for chunk in chunks)
         if bad:
@@ -138,9 +138,9 @@ class W2Metric:
         if self.n and z.shape[1] != self.dim:
             raise ValueError(f"rows of {z.shape[1]} features after rows of {self.dim}")
         for chunk in chunks:
-            rows = chunk.to(_wide(z.device))
+            rows = chunk.to(wide_dtype(z.device))
             if self.normalize:
-                rows, _ = _scaled_to_unit(rows, torch.finfo(torch.promote_types(z.dtype, torch.float32)).tiny)
+                rows, _ = scaled_to_unit(rows, torch.finfo(torch.promote_types(z.dtype, torch.float32)).tiny)
             mean = rows.mean(dim=0)
             rows = rows - mean
             rest = rows.mean(dim=0)
@@ -165,7 +165,7 @@ class W2Metric:
             raise ValueError(f"W2 needs at least 2 rows, got {self.n}")
         mean, covariance = self.mean, self.covariance
         eigenvalues = torch.linalg.eigvalsh(covariance.cpu())
-        roots = torch.where(eigenvalues > _noise(eigenvalues), eigenvalues, 0).sqrt().sum()
+        roots = torch.where(eigenvalues > eigenvalue_noise(eigenvalues), eigenvalues, 0).sqrt().sum()
         trace = covariance.diagonal().sum().cpu()
         value = float(mean.square().sum().cpu() + trace + 1 - 2 / math.sqrt(len(mean)) * roots)
         return max(value, 0.0) if squared else math.sqrt(max(value, 0.0))
@@ -250,10 +250,10 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor, normalize: bool, solver: str, group: Any) -> Tensor:
-        wide, result_type = _wide(z.device), torch.promote_types(z.dtype, torch.float32)
+        wide, result_type = wide_dtype(z.device), torch.promote_types(z.dtype, torch.float32)
         x, scale = z.to(wide if solver == "eigh" else result_type), None
         if normalize:
-            x, scale = _scaled_to_unit(x, torch.finfo(result_type).tiny, widened=x.dtype != result_type)
+            x, scale = scaled_to_unit(x, torch.finfo(result_type).tiny, widened=x.dtype != result_type)
         n = _all_reduce(torch.full((), len(x), dtype=wide, device=x.device), group)
         centred = x - _mean(x, n, group)
         centred -= _mean(centred, n, group)  # the second pass removes what rounding left
@@ -263,7 +263,7 @@ class _SquaredDistance(torch.autograd.Function):
         square = _all_reduce(torch.linalg.vector_norm(x, dtype=wide).square(), group)
         rounding = 4 * torch.finfo(x.dtype).eps * square.sqrt()
         centred *= torch.where(size > rounding, 1 / size, 0).to(x.dtype)  # 0: equal rows, no direction to push to
-        polar = (polar_by_products if solver == "polar" else _polar_by_eigh)(centred, group)
+        polar = (polar_by_products if solver == "polar" else polar_by_eigh)(centred, group)
         polar -= _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
         along = (x * polar).sum(dim=1, keepdim=True)  # (rows, 1)
         weight = 2 / (x.shape[1] * n).sqrt()
@@ -282,10 +282,10 @@ class _SquaredDistance(torch.autograd.Function):
         of_squared, z = ctx.saved_tensors
         # Half precision last: a scaled loss is there to save small gradients from it.
         gradient = (gradient.to(of_squared.dtype) * of_squared).to(z.dtype)
-        return _FirstDerivative.apply(gradient, z), None, None, None
+        return FirstDerivative.apply(gradient, z), None, None, None
 
 
-class _FirstDerivative(torch.autograd.Function):
+class FirstDerivative(torch.autograd.Function):
     """`gradient`, which depends on z in a way that is not differentiated: asking for that raises. (PyTorch's
     once_differentiable stays silent, and wrong, where the incoming gradient is a constant.)"""
 
@@ -298,14 +298,14 @@ class _FirstDerivative(torch.autograd.Function):
         raise RuntimeError("no second derivative: this gradient cannot be differentiated twice")
 
 
-def _polar_by_eigh(x: Tensor, group: Any) -> Tensor:
+def polar_by_eigh(x: Tensor, group: Any) -> Tensor:
     """U V^T of x = U diag(s) V^T (rows, m), by eigenvalues of the smaller-side Gram matrix, of x^T x with a group."""
     tall = group is not None or x.shape[0] >= x.shape[1]
     gram = _all_reduce(x.T @ x, group) if tall else x @ x.T
     if not bool(torch.isfinite(gram.diagonal().sum())):  # eigh would raise; a NaN loss is for the training loop to name
         return torch.full_like(x, torch.nan)
     eigenvalues, vectors = torch.linalg.eigh(gram)
-    present = eigenvalues > _noise(eigenvalues)
+    present = eigenvalues > eigenvalue_noise(eigenvalues)
     roots = torch.where(present, eigenvalues, 1).rsqrt() * present
     inverse_root = (vectors * roots) @ vectors.T
     return x @ inverse_root if tall else inverse_root @ x
@@ -353,7 +353,7 @@ def _minimax_polynomials(lower: float, count: int) -> list[tuple[float, float, f
 _POLYNOMIALS = _minimax_polynomials(lower=3e-4, count=9)
 
 
-def _scaled_to_unit(z: Tensor, smallest: float, *, widened: bool = False) -> tuple[Tensor, Tensor]:
+def scaled_to_unit(z: Tensor, smallest: float, *, widened: bool = False) -> tuple[Tensor, Tensor]:
     """Unit rows u = s z and s (rows, 1), 0 for rows below `smallest`; `widened`: z comes from a narrower type."""
     if widened:  # no square overflows or vanishes
         norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
@@ -378,7 +378,7 @@ def _root(value: Tensor, rounding: float) -> Tensor:
     return torch.where(away, torch.where(away, value, 1).sqrt(), value.detach().clamp(min=0).sqrt())
 
 
-def _noise(eigenvalues: Tensor) -> Tensor:
+def eigenvalue_noise(eigenvalues: Tensor) -> Tensor:
     """What rounding leaves of a zero eigenvalue of a Gram matrix (ascending eigenvalues)."""
     return 4 * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
 
@@ -392,7 +392,7 @@ def _all_reduce(x: Tensor, group: Any) -> Tensor:
     return x
 
 
-def _wide(device: torch.device) -> torch.dtype:
+def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
 
 
@@ -401,7 +401,7 @@ def _check_solver(solver: str) -> None:
         raise ValueError(f'solver must be "auto", "eigh", "eigh32" or "polar", not {solver!r}')
 
 
-def _check_matrix(z: Tensor, least_rows: int) -> None:
+def check_matrix(z: Tensor, least_rows: int) -> None:
     if not isinstance(z, Tensor):
         kind = f"{type(z).__module__}.{type(z).__qualname__}".removeprefix("builtins.")
         raise TypeError(f"expected a torch tensor, got {kind}")

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Every term that can be added to a loss, with alignment alone (MSE) and with BYOL: a short search of its weight, then
+a run with the best one.
+
+    python code/regularisers.py RUNS [--preset mini] [--datasets cifar10] [--parallel K] [OPTION of every run ...]
+    python code/table2.py RUNS/final        the table; table2.csv there has every measure of every run
+
+The search tries three weights of each term in the preset `search` (6 epochs of 12,800 images), in RUNS/search: about
+0.3, 3 and 30 times the one at which the term pulls partly collapsed rows as hard as alignment does. The best kNN
+accuracy decides. The run is of --preset, in RUNS/final. That is 2 x 14 x 3 short runs and 2 x 15 others: days on a CPU.
+The same command goes on where it stopped.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+CODE = Path(__file__).resolve().parent
+sys.path.insert(0, str(CODE))  # works with and without an installation
+
+from wassersteinssl.machine import cpus
+from wassersteinssl.settings import PRESETS, TERMS, Parser, UserError, count, positive
+
+BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
+WEIGHTS: dict[str, tuple[float, ...]] = {
+    "w2": (0.3, 3, 30),
+    "lu": (0.15, 1.5, 15),
+    "lu_calibrated": (0.15, 1.5, 15),
+    "koleo": (0.15, 1.5, 15),
+    "mst": (0.2, 2, 20),
+    "ssw": (10, 100, 1000),
+    "sigreg": (0.006, 0.06, 0.6),
+    "frobenius": (0.03, 0.3, 3),
+    "vicreg": (0.01, 0.1, 1),
+    "kl": (0.0003, 0.003, 0.03),
+    "reverse_kl": (1e-6, 1e-4, 1e-2),
+    "jeffreys": (1e-6, 1e-4, 1e-2),
+    "bhattacharyya": (0.0005, 0.005, 0.05),
+    "tcr": (0.007, 0.07, 0.7),
+}
+STOPPED = 75
+
+
+class Pair:
+    """A term with a base: its search, then its run."""
+
+    def __init__(self, base: str, term: str, options: argparse.Namespace, rest: list[str]):
+        self.base, self.term, self.options, self.rest = base, term, options, rest
+        self.end = time.monotonic() + 60 * options.time_budget if options.time_budget else None
+
+    def __call__(self) -> int:
+        if self.term == "none":
+            return self.grid("final", self.options.preset, [])
+        status = self.grid("search", self.options.search, WEIGHTS[self.term])
+        weights = self.best() if status in (0, 1) else []  # 1: some weight diverged, say
+        return self.grid("final", self.options.preset, weights) if weights else status
+
+    def grid(self, stage: str, preset: str, weights: Sequence[float]) -> int:
+        command = [sys.executable, str(CODE / "grid.py"), "run", "--preset", preset, "--terms", self.term]
+        command += [*BASES[self.base][:2], *(["--weights", *map(str, weights)] if weights else [])]
+        command += ["--runs", str(self.options.runs / stage)]
+        if self.end is not None:
+            if (left := (self.end - time.monotonic()) / 60) <= 0:
+                return STOPPED
+            command += ["--time-budget", f"{left:.3f}"]
+        command += [*BASES[self.base][2:], *self.rest]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        if done.returncode not in (0, STOPPED):
+            print(
+                f"{self.base} + {self.term}, {stage}: {(done.stdout.strip().splitlines() or ['failed'])[-1]}",
+                flush=True,
+            )
+        return done.returncode
+
+    def best(self) -> list[float]:
+        """The weight with the best kNN accuracy, over the data sets and seeds of the search; none if no run is done."""
+        from wassersteinssl import table2
+
+        method = {"mse": "AlignUniform", "byol": "BYOL"}[self.base]
+        found: dict[float, list[float]] = {}
+        for table in table2.collect([self.options.runs / "search"])[0]:
+            for run in (run for row in table.rows for run in row.runs):
+                chosen = run["config"]["settings"]
+                if (run["method"], run["uniformity"]) == (method, self.term):
+                    found.setdefault(chosen["alpha_max"], []).append(run["knn1"])
+        return sorted(found, key=lambda weight: -sum(found[weight]) / len(found[weight]))[:1]
+
+
+def main() -> int:
+    parser = Parser(__doc__)
+    parser.add_argument("runs", type=Path, metavar="RUNS")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="mini", help="of the runs (default: %(default)s)")
+    parser.add_argument("--search", choices=tuple(PRESETS), default="search", help="(default: %(default)s)")
+    parser.add_argument("--terms", nargs="+", choices=("none", *TERMS), default=["none", *TERMS], metavar="TERM")
+    parser.add_argument("--bases", nargs="+", choices=tuple(BASES), default=list(BASES), help="(default: mse byol)")
+    parser.add_argument("--parallel", type=count, default=1, metavar="K", help="runs at a time (default: 1)")
+    parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")
+    options, rest = parser.parse_known_args()
+    if options.parallel > 1:  # else each run would start as many threads as there are cores
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // options.parallel)))
+    pairs = [Pair(base, term, options, rest) for term in options.terms for base in options.bases]
+    try:
+        from tqdm import tqdm
+
+        with ThreadPoolExecutor(options.parallel) as pool:
+            statuses = list(tqdm(pool.map(lambda pair: pair(), pairs), total=len(pairs), unit="term", disable=None))
+    except UserError as error:
+        print(f"regularisers.py: error: {error}", file=sys.stderr)
+        return 2
+    return next((status for status in (2, 1, STOPPED) if status in statuses), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
