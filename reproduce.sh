@@ -9,17 +9,18 @@ set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
 runs=$root/runs/reproduce
-paper=()
+paper=() fresh=
 for option; do
   case $option in
     --paper) paper=(--paper) ;;
-    --fresh) rm -rf "$runs" ;;
+    --fresh) fresh=yes ;;
     -h | --help) sed -n '2,7s/^# //p' "$0"; exit ;;
     *) echo "error: unknown option $option (--paper, --fresh, --help)" >&2; exit 2 ;;
   esac
 done
 . ./environment.sh
 make_environment requirements.txt
+[ -z "$fresh" ] || rm -rf "$runs"
 
 "$python" code/grid.py run --preset digits --parallel 2 --runs "$runs"
 echo

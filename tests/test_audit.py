@@ -86,6 +86,19 @@ def test_verdicts(name):
     json.dumps(report, allow_nan=False)
 
 
+@pytest.mark.parametrize(("n", "rank"), [(5, 512), (3, 2), (20, 8), (512, 512)])
+def test_few_rows_are_not_called_healthy(n, rank):
+    z = normal(n, rank) @ normal(rank, 512, seed=1)
+    verdict = audit.audit(audit_sources.of_rows(z, "few")).report["verdict"]
+    assert verdict["word"] == "too few rows to tell"
+    assert f"{n} different rows" in verdict["why"]
+
+
+def test_few_rows_that_nearly_agree_are_collapsed():
+    z = 1 + 1e-3 * normal(20, 512)
+    assert audit.audit(audit_sources.of_rows(z, "few")).report["verdict"]["word"] == "collapsed"
+
+
 def test_numbers_are_those_of_scipy_and_numpy():
     z = (normal(N, M) * torch.linspace(0.1, 3, M)) @ random_basis(M) + 0.1
     report = report_on(z)
@@ -114,7 +127,7 @@ def test_numbers_are_those_of_scipy_and_numpy():
 @pytest.mark.parametrize(("n", "m"), [(400, 40), (80, 200), (64, 64)])
 def test_uniform_rows_use_all_dimensions_whatever_their_number(n, m):
     report = report_on(sphere(n, m))
-    assert report["verdict"]["word"] == "healthy"
+    assert report["verdict"]["word"] == ("healthy" if n > m else "too few rows to tell")
     assert report["verdict"]["share"] > 0.97
     assert report["spectrum"]["effective_rank"] == pytest.approx(report["spectrum"]["uniform_effective_rank"], rel=0.02)
     beyond = report["beyond"]
@@ -241,6 +254,9 @@ WRITERS = {
     "header.tsv": lambda path, z: save_csv(path, z, "\t"),
     "semicolons.csv": lambda path, z: np.savetxt(path, z, delimiter=";", fmt="%.18g"),
     "mark.csv": lambda path, z: np.savetxt(path, z, delimiter=",", fmt="%.18g", encoding="utf-8-sig"),
+    "pandas.csv": lambda path, z: path.write_text(
+        "".join(",".join(map(str, row)) + "\n" for row in [["", *"abcde"], *([f"r{k}", *v] for k, v in enumerate(z))])
+    ),
     "shards": save_shards,
 }
 

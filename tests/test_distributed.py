@@ -30,7 +30,7 @@ MORE = {"ZeroCL": ["--instance-weight", "1"], "MoCoV2": ["--queue-size", "64"], 
 class Backbone(nn.Sequential):
     """Two layers with batch-norm in place of the ResNet-18, whose twenty would need a minute of messages."""
 
-    feature_dim = 16
+    feature_dim, layout = 16, torch.contiguous_format
 
     def __init__(self, width):
         first = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
@@ -43,7 +43,7 @@ def trained(name):
     settings = parse(getattr(module, name + "Settings"), "", [*SMALL, CASES[name], *MORE.get(name, [])])
     torch.manual_seed(settings.seed)
     with unittest.mock.patch("wassersteinssl.method.resnet18", Backbone):
-        method = getattr(module, name)(settings).to(memory_format=torch.channels_last)
+        method = getattr(module, name)(settings).place(torch.device("cpu"))
     images, lines = data.load("digits", None, limit_train=settings.limit_train), []
     # the full augmentation: the hue of a sample is shifted at a place that the whole batch decides
     pretrain.pretrain(

@@ -273,9 +273,11 @@ def test_both_whitenings_are_the_inverse_root(kind, b, m):
         values, vectors = np.linalg.eigh(x.double().numpy().T @ x.double().numpy())
         expected = (vectors / np.sqrt(values.clip(0) + ridge)) @ vectors.T
         whitened = x.double().numpy() @ expected
+        # p is exact relative to its own norm; where whitening shrinks most it is so much smaller than that
+        shrinking = torch.finfo(torch.float32).eps * (values[-1] / ridge + 1)
         for solver, tolerance, of_whitened in (
-            (module.by_eigh, 1e-6, 1e-3),
-            (module.by_products, 1e-4, 3e-2 if kind == "all equal" else 5e-3),
+            (module.by_eigh, 1e-6, 1e-6 + shrinking),
+            (module.by_products, 1e-4, 1e-4 + 4 * shrinking),
         ):
             p = solver(x, ridge)
             assert p.dtype == torch.float32

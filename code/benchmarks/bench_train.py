@@ -130,7 +130,7 @@ def build(name: str, options: dict[str, Any], device: torch.device) -> tuple[Met
     program = load_module(bench.CODE / PROGRAMS[name])
     settings = getattr(program, name + "Settings")(**options)
     torch.manual_seed(0)
-    return getattr(program, name)(settings).to(device).to(memory_format=torch.channels_last), settings
+    return getattr(program, name)(settings).place(device), settings
 
 
 def train(

@@ -13,6 +13,9 @@ The verdict counts dimensions in use, in two ways; the smaller count decides.
 
     collapsed  under 10 % of m: for many rows W2 above 1.17       healthy  60 % or more: W2 below 0.67
     partly     between: half of the dimensions lost is W2 = 0.77
+
+Both compare with as many uniform rows. No more than m different rows cannot fill the dimensions, and what does not look
+collapsed beside such rows may still be: then the verdict is that there are too few rows to tell.
 """
 
 from __future__ import annotations
@@ -242,6 +245,12 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     word = "collapsed" if used < COLLAPSED * m else "partly collapsed" if used < HEALTHY * m else "healthy"
     if report["rows"]["distinct"] == 1:
         why = "all rows are equal"
+    elif word != "collapsed" and report["rows"]["distinct"] <= m:
+        word = "too few rows to tell"
+        why = (
+            f"{report['rows']['distinct']} different rows lie in fewer of the {m} dimensions whatever they are; they "
+            f"do not look collapsed beside as many uniform rows: take several times {m} rows"
+        )
     else:
         why = (
             f"{count(used)} of {m} dimensions are in use ({percent(used / m)}): W2 is that of uniform rows of "

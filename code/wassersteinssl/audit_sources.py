@@ -232,7 +232,9 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     with path.open(encoding=TEXT) as file:
         first = next((line for line in file if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
-    header = not all(_is_number(cell) for cell in first.split(delimiter))
+    names = [cell.strip().strip('"') for cell in first.split(delimiter)]
+    header = not all(map(_is_number, names))
+    index = int(header and names[0] in ("", "Unnamed: 0"))  # as pandas writes it
 
     def lines() -> Iterator[str]:
         with path.open(encoding=TEXT) as file:
@@ -240,30 +242,32 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
 
     def check(line: str) -> None:
         for column, cell in enumerate(line.rstrip("\n").split(delimiter), 1):
-            if not _is_number(cell):
+            if column > index and not _is_number(cell):
                 what = f"text ({cell.strip()[:40]!r})" if cell.strip() else "an empty cell"
                 raise UserError(f"column {column} of {path} holds {what}: numbers only")
 
-    shape = (sum(1 for _ in lines()), len(first.split(delimiter)))
+    shape = (sum(1 for _ in lines()), len(names) - index)
     if shape[0] == 0:
         raise UserError(f"{path} holds no numbers")
     check(next(lines()))
+    columns = range(1, len(names)) if index else None
 
     def chunks() -> Iterator[np.ndarray]:
         remaining = lines()
         for part in _parts(shape, share=4):  # as text, numbers are larger
             text = list(itertools.islice(remaining, part.stop - part.start))
             try:
-                rows = np.loadtxt(text, delimiter=delimiter, ndmin=2, comments=None)
+                rows = np.loadtxt(text, delimiter=delimiter, ndmin=2, comments=None, usecols=columns)
             except ValueError:
                 for line in text:
                     check(line)
                 raise
-            if rows.shape[1] != shape[1]:
+            if columns is None and rows.shape[1] != shape[1]:
                 raise ValueError(f"{rows.shape[1]} columns after {shape[1]}")
             yield rows
 
-    return Stored(shape, "float64", chunks)
+    notes = ("the first column, which has no name, was taken for an index and left out",) if index else ()
+    return Stored(shape, "float64", chunks, notes)
 
 
 FORMATS: dict[str, Callable[[Path, str | None, int], Stored]] = {

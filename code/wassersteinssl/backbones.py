@@ -5,6 +5,7 @@ Legend of shapes: b images, H x W pixels, c = width, d = 8c features of the back
 
 import itertools
 
+import torch
 from torch import Tensor, nn
 
 from wassersteinssl.settings import UserError
@@ -46,7 +47,15 @@ class ResNet18(nn.Module):
             elif isinstance(module, BasicBlock):
                 nn.init.zeros_(module.bn2.weight)
 
+    @property
+    def layout(self) -> torch.memory_format:
+        """The memory format that images and weights should have where the weights are."""
+        # oneDNN's backward pass of few channels crashes on larger images in this format (seen in torch 2.13).
+        narrow = self.conv1.out_channels < 16 and self.conv1.weight.device.type == "cpu"
+        return torch.contiguous_format if narrow else torch.channels_last
+
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=self.layout)
         x = self.relu(self.bn1(self.conv1(x)))  # (b, 3, H, W) -> (b, c, H+2, W+2)
         x = self.layer1(self.maxpool(x))  # (b, c, H+2, W+2)
         x = self.layer2(x)  # (b, 2c, (H+2)/2, (W+2)/2)

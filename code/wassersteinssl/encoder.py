@@ -22,9 +22,8 @@ from wassersteinssl.files import reason, write_atomically
 class Encoder(nn.Module):
     """images (n, 3, H, W), uint8 or floats from 0 to 1, un-normalised -> features h (n, 8 width); `embed`: z (n, dim).
 
-    ValueError, with the shape, for other images. Their values are not checked, which would make a GPU wait: floats that
-    are not within 0..1 give features without a meaning. `config` is that of the run: method, settings, versions,
-    command.
+    ValueError, with the shape, for other images, and for floats beyond 0..1 (on a GPU, which would have to wait, these
+    are not looked at). `config` is that of the run: method, settings, versions, command.
     """
 
     def __init__(self, config: dict, mean: list[float], std: list[float]):
@@ -37,6 +36,8 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images of shape (n, 3, H, W), got {tuple(images.shape)}")
+        if images.is_floating_point() and images.device.type == "cpu" and images.numel() and images.max() > 1:
+            raise ValueError(f"expected uint8 images or floats from 0 to 1, got floats up to {images.max():g}")
         pixels = images if images.dtype == torch.uint8 else 255 * images
         return self.backbone(augment.normalize(pixels, self.mean, self.std))
 
@@ -56,8 +57,9 @@ def save_encoder(path: Path, method: nn.Module, config: dict, mean: tuple[float,
 
 
 def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encoder:
-    """The encoder of a finished pre-training, from the run's folder or the file in it, in evaluation mode. ValueError,
-    one line, if there is no such encoder. Nothing in the file is executed."""
+    """The encoder of a finished pre-training, from the run's folder or the file in it, in evaluation mode and without
+    gradients (`requires_grad_()` brings them back). ValueError, one line, if there is no such encoder. Nothing in the
+    file is executed."""
     path = Path(path)
     if path.is_dir():
         path /= "encoder.safetensors"
@@ -74,4 +76,4 @@ def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encode
         raise ValueError(f"{path} is no encoder that a run has exported: it holds no {error.args[0]}") from None
     except Exception as error:  # damaged bytes can fail anywhere
         raise ValueError(f"{path} is no encoder that a run has exported: {reason(error)}") from None
-    return encoder.to(device).eval()
+    return encoder.to(device).eval().requires_grad_(False)

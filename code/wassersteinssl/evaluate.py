@@ -48,7 +48,7 @@ def frozen(module: Any) -> Iterator[None]:
 def _encode(encoder_fn: Callable[[Tensor], Tensor], images: Tensor, precision: str) -> Tensor:
     """(b, 3, H, W) -> float32 (b, d); the forward pass alone may run in bfloat16."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return encoder_fn(images.contiguous(memory_format=torch.channels_last)).float()
+        return encoder_fn(images).float()
 
 
 def _view(images: Tensor, augmentation: augment.Augmentation, generator: torch.Generator, data: ImageSet) -> Tensor:

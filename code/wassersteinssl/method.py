@@ -1,7 +1,7 @@
 """The contract of a method: networks, a loss on what they compute, and what follows a step of the optimiser."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.backbone = resnet18(settings.width)
         self.projector = projector(self.backbone.feature_dim, settings.hidden_dim, settings.dim)
+
+    def place(self, device: torch.device) -> Self:
+        """Move all networks to the device, in the memory format that is best there."""
+        self.to(device)
+        return self.to(memory_format=self.backbone.layout)  # type: ignore[call-overload]
 
     def embed(self, view: Tensor) -> Tensor:
         return self.projector(self.backbone(view))

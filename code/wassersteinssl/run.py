@@ -143,7 +143,7 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
             term(torch.eye(4, settings.dim))
         except ValueError as error:
             raise UserError(f"--uniformity {settings.uniformity} with --dim {settings.dim}: {error}") from None
-    method.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method.place(device)
     name = method_class.__name__
     return Job(method, images, settings, device, RunFolder(_run_path(name, settings), name, settings))
 

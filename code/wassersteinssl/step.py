@@ -93,7 +93,8 @@ class TrainingStep:
 
     def learn(self, view_a: Tensor, view_b: Tensor) -> None:
         """The step behind the augmentation: views (b, 3, H, W), normalised."""
-        view_a, view_b = (view.contiguous(memory_format=torch.channels_last) for view in (view_a, view_b))
+        layout = self.method.backbone.layout  # once, for all networks that see the view
+        view_a, view_b = (view.contiguous(memory_format=layout) for view in (view_a, view_b))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             embeddings = self.network(view_a, view_b)
         embeddings = {name: distributed.gather(e.float()) for name, e in embeddings.items()}
