@@ -92,9 +92,6 @@ def main(options: argparse.Namespace) -> int:
     except UserError as error:
         print(f"audit.py: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("audit.py: interrupted", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -52,8 +52,6 @@ def main() -> int:
         print(f"[{k}/{len(chosen)}] {names[study]}", flush=True)
         try:
             pictures = make(study, (options.out / names[study]).resolve().parent, paper=options.paper)
-        except KeyboardInterrupt:
-            return 130
         except (OSError, RuntimeError) as error:
             print(f"figures.py: error: {study.name}: {error}", file=sys.stderr)
             failed += 1

@@ -35,7 +35,7 @@ from pathlib import Path
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl import settings
+from wassersteinssl import results, settings
 from wassersteinssl.machine import cpus
 from wassersteinssl.settings import (
     DATASETS,
@@ -89,10 +89,9 @@ class Cell:
         return lines
 
     def result(self) -> dict | None:
-        with contextlib.suppress(OSError, *DAMAGE):
-            result = json.loads((self.folder / "result.json").read_text())
-            numbers = {key: float(result[key]) for key in ("acc1", "w2", "evaluate_seconds")}
-            return {**result, **numbers} if result["complete"] is True and not self.other() else None
+        with contextlib.suppress(ValueError):
+            result = results.read(self.folder)
+            return None if self.other() else result
         return None
 
     def other(self) -> str:

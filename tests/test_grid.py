@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from conftest import REPOSITORY, environment, load
 
-from wassersteinssl.settings import PRESETS, TERMS, UserError, shared
+from wassersteinssl import table2
+from wassersteinssl.settings import PRESETS, PROGRAMS, TERMS, UserError, shared
 
 GRID = REPOSITORY / "code" / "grid.py"
 
@@ -38,7 +40,10 @@ for epoch in range(path.read_text().count("\\n"), 3):
         file.write(json.dumps({"epoch": epoch, "seconds": 0.1}) + "\\n")
     if stop:
         sys.exit(75)
-result = {"complete": True, "acc1": 1.0, "w2": 0.5, "evaluate_seconds": 1.0, "seed": int(option("--seed"))}
+result = {"complete": True, "acc1": 1.0, "w2": 0.5, "evaluate_seconds": 1.0, "pretrain_seconds": 1.0, "acc5": 2.0}
+result |= {"seed": int(option("--seed")), "lu": -1.0, "alignment": 0.1, "knn1": 1.0, "w2_floor": 0.1}
+result |= {"n_test": 9, "dim": 2}
+result |= {"method": "BYOL", "uniformity": "none", "dataset": "digits", "device": "", "config": {"settings": {}}}
 (folder / "result.json").write_text(json.dumps(result))
 """
 
@@ -53,11 +58,11 @@ def grid(tmp_path):
     """A copy of the code whose method programs are the stand-in; grid("run", ...) runs it."""
     code = tmp_path / "a folder" / "code"
     (code / "wassersteinssl").mkdir(parents=True)
-    for name in ("grid.py", "wassersteinssl/__init__.py", "wassersteinssl/settings.py", "wassersteinssl/machine.py"):
+    for name in ("grid.py", *(f"wassersteinssl/{part}.py" for part in ("__init__", "settings", "machine", "results"))):
         (code / name).write_text((REPOSITORY / "code" / name).read_text())
-    for name in ("BYOL/byol.py", "MoCov2/moco_v2.py", "BarlowTwins/barlow_twins.py", "Zero-CL/zero_cl.py"):
+    for method, name in PROGRAMS.items():
         (code / name).parent.mkdir()
-        (code / name).write_text(STAND_IN)
+        (code / name).write_text(f'"""\nclass {method}(Method): a stand-in\n"""\n{STAND_IN}')
 
     def run(*options, wait=True, **variables):
         command = [sys.executable, str(code / "grid.py"), *map(str, options)]
@@ -300,17 +305,58 @@ def test_epochs_are_those_of_every_cell(tmp_path):
     assert done.stdout.count("0/3 epochs") == 12
 
 
-def test_every_term_is_tried_with_alignment_alone_and_with_byol(tmp_path):
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n')
-    python.chmod(0o755)
-    variables = {**environment(), "PYTHON": str(python), "CALLS": str(tmp_path / "calls")}
-    script = REPOSITORY / "code" / "regularisers.sh"
-    subprocess.run([script, tmp_path / "runs", "--preset", "digits"], env=variables, check=True)
-    calls = (tmp_path / "calls").read_text().splitlines()
-    for term in ("none", *TERMS):
-        alone, byol = (call for call in calls if f"--terms {term} --weights" in call)
-        assert "--methods align_uniform --preset digits --uniform-weight 0" in alone
-        assert "--methods byol --preset digits" in byol
-    assert len(calls) == 2 * (1 + len(TERMS))
-    assert subprocess.run([script], env=variables, capture_output=True).returncode == 2
+@pytest.fixture
+def regularisers(tmp_path, monkeypatch):
+    """regularisers(*options): its pairs, whose grids only note their commands; kNN is best at the second weight."""
+    module, calls = load(REPOSITORY / "code" / "regularisers.py"), []
+
+    def run(command, **_):
+        calls.append(" ".join(command[2:]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    def collect(folders):
+        assert folders == [tmp_path / "runs" / "search"]
+        runs = [
+            {
+                "method": method,
+                "uniformity": term,
+                "knn1": 40 - abs(k - 1),
+                "config": {"settings": {"alpha_max": weight}},
+            }
+            for method in ("AlignUniform", "BYOL")
+            for term, weights in module.WEIGHTS.items()
+            for k, weight in enumerate(weights)
+        ]
+        return [types.SimpleNamespace(rows=[types.SimpleNamespace(runs=runs)])], []
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(table2, "collect", collect)
+
+    def start(*options):
+        monkeypatch.setattr(sys, "argv", ["regularisers.py", str(tmp_path / "runs"), *options])
+        assert module.main() == 0
+        return calls
+
+    start.weights = module.WEIGHTS
+    return start
+
+
+def test_every_term_is_searched_and_then_run_with_alignment_alone_and_with_byol(regularisers):
+    calls = regularisers("--preset", "digits", "--seeds", "3")
+    assert set(regularisers.weights) == set(TERMS)
+    for term, weights in regularisers.weights.items():
+        for base, more in (("align_uniform", " --uniform-weight 0"), ("byol", "")):
+            search, final = (call for call in calls if f"--terms {term} --methods {base} " in call)
+            tried = " ".join(map(str, weights))
+            assert search.startswith(f"run --preset search --terms {term} --methods {base} --weights {tried} --runs ")
+            assert final.startswith(
+                f"run --preset digits --terms {term} --methods {base} --weights {weights[1]} --runs "
+            )
+            assert search.endswith(f"search{more} --seeds 3")
+            assert final.endswith(f"final{more} --seeds 3")
+    assert len(calls) == 2 * (1 + 2 * len(TERMS))
+
+
+def test_a_search_without_a_finished_run_has_no_final_one(regularisers, monkeypatch):
+    monkeypatch.setattr(table2, "collect", lambda _: ([], []))
+    assert len(regularisers("--terms", "w2", "--bases", "mse")) == 1

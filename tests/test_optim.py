@@ -271,11 +271,11 @@ def test_warmup_cosine_matches_torchs_schedulers():
 
 
 def test_cosine_momentum():
-    assert cosine_momentum(0, 100, 0.99, 0.999) == pytest.approx(0.99)
-    assert cosine_momentum(50, 100, 0.99, 0.999) == pytest.approx(0.9945)
-    assert cosine_momentum(100, 100, 0.99, 0.999) == 0.999
-    assert cosine_momentum(7, 100, 0.99, 0.99) == 0.99
-    assert cosine_momentum(0, 0, 0.99, 0.999) == 0.999
+    assert cosine_momentum(0, 0.99, 0.999) == pytest.approx(0.99)
+    assert cosine_momentum(0.25, 0.99, 0.999) == pytest.approx(0.999 - 0.009 * (1 + 0.5**0.5) / 2)
+    assert cosine_momentum(0.5, 0.99, 0.999) == pytest.approx(0.9945)
+    assert cosine_momentum(1, 0.99, 0.999) == cosine_momentum(1.1, 0.99, 0.999) == 0.999
+    assert cosine_momentum(0.07, 0.99, 0.99) == 0.99
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99, 1.0])

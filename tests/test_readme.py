@@ -7,6 +7,7 @@ from conftest import REPOSITORY
 
 from wassersteinssl.files import load_module
 
+LAUNCHERS = load_module(REPOSITORY / "code" / "results" / "launchers.py")
 EMBED = load_module(REPOSITORY / "code" / "results" / "embed.py")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -38,3 +39,11 @@ def test_a_quoted_file_that_has_changed_is_put_in(tmp_path, monkeypatch):
     (tmp_path / "code" / "results" / "a+b.md").write_text("new\n")
     quote = "text\n<!-- code/results/a+b.md -->\n{}\n<!-- end -->\nmore\n"
     assert EMBED.refreshed(quote.format("old\nlines")) == quote.format("new")
+
+
+def test_the_launchers_tell_what_was_measured():
+    table, texts = LAUNCHERS.build()
+    assert (REPOSITORY / "code" / "results" / "launchers.md").read_text() == table
+    assert len(texts) == 16
+    for path, text in texts.items():
+        assert path.read_text() == text, "run code/results/launchers.py"

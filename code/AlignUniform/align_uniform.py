@@ -22,7 +22,8 @@ class AlignUniformSettings(Settings):
     uniform_weight: float = option(1.0, "of L_U", check=not_negative)
 
 
-SETTINGS = parse(AlignUniformSettings, __doc__) if __name__ == "__main__" else None  # --help before torch loads
+if __name__ == "__main__":
+    SETTINGS = parse(AlignUniformSettings, __doc__)  # --help answers before torch loads
 
 from torch import Tensor
 

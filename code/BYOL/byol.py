@@ -22,7 +22,8 @@ class BYOLSettings(Settings):
     momentum: float = option(0.99, "of the target's moving average", check=share)
 
 
-SETTINGS = parse(BYOLSettings, __doc__) if __name__ == "__main__" else None  # --help answers before torch loads
+if __name__ == "__main__":
+    SETTINGS = parse(BYOLSettings, __doc__)  # --help answers before torch loads
 
 import copy
 from typing import ClassVar

@@ -22,7 +22,8 @@ class BarlowTwinsSettings(Settings):
     redundancy: float = option(0.08, "weight lambda of the off-diagonal terms", check=not_negative)
 
 
-SETTINGS = parse(BarlowTwinsSettings, __doc__) if __name__ == "__main__" else None  # --help before torch loads
+if __name__ == "__main__":
+    SETTINGS = parse(BarlowTwinsSettings, __doc__)  # --help answers before torch loads
 
 from typing import ClassVar
 

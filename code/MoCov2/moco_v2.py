@@ -25,7 +25,8 @@ class MoCoV2Settings(Settings):
     momentum_end: float = option(0.999, "of the key network at the end", check=share)
 
 
-SETTINGS = parse(MoCoV2Settings, __doc__) if __name__ == "__main__" else None  # --help answers before torch loads
+if __name__ == "__main__":
+    SETTINGS = parse(MoCoV2Settings, __doc__)  # --help answers before torch loads
 
 import copy
 from typing import ClassVar
@@ -63,7 +64,7 @@ class MoCoV2(Method):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        momentum = cosine_momentum(progress, 1, self.settings.momentum, self.settings.momentum_end)
+        momentum = cosine_momentum(progress, self.settings.momentum, self.settings.momentum_end)
         ema_update(self.key, [self.backbone, self.projector], momentum)
         self.queue.put(self.keys)
 

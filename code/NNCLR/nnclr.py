@@ -23,7 +23,8 @@ class NNCLRSettings(Settings):
     queue_size: int = option(4096, "past embeddings to look for neighbours in", check=count)
 
 
-SETTINGS = parse(NNCLRSettings, __doc__) if __name__ == "__main__" else None  # --help answers before torch loads
+if __name__ == "__main__":
+    SETTINGS = parse(NNCLRSettings, __doc__)  # --help answers before torch loads
 
 import torch
 from torch import Tensor

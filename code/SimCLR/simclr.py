@@ -20,7 +20,8 @@ class SimCLRSettings(Settings):
     temperature: float = option(0.2, "of NT-Xent", check=positive)
 
 
-SETTINGS = parse(SimCLRSettings, __doc__) if __name__ == "__main__" else None  # --help answers before torch loads
+if __name__ == "__main__":
+    SETTINGS = parse(SimCLRSettings, __doc__)  # --help answers before torch loads
 
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -21,7 +21,8 @@ class SimSiamSettings(Settings):
     bottleneck: int = option(512, "hidden dimension of the predictor", check=count)
 
 
-SETTINGS = parse(SimSiamSettings, __doc__) if __name__ == "__main__" else None  # --help answers before torch loads
+if __name__ == "__main__":
+    SETTINGS = parse(SimSiamSettings, __doc__)  # --help answers before torch loads
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity

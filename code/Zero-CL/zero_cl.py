@@ -26,7 +26,8 @@ class ZeroCLSettings(Settings):
     instance_weight: float = option(0.0, "of the instance loss beside the feature loss", check=not_negative)
 
 
-SETTINGS = parse(ZeroCLSettings, __doc__) if __name__ == "__main__" else None  # --help answers before torch loads
+if __name__ == "__main__":
+    SETTINGS = parse(ZeroCLSettings, __doc__)  # --help answers before torch loads
 
 import math
 from typing import ClassVar

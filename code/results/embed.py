@@ -6,7 +6,12 @@ is replaced by the file. Prints the pages that changed.
 """
 
 import re
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works with and without an installation
+
+from wassersteinssl.settings import Parser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
@@ -19,6 +24,7 @@ def refreshed(page: str) -> str:
 
 
 def main() -> None:
+    Parser(__doc__).parse_args()
     for path in PAGES:
         before = path.read_text("utf-8")
         if (after := refreshed(before)) != before:

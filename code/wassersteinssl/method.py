@@ -1,7 +1,7 @@
 """The contract of a method: networks, a loss on what they compute, and what follows a step of the optimiser."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Method(nn.Module, ABC):
         return {"z_a": self.embed(view_a), "z_b": self.embed(view_b)}
 
     @abstractmethod
-    def loss(self, **embeddings: Tensor) -> Tensor:
+    def loss(self, *arguments: Any, **embeddings: Any) -> Tensor:
         """The method's loss, 0-d, of float32 embeddings as `forward` names them."""
 
     @torch.no_grad()

@@ -129,11 +129,9 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, final: float =
     return q + (1 - q) * final
 
 
-def cosine_momentum(step: int, total_steps: int, start: float, end: float) -> float:
-    """Momentum of a key or target network: half a cosine from `start` at step 0 to `end` at total_steps (BYOL)."""
-    if step >= total_steps:
-        return end
-    return end - (end - start) * (1 + math.cos(math.pi * step / total_steps)) / 2
+def cosine_momentum(progress: float, start: float, end: float) -> float:
+    """Momentum of a key or target network: half a cosine from `start` at progress 0 to `end` at 1 (BYOL)."""
+    return end - (end - start) * (1 + math.cos(math.pi * min(progress, 1))) / 2
 
 
 def set_lr(optimizer: torch.optim.Optimizer, multiplier: float) -> None:

@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from wassersteinssl import __version__, augment, checkpoint, data, distributed, evaluate
+from wassersteinssl import __version__, augment, checkpoint, data, distributed, evaluate, results
 from wassersteinssl.encoder import save_encoder
 from wassersteinssl.files import reason, write_atomically
 from wassersteinssl.machine import out_of_memory
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
-from wassersteinssl.settings import Settings, UserError, differences
+from wassersteinssl.settings import MONITOR_IMAGES, Settings, UserError, differences
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.vision import torchvision
 
@@ -97,10 +97,10 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
         job.stop = lambda: distributed.any_of(signals.stop())
         job.state = distributed.from_first(job.restored)
         if distributed.first():
+            images = f"{len(job.images.unlabeled or job.images.train)} training and {len(job.images.test)} test images"
             print(
-                f"{name}, uniformity {settings.uniformity}: {len(job.images.unlabeled or job.images.train)} training "
-                f"and {len(job.images.test)} test images of {settings.dataset}, {settings.epochs} epochs, "
-                f"{hardware(job.device)}; run folder {job.folder.path}",
+                f"{name}, uniformity {settings.uniformity}: {images} of {settings.dataset_name or settings.dataset}, "
+                f"epochs: {settings.epochs}, {hardware(job.device)}; run folder {job.folder.path}",
                 flush=True,
             )
         try:
@@ -184,7 +184,7 @@ class Job:
             self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
         seconds = pretrain(
             self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
-            save=self.folder.save, log=self.folder.log, monitor=lambda: self.measure(MONITOR_BANK)[0],
+            save=self.folder.save, log=self.folder.log, monitor=lambda: self.measure(MONITOR_IMAGES)[0],
             stop=self.stop,
         )  # fmt: skip
         if seconds is None:
@@ -284,9 +284,6 @@ class Job:
         return len(self.images.unlabeled or self.images.train) // self.settings.batch_size
 
 
-MONITOR_BANK = 10_000  # training images that the kNN of the monitor looks at; the final one uses all
-
-
 class RunFolder:
     """The files of one run. Refuses a folder of another configuration, and a second writer."""
 
@@ -374,8 +371,8 @@ class RunFolder:
 
     def finished(self) -> bool:
         try:
-            return json.loads(self.result.read_text())["complete"] is True
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return results.read(self.path)["complete"]
+        except ValueError:
             return False  # damaged: evaluated anew
 
     def finish(self, result: dict) -> None:
@@ -437,7 +434,9 @@ def hardware(device: torch.device) -> str:
         cpu = found[1] if found else cpu
     except OSError:
         pass
-    return f"{processes}{cpu}, {torch.get_num_threads()} threads" + ("" if device.type == "cpu" else f", {device.type}")
+    threads = torch.get_num_threads()
+    other = "" if device.type == "cpu" else f", {device.type}"
+    return f"{processes}{cpu}, {threads} thread{'s' if threads > 1 else ''}{other}"
 
 
 def find_device(name: str) -> torch.device:
@@ -477,7 +476,7 @@ def _run_path(method: str, settings: Settings) -> Path:
         return Path(settings.run_dir)
     s = settings
     run = f"{method.lower()}+{s.uniformity}-w{s.width}-e{s.epochs}-s{s.seed}"
-    return REPOSITORY / "runs" / s.dataset / run.replace("+none", "")
+    return REPOSITORY / "runs" / (s.dataset_name or s.dataset) / run.replace("+none", "")
 
 
 def _git_commit() -> str | None:

@@ -6,12 +6,16 @@ subclassing `Settings`; each field is an option of the same name with dashes.
 
 import argparse
 import math
+import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+MONITOR_IMAGES = 10_000  # of training that the kNN looks at during pre-training; the final one uses all
 COMPILE = ("no", "augmentation", "all")
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyimagenet", "digits", "folder")
 # The measures of uniformity.py that can be added to a loss; the paper's two first.
@@ -143,17 +147,19 @@ class Settings:
     )  # fmt: skip
 
 
-# The method programs below code/, by the name of their class, in the order in which their results are wanted.
-PROGRAMS = {
-    "BYOL": "BYOL/byol.py",
-    "MoCoV2": "MoCov2/moco_v2.py",
-    "BarlowTwins": "BarlowTwins/barlow_twins.py",
-    "ZeroCL": "Zero-CL/zero_cl.py",
-    "SimCLR": "SimCLR/simclr.py",
-    "NNCLR": "NNCLR/nnclr.py",
-    "SimSiam": "SimSiam/simsiam.py",
-    "AlignUniform": "AlignUniform/align_uniform.py",
-}
+def programs() -> dict[str, str]:
+    """The method programs below code/, by the name of their class: every CODE/Folder/file.py with a class derived from
+    Method. First those of Table 2 in the order in which their results are wanted, then any others."""
+    found = {}
+    for path in sorted(CODE.glob("[A-Z]*/*.py")):
+        for name in re.findall(r"^class (\w+)\(Method\)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found[name] = path.relative_to(CODE).as_posix()
+    first = "BYOL MoCoV2 BarlowTwins ZeroCL SimCLR NNCLR SimSiam AlignUniform".split()
+    return {name: found[name] for name in [*first, *found] if name in found}
+
+
+CODE = Path(__file__).resolve().parents[1]
+PROGRAMS = programs()
 
 # What a preset changes; the rest is the paper's.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -172,7 +178,8 @@ Any_Settings = TypeVar("Any_Settings", bound=Settings)
 
 
 class Parser(argparse.ArgumentParser):
-    """A program's command line: --help shows the description as it stands, a mistake is told in one line."""
+    """A program's command line: --help shows the description as it stands, a mistake is told in one line, and so is
+    Ctrl-C from then on, unless the program has something better to do."""
 
     def __init__(self, description: str | None = None):
         super().__init__(
@@ -181,6 +188,14 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
+    def parse_known_args(self, args=None, namespace=None):  # parse_args calls it, too
+        if args is None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._interrupted)
+        return super().parse_known_args(args, namespace)
+
+    def _interrupted(self, *_: Any) -> NoReturn:
+        self.exit(130, f"\n{self.prog}: interrupted\n")
 
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")

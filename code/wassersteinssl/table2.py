@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import mean, stdev
 
+from wassersteinssl import results
+from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import PRESETS, Settings
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -30,15 +32,6 @@ METHODS = {
 }
 TERMS = {"none": "", "lu": " + L_U", "w2": " + W2"}
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-# result.json's name -> heading, decimals, the paper has it
-COLUMNS = {
-    "acc1": ("Acc@1 ↑", 2, True),
-    "acc5": ("Acc@5 ↑", 2, True),
-    "w2": ("W2 ↓", 3, True),
-    "lu": ("L_U ↓", 2, True),
-    "alignment": ("A ↓", 2, True),
-    "knn1": ("kNN ↑", 2, False),
-}
 GAINS = ("acc1", "w2", "alignment")  # shown against vanilla, as in the paper
 
 # What may differ between rows of one table; "place" settings never matter.
@@ -64,7 +57,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        method = "MSE" if self.own.get("uniform_weight") == 0 else METHODS.get(self.method, self.method)
+        aligned_only = self.method == "AlignUniform" and self.own["uniform_weight"] == 0
+        method = "MSE" if aligned_only else METHODS.get(self.method, self.method)
         term = TERMS.get(self.term, f" + {self.term}")
         return method + term + (f" ({self.variant})" if self.variant else "")
 
@@ -114,10 +108,11 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
     unfinished: list[Unfinished] = []
     for folder in dict.fromkeys(path.parent for top in folders for path in sorted(Path(top).rglob("config.json"))):
         try:
-            result = read(folder)
+            result = results.read(folder)
         except ValueError as error:
             unfinished.append(Unfinished(folder, str(error)))
             continue
+        result |= {"folder": folder, "measures": _measures(folder / "measures.json")}
         settings = result["config"]["settings"]
         setting = {key: settings.get(key) for key in sorted(_COMMON)}
         table = tables.setdefault(json.dumps(setting), Table(setting, []))
@@ -135,30 +130,6 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
         _tell_apart(table.rows)
         table.rows.sort(key=_order)
     return list(tables.values()), unfinished
-
-
-def read(folder: Path) -> dict:
-    """A finished run's result; ValueError with the reason if there is none."""
-    path = folder / "result.json"
-    if not path.exists():
-        failed = folder / "failed.json"
-        raise ValueError("failed" if failed.exists() else f"not finished, after epoch {_epochs(folder)}")
-    try:
-        result = json.loads(path.read_text())
-        if result["complete"] is not True:
-            raise ValueError("not complete")
-        numbers = [float(result[column]) for column in (*COLUMNS, "w2_floor")]
-        if not all(abs(number) < float("inf") for number in numbers):
-            raise ValueError("a number that is not finite")
-        if not isinstance(result["config"]["settings"], dict):
-            raise ValueError("no settings")
-        if not all(isinstance(result[key], str) for key in ("method", "uniformity", "dataset", "device")):
-            raise ValueError("a name that is no text")
-        if not all(isinstance(result[key], int) for key in ("seed", "n_test", "dim")):
-            raise ValueError("a count that is no whole number")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"result.json cannot be used: {error}") from None
-    return {**result, "folder": folder, "measures": _measures(folder / "measures.json")}
 
 
 def _measures(path: Path) -> dict[str, float]:
@@ -332,11 +303,6 @@ def _tell_apart(rows: list[Row]) -> None:
                 for row in group:
                     told = f"{option} {row.own[option]}" if option in row.own else f"no {option}"
                     row.variant = ", ".join(filter(None, [row.variant, told]))
-
-
-def _epochs(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _matches(setting: dict, options: dict) -> bool:

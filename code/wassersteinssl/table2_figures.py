@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save
-from wassersteinssl.table2 import COLUMNS, DATASETS, METHODS, TERMS, Row, Table, paper
+from wassersteinssl.results import COLUMNS
+from wassersteinssl.settings import MONITOR_IMAGES
+from wassersteinssl.table2 import DATASETS, METHODS, TERMS, Row, Table, paper
 
 AXIS = {  # what a run's metrics.jsonl follows
-    "knn1": "kNN top-1 (%), of at most\n10,000 training images",  # run.MONITOR_BANK
+    "knn1": f"kNN top-1 (%), of at most\n{MONITOR_IMAGES:,} training images",
     **SYMBOLS,
     "alignment": r"$\mathcal{A}$",
 }
@@ -25,7 +27,7 @@ def draw_table(table: Table, path: Path) -> list[Path]:
     """Acc@1 and W2, a line a row, two panels a data set: ours filled (with the deviation), the paper's hollow."""
     datasets, published = table.datasets(), paper()
     rows = {dataset: [row for row in table.rows if row.dataset == dataset] for dataset in datasets}
-    height = 0.7 + 0.19 * max(map(len, rows.values()))
+    height = 1.1 + 0.19 * max(map(len, rows.values()))
     figure, axes = plt.subplots(
         1, 2 * len(datasets), figsize=(2 * COLUMN * len(datasets), height), squeeze=False, sharey=False
     )

@@ -1,0 +1,43 @@
+"""A finished run's result.json: what it must hold to count. Loads no torch."""
+
+import json
+from pathlib import Path
+
+# result.json's name of a measure -> heading, decimals, the paper has it
+COLUMNS = {
+    "acc1": ("Acc@1 ↑", 2, True),
+    "acc5": ("Acc@5 ↑", 2, True),
+    "w2": ("W2 ↓", 3, True),
+    "lu": ("L_U ↓", 2, True),
+    "alignment": ("A ↓", 2, True),
+    "knn1": ("kNN ↑", 2, False),
+}
+NUMBERS = (*COLUMNS, "w2_floor", "pretrain_seconds", "evaluate_seconds")
+
+
+def read(folder: Path) -> dict:
+    """The result of the run in this folder; ValueError with the reason if it is not finished or damaged."""
+    path = folder / "result.json"
+    if not path.exists():
+        failed = folder / "failed.json"
+        raise ValueError("failed" if failed.exists() else f"not finished, after epoch {_epochs(folder)}")
+    try:
+        result = json.loads(path.read_text())
+        if result["complete"] is not True:
+            raise ValueError("not complete")
+        if not all(abs(float(result[name])) < float("inf") for name in NUMBERS):
+            raise ValueError("a number that is not finite")
+        if not isinstance(result["config"]["settings"], dict):
+            raise ValueError("no settings")
+        if not all(isinstance(result[key], str) for key in ("method", "uniformity", "dataset", "device")):
+            raise ValueError("a name that is no text")
+        if not all(isinstance(result[key], int) for key in ("seed", "n_test", "dim")):
+            raise ValueError("a count that is no whole number")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"result.json cannot be used: {error}") from None
+    return result
+
+
+def _epochs(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
