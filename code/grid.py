@@ -8,6 +8,7 @@
     python code/grid.py run --slurm --partition gpu --gpus 1 --time 240 --preset paper     a Slurm array, a cell a job
     python code/table2.py runs/grid/mini                      the table of what is done
 
+Options that the grid does not know (--precision bf16, --width 32, ...) go to every run: see those of a method file.
 A finished cell is skipped, an unfinished one continued, a crashed one tried once more at the end, and one that another
 process works on left alone (with nothing else to do the grid ends, with status 75). --time-budget stops all cells in
 time with a checkpoint; the same command goes on later.
@@ -24,6 +25,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -177,6 +179,13 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
             meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85)
         ):
             parser.error(f"unknown option {text}: {meant[0]}?")
+    methods = list(FILES) if "all" in options.methods else options.methods
+    for method in methods:
+        own = re.findall(r"^    (\w+): .* = option\(", (CODE / FILES[method]).read_text(encoding="utf-8"), re.MULTILINE)
+        known = {"--" + name.replace("_", "-") for name in (*settings.Settings.__dataclass_fields__, *own)}
+        for text in (text.partition("=")[0] for text in rest if text.startswith("--")):
+            if text not in known:
+                parser.error(f"{text} is an option neither of the grid nor of {FILES[method]}")
     if options.action == "run-one" and options.index is None:
         parser.error("run-one needs --index")
     if options.slurm and sys.argv[1] != "run":

@@ -48,6 +48,11 @@ result |= {"method": "BYOL", "uniformity": "none", "dataset": "digits", "device"
 """
 
 
+def stand_in(method: str) -> str:
+    """The program, found as that of the method."""
+    return f'"""\nclass {method}(Method): a stand-in\n"""\n{STAND_IN}'
+
+
 @pytest.fixture(scope="module")
 def grid_module():
     return load(GRID)
@@ -62,7 +67,7 @@ def grid(tmp_path):
         (code / name).write_text((REPOSITORY / "code" / name).read_text())
     for method, name in PROGRAMS.items():
         (code / name).parent.mkdir()
-        (code / name).write_text(f'"""\nclass {method}(Method): a stand-in\n"""\n{STAND_IN}')
+        (code / name).write_text(stand_in(method))
 
     def run(*options, wait=True, **variables):
         command = [sys.executable, str(code / "grid.py"), *map(str, options)]

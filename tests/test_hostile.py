@@ -16,7 +16,7 @@ from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metric
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_grid import STAND_IN, grid_module  # noqa: F401
+from test_grid import grid_module, stand_in  # noqa: F401
 
 from wassersteinssl import checkpoint, data, run, table2
 from wassersteinssl.settings import Settings, UserError, parse
@@ -204,7 +204,7 @@ def test_a_name_is_only_a_name(tmp_path, monkeypatch, name):
     shutil.copytree(REPOSITORY / "code" / "wassersteinssl", code / "wassersteinssl")
     for file in ("grid.py", "launch.sh", "BYOL/run_byol+w2.sh"):
         shutil.copy(REPOSITORY / "code" / file, code / file)
-    (code / "BYOL" / "byol.py").write_text(STAND_IN)
+    (code / "BYOL" / "byol.py").write_text(stand_in("BYOL"))
     variables = {**environment(), "STARTED": str(tmp_path / "started"), "EPOCH": "0", "PYTHON": sys.executable}
     grid = [sys.executable, str(code / "grid.py"), "run", "--preset", "digits", "--methods", "byol", "--epochs", "3"]
     launcher = ["bash", str(code / "BYOL" / "run_byol+w2.sh"), "--dataset", "digits", "--seed", "1", "--run-dir"]

@@ -209,7 +209,7 @@ def test_a_gradient_that_is_not_finite_moves_no_weight(gpu):
         method, optimizer, term, images, augment.Augmentation(), settings, torch.device("cpu")
     )  # fmt: skip
     train.alpha.fill_(1.0)
-    train.check = not gpu
+    train.check_every_step = not gpu
     for group in optimizer.param_groups if gpu else []:
         group["lr"] = torch.tensor(group["lr"])
 
@@ -231,7 +231,7 @@ def test_a_gradient_that_is_not_finite_moves_no_weight(gpu):
             break
     assert moved == [True, True, False, False, False][: len(moved)]
     with pytest.raises(step.NonFiniteLoss, match=r"not finite at step 2: loss -?[\d.]+, uniformity 0, gradient nan"):
-        train.look()
+        train.raise_if_not_finite()
 
 
 def test_a_collapse_is_told_in_the_log_and_once_on_stderr(tmp_path, monkeypatch, capsys):

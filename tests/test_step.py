@@ -101,7 +101,7 @@ def test_a_step_never_waits_for_the_device_and_has_few_operations(name, operatio
     step = make(name, images, term=function, lr_tensor=True)
     if name == "zero_cl":  # as on a GPU
         monkeypatch.setattr(sys.modules[name], "by_eigh", sys.modules[name].by_products)
-    step.check = False
+    step.check_every_step = False
     train(step, images, 1)
     views = [augment.draw(step.augmentation, 32, (8, 8), augment.generator(1, 0, 0, v)) for v in "ab"]
     pixels = images.train.images[:32]

@@ -1077,6 +1077,32 @@ def test_optimised_small_batches_reach_the_simplex_and_no_less():
         assert found.min() > w2_minimum(n, m) ** 2 - 1e-9
 
 
+def minimax_polynomials(lower, count):
+    """Coefficients (a, b, c) of p_k(x) = a x + b x^3 + c x^5, each the best approximation of 1 on the interval that
+    the one before maps [lower, 1] to: the error takes the values +E, -E, +E, -E at the ends and at two points q < r
+    between, the zeros of p', found by exchange (Remez). Each interval ends 2 % of E later than that, for the
+    rounding of TF32: beyond its interval a polynomial grows steeply."""
+    upper, polynomials = 1.0, []
+    for _ in range(count):
+        q, r = (3 * lower + upper) / 4, (lower + 3 * upper) / 4
+        for _ in range(40):
+            x = torch.tensor([lower, q, r, upper], dtype=torch.float64, device="cpu")
+            signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64, device="cpu")
+            a, b, c, error = torch.linalg.solve(torch.stack([x, x**3, x**5, signs], 1), torch.ones_like(x)).tolist()
+            discriminant = math.sqrt(max(0.0, 9 * b * b - 20 * a * c))
+            q, r = (math.sqrt((-3 * b + sign * discriminant) / (10 * c)) for sign in (-1, 1))
+        polynomials.append((a, b, c))
+        lower, upper = 1 - abs(error), 1 + 1.02 * abs(error)
+        if upper - lower < 1e-4:  # the limit of the sequence; the exchange is ill-conditioned on a tiny interval
+            polynomials += [(15 / 8, -10 / 8, 3 / 8)] * (count - len(polynomials))
+            break
+    return polynomials
+
+
+def test_the_polynomials_are_the_best_ones():
+    np.testing.assert_allclose(w2._POLYNOMIALS, minimax_polynomials(3e-4, 9), rtol=1e-6)
+
+
 def test_the_polynomials_forgive_the_rounding_of_tf32():
     s = torch.logspace(-3.5, 0, 2000, dtype=torch.float64)
     random = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ from wassersteinssl.settings import Settings, option, parse, share
 
 @dataclass(frozen=True)
 class BYOLSettings(Settings):
-    momentum: float = option(0.99, "of the target's moving average", check=share)
+    momentum: float = option(0.99, "of the moving average that is the target", check=share)
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ class Parameters:
     """What one `draw` chose: a row of `table` a quantity, a column a sample, so that one copy moves all of it.
 
     Blend k of a sample is x <- f x + (1 - f) (a mean(g) + b g), g the grey image: brightness, contrast and saturation
-    in the sample's own order; hue is shifted before blend `place`, or after them all. The samples are processed in
-    `order`, in which `place` rises, so that each is in one quarter of the batch only and hue is computed once a sample.
+    in the sample's own order; hue is shifted before blend k = `place`, or after them all where `place` is 3. `order`
+    sorts the samples by `place`: those that share one lie together, and hue is computed once a sample.
     """
 
     table: Tensor  # (20, n) float32

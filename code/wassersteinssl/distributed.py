@@ -83,7 +83,7 @@ def first_alone() -> Iterator[None]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """In every process what `make` returns in process 0, where alone it is called."""
+    """Call `make` in process 0 and return its result in every process."""
     made: list[Any] = [None]
     with first_alone():
         if first():

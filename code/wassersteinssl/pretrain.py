@@ -16,7 +16,7 @@ from wassersteinssl.machine import fits, peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
 from wassersteinssl.settings import TERMS, Settings, UserError
-from wassersteinssl.step import NAMES, TrainingStep, place_lr
+from wassersteinssl.step import NAMES, TrainingStep
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import w2_uniformity
 
@@ -57,92 +57,81 @@ def pretrain(
     if state is not None:
         with checkpoint.fitting():
             method.load_state_dict(state["method"])
-            optimizer.load_state_dict(state["optimizer"])
-            place_lr(optimizer, device)
-            train.sums.copy_(state["sums"])
-            train.good.fill_(state["step"])
+            train.load_state_dict(state)
             done, seconds, collapsed = state["step"], state["seconds"], state.get("collapsed", 0)
     first_process, pace = distributed.first(), checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
 
-    def keep() -> None:
-        train.look()  # bad numbers are never kept
+    def save_checkpoint() -> None:
+        train.raise_if_not_finite()  # bad numbers are never kept
         with pace.writing():
-            if not first_process:
-                return
-            content = {
-                "method": method.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "sums": train.sums,  # of the terms in this epoch
-                "step": done,
-                "logged": done // steps,  # lines of metrics.jsonl
-                "seconds": seconds + time.perf_counter() - start,
-                "collapsed": collapsed,
-            }
-            save(done, content)
+            if first_process:
+                spent = seconds + time.perf_counter() - start
+                own = {"step": done, "logged": done // steps, "seconds": spent, "collapsed": collapsed}
+                save(done, {"method": method.state_dict(), **train.state_dict(), **own})
 
     method.train()
     start = time.perf_counter()
-    bar = tqdm(
-        total=total * batch_size, initial=done * batch_size, desc="pretrain", unit=" images", unit_scale=True,
-        smoothing=0.05, disable=None if first_process else True,
-    )  # fmt: skip
-    for epoch in range(done // steps, settings.epochs):
-        began, begun = time.perf_counter(), done % steps
-        alpha = alpha_max - epoch * (alpha_max - alpha_min) / settings.epochs
-        train.alpha.fill_(alpha)
-        order = torch.randperm(n, generator=augment.generator(seed, epoch, 0, "order")).split(batch_size)[begun:steps]
-        order = [distributed.share(batch) for batch in order]
-        for step, (images, _) in enumerate(split.batches(order, device), begun):
-            set_lr(optimizer, warmup_cosine(done, total, warmup_steps))
-            views = [
-                augment.draw(augmentation, batch_size, split.size, augment.generator(seed, epoch, step, view))
-                for view in "ab"
-            ]
-            train(images, [view.share(distributed.rank(), distributed.size()) for view in views])
-            done += 1
-            method.after_step(done / total)
-            bar.update(batch_size)
-            if device.type == "cpu" and not bar.disable:  # elsewhere once an epoch: reading the loss would stall
-                bar.set_postfix(_shown(epoch, train.sums / (step + 1), term, collapsed), refresh=False)
+    with _bar(total * batch_size, done * batch_size, first_process) as bar:
+        for epoch in range(done // steps, settings.epochs):
+            began, begun = time.perf_counter(), done % steps
+            alpha = alpha_max - epoch * (alpha_max - alpha_min) / settings.epochs
+            train.alpha.fill_(alpha)
+            order = torch.randperm(n, generator=augment.generator(seed, epoch, 0, "order")).split(batch_size)
+            batches = [distributed.share(batch) for batch in order[begun:steps]]
+            for step, (images, _) in enumerate(split.batches(batches, device), begun):
+                set_lr(optimizer, warmup_cosine(done, total, warmup_steps))
+                views = [
+                    augment.draw(augmentation, batch_size, split.size, augment.generator(seed, epoch, step, view))
+                    for view in "ab"
+                ]
+                train(images, [view.share(distributed.rank(), distributed.size()) for view in views])
+                done += 1
+                method.after_step(done / total)
+                bar.update(batch_size)
+                if device.type == "cpu" and not bar.disable:  # elsewhere once an epoch: reading the loss would stall
+                    bar.set_postfix(_shown(epoch, train.sums / (step + 1), term, collapsed), refresh=False)
+                stopping = stop()
+                if done % steps and (stopping or pace.overdue()):
+                    save_checkpoint()
+                    if stopping:
+                        return None
+            train.raise_if_not_finite()
+            last, nth = epoch + 1 == settings.epochs, epoch + 1
+            if first_process:
+                means, took = (train.sums / steps).tolist(), time.perf_counter() - began
+                line = {"epoch": epoch, "loss": means[0]}
+                line["lr"] = optimizer.param_groups[0]["base_lr"] * warmup_cosine(done - 1, total, warmup_steps)
+                if term is not None:
+                    line |= {"loss_uniformity": means[1], "alpha": alpha}
+                line |= {"seconds": took, "images_per_second": (steps - begun) * batch_size / took}
+                line |= {"peak_memory_mb": round(peak_memory(device) / 2**20)}
+                line["w2_batch"] = w2_uniformity(train.batch).item()  # of the last batch
+                collapsed = collapsed + 1 if line["w2_batch"] > COLLAPSED else 0
+                if collapsed > 1:
+                    line["collapsed_epochs"] = collapsed
+                if collapsed == 2:
+                    bar.write("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2", file=sys.stderr)
+                if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
+                    line |= monitor()
+                bar.set_postfix(_shown(epoch, means, term, collapsed))
+                if bar.disable:
+                    left = (total - done) / steps * took / 60
+                    print("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {left:.1f} min", flush=True)
+                log(line)
+            train.sums.zero_()
             stopping = stop()
-            if done % steps and (stopping or pace.overdue()):
-                keep()
-                if stopping:
-                    bar.close()
-                    return None
-        train.look()
-        means = (train.sums / steps).tolist()
-        took = time.perf_counter() - began
-        lr = optimizer.param_groups[0]["base_lr"] * warmup_cosine(done - 1, total, warmup_steps)  # of the weights
-        line = {"epoch": epoch, "loss": means[0], "lr": lr}
-        if term is not None:
-            line |= {"loss_uniformity": means[1], "alpha": alpha}
-        line |= {"seconds": took, "images_per_second": (steps - begun) * batch_size / took}
-        line |= {"peak_memory_mb": round(peak_memory(device) / 2**20)}
-        last, nth = epoch + 1 == settings.epochs, epoch + 1
-        if first_process:
-            line["w2_batch"] = w2_uniformity(train.batch).item()  # of the last batch
-            collapsed = collapsed + 1 if line["w2_batch"] > COLLAPSED else 0
-            if collapsed > 1:
-                line["collapsed_epochs"] = collapsed
-            if collapsed == 2:
-                bar.write("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2", file=sys.stderr)
-            if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
-                line |= monitor()
-            bar.set_postfix(_shown(epoch, means, term, collapsed))
-            if bar.disable:
-                left = (total - done) / steps * took / 60
-                print("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {left:.1f} min", flush=True)
-            log(line)
-        train.sums.zero_()
-        stopping = stop()
-        if last or stopping or pace.after_epoch(nth):
-            keep()
-        if stopping and not last:
-            bar.close()
-            return None
-    bar.close()
+            if last or stopping or pace.after_epoch(nth):
+                save_checkpoint()
+            if stopping and not last:
+                return None
     return seconds + time.perf_counter() - start
+
+
+def _bar(total: int, initial: int, shown: bool) -> tqdm:
+    return tqdm(
+        total=total, initial=initial, desc="pretrain", unit=" images", unit_scale=True, smoothing=0.05,
+        disable=None if shown else True,
+    )  # fmt: skip
 
 
 def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tensor], Tensor] | None, float, float]:

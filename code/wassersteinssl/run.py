@@ -72,7 +72,7 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
 
 
 def _exit(status: int, kind: str, why: Any, *, everywhere: bool = True) -> NoReturn:
-    """Say why in one line and exit; what all processes meet alike is told by the first one alone."""
+    """Say why in one line and exit. `everywhere` False: every process raises the same error, and process 0 prints."""
     if everywhere or distributed.first():
         where = "" if distributed.first() else f" (process {distributed.rank()})"
         print(f"{Path(sys.argv[0]).name}: {kind}{where}: {why}", file=sys.stderr, flush=True)
@@ -145,7 +145,10 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
             raise UserError(f"--uniformity {settings.uniformity} with --dim {settings.dim}: {error}") from None
     method.place(device)
     name = method_class.__name__
-    return Job(method, images, settings, device, RunFolder(_run_path(name, settings), name, settings))
+    folder = _run_path(name, settings)
+    if settings.stage == "evaluate" and not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds no run to evaluate")
+    return Job(method, images, settings, device, RunFolder(folder, name, settings))
 
 
 @dataclasses.dataclass
@@ -331,7 +334,9 @@ class RunFolder:
             raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
         new = {"method": self.config["method"], **self.config["settings"]}  # type: ignore[dict-item]
         if differing := differences(old, {**dict.fromkeys(old), **new}):
-            raise UserError(f"{self.path} belongs to another configuration: {'; '.join(differing)}")
+            raise UserError(
+                f"{self.path} belongs to another configuration: {'; '.join(differing)}; choose another --run-dir"
+            )
 
     def _lock(self) -> None:
         """Held by the open file, so that a dead process leaves no lock behind."""

@@ -101,7 +101,7 @@ class Settings:
         None, "its weight at the end; linear in between (default: --alpha-max, or the method's)", check=not_negative
     )
 
-    epochs: int = option(500, "of pre-training", check=count)
+    epochs: int = option(500, "epochs of pre-training", check=count)
     batch_size: int = option(256, "images a step, two views each", check=pair_size)
     weight_lr: float = option(0.2, "learning rate of weights, for a batch of 256", check=positive)
     vector_lr: float = option(0.005, "learning rate of biases and batch-norm, for a batch of 256", check=positive)
@@ -109,13 +109,13 @@ class Settings:
         None, "of linear warm-up (default: 10, and at most a tenth of --epochs)", check=not_negative
     )
     width: int = option(64, "channels of the ResNet-18's first stage; 16 trains on a CPU", check=count)
-    hidden_dim: int = option(2048, "of the projector", check=count)
-    dim: int = option(256, "of the projector's output z", check=count)
+    hidden_dim: int = option(2048, "width of the projector's hidden layers", check=count)
+    dim: int = option(256, "dimensions of the projector's output z", check=count)
 
-    linear_epochs: int = option(100, "of linear evaluation", check=count)
+    linear_epochs: int = option(100, "epochs of linear evaluation", check=count)
     monitor_every: int = option(5, "epochs between kNN, W2, L_U, A of the test images; 0: never", check=whole)
 
-    seed: int = option(12, "of everything random", check=seed)
+    seed: int = option(12, "of weights, order and augmentation", check=seed)
     precision: str = option("fp32", "bf16: mixed precision", choices=("fp32", "bf16"))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     cuda_graph: str = option(
@@ -132,8 +132,10 @@ class Settings:
         choices=COMPILE,
     )
     run_dir: str = option("", "the run's folder (default: runs/DATASET/METHOD+TERM-wWIDTH-eEPOCHS-sSEED)")
-    resume: str = option("auto", "what the folder holds is continued, or refused", choices=("auto", "never"))
-    stage: str = option("all", "what to do", choices=("all", "pretrain", "evaluate"))
+    resume: str = option(
+        "auto", "auto: continue the run that the folder holds; never: refuse it", choices=("auto", "never")
+    )
+    stage: str = option("all", "do both stages or one of them", choices=("all", "pretrain", "evaluate"))
 
     @property
     def warmup(self) -> float:
@@ -214,15 +216,15 @@ def parse(kind: type[Any_Settings], description: str | None, arguments: list[str
 
 
 def shared(arguments: list[str]) -> Settings:
-    """What a command line of any method says of the settings that all share; its own options are passed over. Ends the
-    program as `parse` does."""
+    """The settings that all methods share, from a command line of any of them; a method's own options are ignored. Ends
+    the program as `parse` does."""
     parser = Parser()
     _add(parser, Settings)
     return Settings(**vars(parser.parse_known_args(arguments)[0]))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """In words, the settings that matter in which a run's config differs from another, over the keys of the second."""
+    """A phrase for each setting of `new` whose value differs in `old`; where a run computes (PLACE) does not count."""
     return [
         f"{key} {old.get(key)!r}, now {value!r}"
         for key, value in new.items()
@@ -242,4 +244,9 @@ def _argument(entry: Field) -> dict[str, Any]:
     argument = {"default": entry.default, "help": (entry.metadata["help"] + default).replace("%", "%%")}
     if entry.metadata["choices"]:
         return {**argument, "choices": entry.metadata["choices"]}
-    return {**argument, "type": entry.metadata["check"], "metavar": entry.name.split("_")[-1].upper()}
+    metavar = "N" if entry.metadata["check"] in (count, whole, seed, pair_size) else "X"
+    return {
+        **argument,
+        "type": entry.metadata["check"],
+        "metavar": "TEXT" if entry.metadata["check"] is str else metavar,
+    }

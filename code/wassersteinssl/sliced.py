@@ -82,7 +82,7 @@ def sigreg(
 
 
 def _parts(directions: Tensor, numbers: int) -> tuple[Tensor, ...]:
-    """Some of the directions (m, slices) at a time, each of which needs so many numbers."""
+    """The directions (m, slices) in parts that need at most CHUNK numbers each; one direction needs `numbers`."""
     return directions.split(max(1, CHUNK // numbers), dim=1)
 
 

@@ -33,9 +33,9 @@ class NonFiniteLoss(FloatingPointError):
 class TrainingStep:
     """step(images, parameters) trains on a batch of uint8 images; `parameters` of each view as `augment.draw` gave.
 
-    `sums` adds up the terms on the device, `good` counts steps up to the first with a number that is not finite, and
-    `batch` are the last embeddings; `alpha` is the weight of the uniformity term. The method's `after_step` is left to
-    the caller. With several processes `images` are this one's share, and the terms those of the whole batch.
+    `sums` adds up the terms on the device, `finite_steps` counts steps up to the first with a number that is not
+    finite, `batch` are the last embeddings, `alpha` is the weight of the uniformity term. The method's `after_step` is
+    left to the caller. With several processes `images` are this one's share, and the terms those of the whole batch.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class TrainingStep:
         self.sums = torch.zeros(len(NAMES), dtype=wide, device=device)
         self.numbers = torch.zeros(len(NAMES) + 1, dtype=wide, device=device)  # the terms and the largest gradient
         self.finite = torch.ones((), dtype=torch.bool, device=device)  # all of them, in every step so far
-        self.good = torch.zeros((), dtype=torch.long, device=device)
-        self.check = device.type == "cpu"  # elsewhere looking at the numbers would wait for them
+        self.finite_steps = torch.zeros((), dtype=torch.long, device=device)
+        self.check_every_step = device.type == "cpu"  # elsewhere looking at the numbers would wait for them
         self.augment = augment.apply
         if settings.compile != "no" and distributed.size() == 1:
             self.augment = compiled(augment.apply, "augmentation")
@@ -122,16 +122,27 @@ class TrainingStep:
         # Once they are not finite they stay as they are, to be told.
         self.numbers.copy_(torch.where(self.finite, numbers, self.numbers))
         self.finite &= numbers.isfinite().all()
-        self.good += self.finite
-        if self.check:
-            self.look()
+        self.finite_steps += self.finite
+        if self.check_every_step:
+            self.raise_if_not_finite()
             return
         # As integers: NaN times zero would stay NaN, its bits do not.
         torch._foreach_mul_([gradient.view(torch.int32) for gradient in gradients], self.finite.int())
         for group in self.optimizer.param_groups:
             group["lr"].mul_(self.finite)
 
-    def look(self) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """What a continuation needs beside the method's own state."""
+        return {"optimizer": self.optimizer.state_dict(), "sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a run was at step `state["step"]`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        place_lr(self.optimizer, self.device)
+        self.sums.copy_(state["sums"])
+        self.finite_steps.fill_(state["step"])
+
+    def raise_if_not_finite(self) -> None:
         """NonFiniteLoss with the step, counted from 0 at the start of the run, if a number is not finite. Waits."""
         numbers = self.numbers.tolist()
         if not all(map(math.isfinite, numbers)):
@@ -139,7 +150,7 @@ class TrainingStep:
             if self.term is None:
                 del named[NAMES[1]]
             told = ", ".join(f"{name} {value:g}" for name, value in named.items())
-            raise NonFiniteLoss(f"not finite at step {int(self.good)}: {told}")
+            raise NonFiniteLoss(f"not finite at step {int(self.finite_steps)}: {told}")
 
     def _capture(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:
         """Record the step on memory of its own; if that fails, say so and go on without."""

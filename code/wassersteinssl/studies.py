@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wassersteinssl import __version__
-from wassersteinssl.files import write_atomically
+from wassersteinssl.files import reason, write_atomically
 from wassersteinssl.machine import out_of_memory
 from wassersteinssl.pairwise import lu_theory, lu_uniformity
 from wassersteinssl.settings import UserError
@@ -41,7 +41,7 @@ def main(study: Callable[[argparse.Namespace], Path], options: argparse.Namespac
         try:
             torch.zeros(1, device=options.device)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from None
+            raise UserError(f"--device {options.device} cannot be used: {reason(error)[:200]}") from None
         _check_writable(options.out)
         try:
             print(f"wrote {study(options)}")

@@ -51,18 +51,20 @@ def w2_uniformity(
                         below 7e-4 sqrt(min(n, m)) of the largest count as zero: directions that have collapsed get
                         no gradient. For batches far from collapse only.
                "polar"  matrix products in float32 (float64 for float64 z), no eigendecomposition and no host
-                        synchronisation: for GPUs, CUDA graphs, torch.compile. The gradient is right to 1e-3 down to
-                        singular values of 5e-4 of the largest. Smaller ones are pushed up too weakly: of the gradient
-                        1e-2 is missing with a geometric spectrum down to 1e-4 and 0.2 with one down to 2e-5, and
-                        0.2 and 0.7 where the spectrum drops at once. Float32 rounding adds up to 1e-4 / W2 near 0,
-                        and near collapse 1e-7 ||Z|| / ||Z_c||.
+                        synchronisation: for GPUs, CUDA graphs, torch.compile. Directions near collapse are pushed up
+                        too weakly. Relative error of the gradient, by the smallest over the largest singular value:
+                                                  5e-4    1e-4    2e-5
+                            geometric spectrum    1e-3    1e-2    0.2
+                            sudden drop           1e-3    0.2     0.7
+                        Float32 rounding adds up to 1e-4 / W2 near 0, and near collapse 1e-7 ||Z|| / ||Z_c||.
                "auto"   "eigh" on a CPU, "polar" elsewhere.
     group      a torch.distributed process group: n rows are those of all its ranks together, the same value on each.
                The gradient is that of the sum of the ranks' losses, as torch.distributed.nn defines it, so that the
                averaging of DistributedDataParallel leaves the gradient of the one global loss.
 
-    The first derivative only: a second one raises. Where W2 is 0 to rounding its gradient is 0. Rows that are equal
-    to rounding give a finite value with a zero gradient from the covariance. Non-finite z gives NaN.
+    The first derivative only: a second one raises, and so do the transforms of torch.func. Where W2 is 0 to rounding
+    its gradient is 0. Rows that are equal to rounding give a finite value with a zero gradient from the covariance;
+    with all rows zero W2 is 1. Non-finite z gives NaN.
     Raises ValueError, with the shape, for anything but a floating (n >= 2, m >= 1) matrix, and for other solvers;
     TypeError for what is no tensor.
     """
@@ -89,6 +91,9 @@ class W2Loss(nn.Module):
         self.normalize, self.squared, self.solver, self.group = normalize, squared, solver, group
 
     def forward(self, *views: Tensor) -> Tensor:
+        """Views (n_k, m) of one m; ValueError if there is none or they differ."""
+        if len({view.shape[1:] for view in views}) != 1:
+            raise ValueError(f"expected views of the same features, got shapes {[tuple(view.shape) for view in views]}")
         z = torch.cat(views) if len(views) != 1 else views[0]
         return w2_uniformity(z, normalize=self.normalize, squared=self.squared, solver=self.solver, group=self.group)
 
@@ -105,7 +110,7 @@ class W2Metric:
         metric.compute(), w2_floor(metric.n, metric.dim)
 
     normalize=True scales each row to unit length first. `n` counts rows; `mean` (m,) and `covariance` (m, m), with
-    1/n, are float64. `squared` as in `w2_uniformity`.
+    1/n, are float64.
     """
 
     def __init__(self, *, normalize: bool = True):
@@ -120,7 +125,7 @@ class W2Metric:
 
     @property
     def mean(self) -> Tensor:
-        return self._moments()[0]
+        return self._moments()[0].clone()
 
     @property
     def covariance(self) -> Tensor:
@@ -160,7 +165,7 @@ class W2Metric:
         return self
 
     def compute(self, *, squared: bool = False) -> float:
-        """W2 of all rows so far; ValueError with fewer than two."""
+        """W2 of all rows so far, or W2^2 if `squared`; ValueError with fewer than two."""
         if self.n < 2:
             raise ValueError(f"W2 needs at least 2 rows, got {self.n}")
         mean, covariance = self.mean, self.covariance
@@ -328,29 +333,19 @@ def polar_by_products(x: Tensor, group: Any = None) -> Tensor:
     return x if tall else x.T
 
 
-def _minimax_polynomials(lower: float, count: int) -> list[tuple[float, float, float]]:
-    """Coefficients (a, b, c) of p_k(x) = a x + b x^3 + c x^5, each the best approximation of 1 on the interval that
-    the one before maps [lower, 1] to: the error takes the values +E, -E, +E, -E at the ends and at two points q < r
-    between, the zeros of p', found by exchange (Remez). Each interval ends 2 % of E later than that, for the
-    rounding of TF32: beyond its interval a polynomial grows steeply."""
-    upper, polynomials = 1.0, []
-    for _ in range(count):
-        q, r = (3 * lower + upper) / 4, (lower + 3 * upper) / 4
-        for _ in range(40):
-            x = torch.tensor([lower, q, r, upper], dtype=torch.float64, device="cpu")
-            signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64, device="cpu")
-            a, b, c, error = torch.linalg.solve(torch.stack([x, x**3, x**5, signs], 1), torch.ones_like(x)).tolist()
-            discriminant = math.sqrt(max(0.0, 9 * b * b - 20 * a * c))
-            q, r = (math.sqrt((-3 * b + sign * discriminant) / (10 * c)) for sign in (-1, 1))
-        polynomials.append((a, b, c))
-        lower, upper = 1 - abs(error), 1 + 1.02 * abs(error)
-        if upper - lower < 1e-4:  # the limit of the sequence; the exchange is ill-conditioned on a tiny interval
-            polynomials += [(15 / 8, -10 / 8, 3 / 8)] * (count - len(polynomials))
-            break
-    return polynomials
-
-
-_POLYNOMIALS = _minimax_polynomials(lower=3e-4, count=9)
+# (a, b, c) of a x + b x^3 + c x^5, each the best approximation of 1 on the interval that the one before maps [3e-4, 1]
+# to, which is made 2 % of the error longer for the rounding of TF32. A test computes them again.
+_POLYNOMIALS = (
+    (8.501064483255625, -25.22946421375777, 18.72584941183836),
+    (4.192916964916596, -3.052452874860475, 0.5564049831057125),
+    (4.123831427663248, -3.005945264945089, 0.5513457718401801),
+    (3.8617557343499263, -2.827552330325147, 0.5319720806178134),
+    (3.117766354281796, -2.2992084505239245, 0.47512591879757227),
+    (2.1619711223800415, -1.5290440065225548, 0.39655095261180145),
+    (1.879934074082514, -1.2541753118806003, 0.3742669105438842),
+    (1.8749946084321656, -1.2499891351066847, 0.3749945266750012),
+    (1.875, -1.25, 0.375),
+)
 
 
 def scaled_to_unit(z: Tensor, smallest: float, *, widened: bool = False) -> tuple[Tensor, Tensor]:
