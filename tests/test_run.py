@@ -152,6 +152,7 @@ def test_stopped_at_any_step_a_run_continues_bitwise(module, finished, tmp_path,
 def test_pretraining_and_evaluating_apart_is_the_same(module, finished, tmp_path):
     with pytest.raises(UserError, match="no finished pre-training"):
         execute(module, tmp_path / "run", "--uniformity", "w2", "--stage", "evaluate")
+    assert not (tmp_path / "run").exists()
     for stage in ("pretrain", "evaluate"):
         execute(module, tmp_path / "run", "--uniformity", "w2", "--stage", stage)
     assert_bitwise_equal(finished, tmp_path / "run")

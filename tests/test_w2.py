@@ -467,6 +467,13 @@ def test_errors_name_the_shape():
             W2Loss()(z)
 
 
+def test_views_that_do_not_fit_together_are_told_with_their_shapes():
+    with pytest.raises(ValueError, match=r"\(9, 4\), \(9, 3\)"):
+        W2Loss()(randn(9, 4), randn(9, 3))
+    with pytest.raises(ValueError, match="views"):
+        W2Loss()()
+
+
 def test_what_is_no_tensor_is_told_by_its_type():
     metric = W2Metric()
     for z, kind in ((np.ones((4, 3)), r"numpy\.ndarray"), ([[1.0, 2.0]], "list"), (None, "NoneType")):

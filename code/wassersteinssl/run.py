@@ -147,7 +147,7 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     name = method_class.__name__
     folder = _run_path(name, settings)
     if settings.stage == "evaluate" and not (folder / "config.json").exists():
-        raise UserError(f"{folder} holds no run to evaluate")
+        raise UserError(f"{folder} holds no finished pre-training to evaluate")
     return Job(method, images, settings, device, RunFolder(folder, name, settings))
 
 

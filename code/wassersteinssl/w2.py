@@ -92,7 +92,9 @@ class W2Loss(nn.Module):
 
     def forward(self, *views: Tensor) -> Tensor:
         """Views (n_k, m) of one m; ValueError if there is none or they differ."""
-        if len({view.shape[1:] for view in views}) != 1:
+        for view in views:
+            check_matrix(view, least_rows=1)
+        if len({view.shape[1] for view in views}) != 1:
             raise ValueError(f"expected views of the same features, got shapes {[tuple(view.shape) for view in views]}")
         z = torch.cat(views) if len(views) != 1 else views[0]
         return w2_uniformity(z, normalize=self.normalize, squared=self.squared, solver=self.solver, group=self.group)
