@@ -28,12 +28,13 @@ bench() { # seconds, name, program, options...
 
 nvidia-smi || { echo "error: no GPU" >&2; exit 2; }
 "$python" -c 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name())' || exit 2
-all=(--width 64 --steps 50 --rounds 2)
-part 90 gpu-tests "$python" -m pytest -q tests/test_step.py tests/test_w2.py -k "gpu or cuda"
-bench 45 loss bench_loss
-bench 100 train-w64-bf16 bench_train --precision bf16 "${all[@]}" --methods BYOL BarlowTwins MoCoV2 --profile
+all=(--width 64 --steps 30 --rounds 2)
+part 90 gpu-tests "$python" -m pytest -q tests/test_step.py tests/test_w2.py tests/test_run.py -k "gpu or cuda"
+bench 70 loss bench_loss
+bench 120 train-w64-bf16 bench_train --precision bf16 "${all[@]}" --methods BYOL
+bench 80 train-w64-bf16-barlow bench_train --precision bf16 "${all[@]}" --methods BarlowTwins --profile
 bench 120 train-w64-bf16-compiled bench_train --precision bf16 "${all[@]}" --methods BYOL --compile all
 bench 60 train-w64-fp32 bench_train --precision fp32 "${all[@]}" --methods BYOL
 bench 60 augment bench_augment
 bench 45 metrics bench_metrics
-bench 80 train-w64-bf16-rest bench_train --precision bf16 "${all[@]}" --methods ZeroCL SimCLR NNCLR SimSiam AlignUniform
+bench 80 train-w64-bf16-rest bench_train --precision bf16 "${all[@]}" --methods MoCoV2 ZeroCL SimCLR
