@@ -42,6 +42,8 @@ def main() -> int:
         if not any(Path(runs).rglob("result.json")):
             parser.error(f"RUNS={runs}: no finished run below it")
         os.environ["RUNS"] = os.path.abspath(runs)  # notebooks run elsewhere
+    else:
+        os.environ.pop("RUNS", None)  # an empty one
     names = {study: str(study.relative_to(REPOSITORY)) for study in STUDIES}
     for part in options.studies:
         if not any(part in name for name in names.values()):

@@ -118,7 +118,7 @@ class Usual:
         )  # fmt: skip
 
     def epoch(self, steps: int | None = None) -> float:
-        """Seconds of an epoch or of its first steps; the workers begin with it and have nothing left to do at its end."""
+        """Seconds of an epoch, or of its first steps. Workers begin with it and have nothing left to do at its end."""
         start = time.perf_counter()
         for views in itertools.islice(self.loader, steps):
             self.step.learn(*(view.to(self.device, non_blocking=True) for view in views))

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; with markers and dashes also in grey.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (4, 1, 1, 1)))
 SYMBOLS = {"w2": r"$\mathcal{W}_2$", "lu": r"$\mathcal{L_U}$"}
 MANY_ROWS = {"color": "black", "linewidth": 0.8, "linestyle": (0, (2, 4)), "zorder": 3}  # above lines that it meets
 COLUMN = 3.3  # inches: one column of a two-column page
@@ -41,7 +41,8 @@ plt.rcParams.update(
 
 def line_style(k: int) -> dict:
     """Colour, dash and marker of the k-th series."""
-    return {"color": COLORS[k % 7], "linestyle": DASHES[k % 7], "marker": MARKERS[k % 7]}
+    k %= len(COLORS)
+    return {"color": COLORS[k], "linestyle": DASHES[k], "marker": MARKERS[k]}
 
 
 def compare(axes: Axes, x: Sequence, points: Sequence, theory: Sequence, k: int, label: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,68 +58,81 @@ def draw_table(table: Table, path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def by_method(table: Table) -> dict[tuple[str, str], list[Row]]:
-    """The rows of each data set and method."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in table.rows:
-        groups.setdefault((row.dataset, row.method), []).append(row)
-    return groups
+@dataclass
+class Panel:
+    """Curves that belong together."""
+
+    title: str
+    rows: list[Row]
+    styles: list[int]
+
+
+def panels_of(table: Table) -> list[Panel]:
+    """For each data set a panel of all methods without a term, if there are several, then one for each method with
+    several rows (or for each, if only one has none)."""
+    found = []
+    for dataset in table.datasets():
+        name = DATASETS.get(dataset, dataset)
+        here = [row for row in table.rows if row.dataset == dataset]
+        vanilla = [row for row in here if row.term == "none"]
+        if len(vanilla) > 1:
+            found.append(Panel(f"{name}, no term", vanilla, list(range(len(vanilla)))))
+        for method in dict.fromkeys(row.method for row in here):
+            rows = [row for row in here if row.method == method]
+            if len(rows) > 1 or len(vanilla) < 2:
+                found.append(Panel(f"{name}, {METHODS.get(method, method)}", rows, list(map(_style, rows))))
+    return found
 
 
 def draw_spectra(table: Table) -> Figure:
-    """Eigenvalues of the covariance of the l2-normalised test embeddings: all vanilla methods of a data set in a panel,
-    then a panel a method, a curve a term (the paper's figure 7)."""
-    groups = by_method(table)
-    panels: list[tuple[str, list[tuple[Row, str, int]]]] = []  # title; row, label and style of each curve
-    for dataset in table.datasets():
-        name = DATASETS.get(dataset, dataset)
-        vanilla = [row for row in table.rows if row.dataset == dataset and row.term == "none"]
-        if len(vanilla) > 1:
-            panels.append((f"{name}, no term", [(row, row.name, k) for k, row in enumerate(vanilla)]))
-        for (where, method), rows in groups.items():
-            if where == dataset and (len(rows) > 1 or len(vanilla) < 2):
-                panels.append(
-                    (f"{name}, {METHODS.get(method, method)}", [(row, row.name, _style(row)) for row in rows])
-                )
-    figure, axes = _panels(len(panels), 2)
-    for k, (panel, (title, curves)) in enumerate(zip(axes, panels, strict=False)):
-        for row, label, style in curves:
+    """Eigenvalues of the covariance of the l2-normalised test embeddings, a panel for each of `panels_of` (the paper's
+    figure 7). All panels have one scale."""
+    panels = panels_of(table)
+    figure, axes = _axes([*panels], 2)
+    least, most = 1.0, 0.0
+    for k, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
+        for row, style in zip(panel.rows, panel.styles, strict=True):
             values = np.load(row.runs[0]["folder"] / "spectrum.npy", allow_pickle=False).clip(1e-12)
+            least, most = min(least, values.min()), max(most, values.max())
             index = np.arange(1, len(values) + 1)
-            panel.plot(index, values, label=_symbols(label), markevery=max(1, len(values) // 8), **line_style(style))
-        panel.axhline(1 / curves[0][0].runs[0]["dim"], color="0.4", linewidth=0.8, label="uniform, 1/m")
-        panel.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log", title=_title(k, len(panels), title))
-        _legend_below(panel, 2)
+            axis.plot(index, values, label=_symbols(row.name), markevery=max(1, len(values) // 8), **line_style(style))
+        axis.axhline(1 / panel.rows[0].runs[0]["dim"], color="0.4", linewidth=0.8, label="uniform, 1/m")
+        axis.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log", title=_title(k, len(panels), panel.title))
+        _legend_below(axis, 2)
+    for axis in axes:
+        axis.set_ylim(least / 2, 2 * most)
     return figure
 
 
 def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
-    """Measures of `AXIS` against the epoch, a panel a method and measure, a curve a term (the paper's figures 15-17).
+    """Measures of `AXIS` against the epoch, for each measure the panels of `panels_of` (the paper's figures 15-17).
 
     Mean over seeds, with a band from the least to the largest. A tick at each epoch that was measured, if they are few.
     """
-    groups = by_method(table)
-    wanted = [(column, *group) for column in columns for group in groups.items()]
-    figure, axes = _panels(len(wanted), min(4, max(2, len(groups))))
-    for k, (panel, (column, (dataset, method), rows)) in enumerate(zip(axes, wanted, strict=False)):
+    panels = panels_of(table)
+    across = len(panels) if len(panels) <= 4 else 3
+    blank: list[tuple[str, Panel] | None] = [None] * (-len(panels) % across)
+    wanted = [entry for column in columns for entry in [*((column, panel) for panel in panels), *blank]]
+    figure, axes = _axes(wanted, across)
+    shown = [entry for entry in wanted if entry is not None]
+    for k, (axis, (column, panel)) in enumerate(zip(axes, shown, strict=True)):
         measured: set[int] = set()
-        for row in rows:
+        for row, number in zip(panel.rows, panel.styles, strict=True):
             epochs, values = _followed(row, column)  # (epochs,), (seeds, epochs)
             measured.update(epochs)
-            style = line_style(_style(row))
-            panel.plot(epochs, values.mean(0), label=_symbols(row.name), **style)
+            style = line_style(number)
+            axis.plot(epochs, values.mean(0), label=_symbols(row.name), **style)
             if len(values) > 1:
-                panel.fill_between(epochs, values.min(0), values.max(0), color=style["color"], alpha=0.2, linewidth=0)
+                axis.fill_between(epochs, values.min(0), values.max(0), color=style["color"], alpha=0.2, linewidth=0)
         if column == "w2":
-            panel.axhline(rows[0].value("w2_floor"), **FLOOR)
-            panel.set_ylim(0, 2**0.5)
-        title = f"{DATASETS.get(dataset, dataset)}, {METHODS.get(method, method)}"
-        panel.set(xlabel="epoch", ylabel=AXIS[column], title=_title(k, len(wanted), title))
-        panel.xaxis.set_major_locator(
+            axis.axhline(panel.rows[0].value("w2_floor"), **FLOOR)
+            axis.set_ylim(0, 2**0.5)
+        axis.set(xlabel="epoch", ylabel=AXIS[column], title=_title(k, len(shown), panel.title))
+        axis.xaxis.set_major_locator(
             MaxNLocator(integer=True, steps=[1, 2, 5, 10]) if len(measured) > 8 else FixedLocator(sorted(measured))
         )
-        _legend_below(panel, 1 if len(groups) > 2 else 2)
-        panel.locator_params(axis="y", nbins=6)  # a number that follows the layout, which follows it, cuts labels off
+        _legend_below(axis, 1 if across > 2 and len(panel.rows) < 4 else 2)
+        axis.locator_params(axis="y", nbins=6)  # a number that follows the layout, which follows it, cuts labels off
     return figure
 
 
@@ -141,15 +155,18 @@ def _style(row: Row) -> int:
     return list(TERMS).index(row.term) if row.term in TERMS else len(TERMS)
 
 
-def _panels(count: int, columns: int) -> tuple[Figure, list[Axes]]:
-    """`count` panels in lines of `columns`, each half a text width wide, or a quarter if there are four in a line."""
-    columns = min(columns, count)
-    lines = -(-count // columns)
+def _axes(entries: Sequence[Any], columns: int) -> tuple[Figure, list[Axes]]:
+    """Axes for each entry that is not None, in lines of `columns`, each half a text width wide, or less if there are
+    more than two in a line."""
+    columns = min(columns, len(entries))
+    lines = -(-len(entries) // columns)
     width, height = (COLUMN, 2.3) if columns <= 2 else (COLUMN * 0.72, 2.6)
     figure, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False)
-    for panel in axes.flat[count:]:
-        panel.remove()
-    return figure, list(axes.flat[:count])
+    wanted = [*(entry is not None for entry in entries), *[False] * (axes.size - len(entries))]
+    for axis, kept in zip(axes.flat, wanted, strict=True):
+        if not kept:
+            axis.remove()
+    return figure, [axis for axis, kept in zip(axes.flat, wanted, strict=True) if kept]
 
 
 def _title(k: int, count: int, title: str) -> str:
