@@ -476,3 +476,20 @@ def test_parameters_move_as_one_table():
     assert isinstance(moved, Parameters)
     assert moved.table.device.type == "meta"
     assert moved.hue.shape == (4,)
+
+
+@pytest.mark.parametrize("n", [4, 8, 64, 7])
+def test_views_are_augmented_together_as_apart(n):
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    views = [augment.draw(augment.Augmentation(), n, (32, 32), augment.generator(1, 0, 0, view)) for view in "ab"]
+    statistics = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    apart = [augment.apply(images, view, augment.Augmentation(), *statistics) for view in views]
+    together = augment.joined(views)
+    assert len(together) == (1 if n % 4 == 0 else 2)
+    if len(together) == 1:
+        both = augment.apply(
+            images.repeat(2, 1, 1, 1), together[0], augment.Augmentation(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+        )
+        torch.testing.assert_close(both, torch.cat(apart), rtol=0, atol=1e-5)
+    shares = [view.share(1, 2) for view in views]
+    assert augment.joined(shares) == shares

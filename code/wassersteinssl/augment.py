@@ -109,6 +109,18 @@ class Parameters:
         return Parameters(table, tuple(int((table[18] < k).sum()) for k in range(5)))
 
 
+def joined(views: Sequence[Parameters]) -> list[Parameters]:
+    """Parameters of several views of n images as those of one set, the images repeated for each view: one `apply` for all
+    of them, which on a GPU halves the launches. Left apart where four does not divide n, and in shares."""
+    n = views[0].table.shape[1]
+    if n % 4 or any(view.cuts is not None for view in views):
+        return list(views)
+    table = torch.cat([view.table for view in views], dim=1)
+    # a quarter of each view after the other, then the next quarters
+    table[19] = torch.cat([(view.order + k * n).view(4, -1) for k, view in enumerate(views)], dim=1).flatten()
+    return [Parameters(table)]
+
+
 def generator(seed: int, epoch: int, step: int, stream: int | str) -> torch.Generator:
     """A CPU generator whose state is a pure function of the arguments; `stream` tells the views of a step apart."""
     digest = hashlib.sha256(f"{seed} {epoch} {step} {stream}".encode()).digest()

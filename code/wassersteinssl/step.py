@@ -77,6 +77,7 @@ class TrainingStep:
 
     def __call__(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:
         self._steps += 1
+        parameters = augment.joined(parameters)
         if self._replay is None and self.record is not None and self._steps > EAGER:
             self._capture(images, parameters)
         if self._replay is None:
@@ -89,7 +90,9 @@ class TrainingStep:
         self._replay()
 
     def _run(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:
-        self.learn(*(self.augment(images, p, self.augmentation, self.mean, self.std) for p in parameters))
+        repeated = images.repeat(2 // len(parameters), 1, 1, 1)
+        views = [self.augment(repeated, p, self.augmentation, self.mean, self.std) for p in parameters]
+        self.learn(*(views[0].chunk(2) if len(views) == 1 else views))
 
     def learn(self, view_a: Tensor, view_b: Tensor) -> None:
         """The step behind the augmentation: views (b, 3, H, W), normalised."""
