@@ -502,15 +502,6 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path, capsy
     check_refused(status, "cannot write into", tmp_path, capsys)
 
 
-def test_an_interruption_is_one_line(tmp_path, capsys, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(audit_sources, "read", interrupt)
-    assert start(tmp_path / "z.npy") == 130
-    assert capsys.readouterr() == ("", "audit.py: interrupted\n")
-
-
 # ---- encoders --------------------------------------------------------------------------------------------------------
 
 

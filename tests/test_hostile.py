@@ -214,3 +214,20 @@ def test_a_name_is_only_a_name(tmp_path, monkeypatch, name):
     assert len(list((home / "grid").rglob("result.json"))) == 3
     assert (home / "launched" / "result.json").exists()
     assert sorted(os.listdir(tmp_path)) == sorted([home.name, code.name, "started"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    "command",
+    [["code/BYOL/byol.py"], ["code/audit.py", "z.npy"], ["EmpiricalStudy/Dimensions/AnalysisOnDimension.py"]],
+    ids=lambda command: command[0],
+)
+def test_ctrl_c_while_torch_loads_is_one_line(command, tmp_path):
+    fake = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    (tmp_path / "torch.py").write_text(fake)
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / command[0]), *command[1:]], cwd=tmp_path, capture_output=True, text=True,
+        env=environment() | {"PYTHONPATH": str(tmp_path)}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert done.stderr.strip() == f"{os.path.basename(command[0])}: interrupted"

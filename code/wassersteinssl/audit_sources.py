@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from wassersteinssl.files import reason
 from wassersteinssl.settings import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CHUNK = 2**22  # numbers at once: 32 MiB in float64
 TEXT = "utf-8-sig"  # spreadsheets put a mark before the first number
 CODE = "which could run code when read: save a plain array"
@@ -397,9 +396,7 @@ def of_timm(model: str, dataset: str | None, data_dir: str | None, split: str) -
 def _images(dataset: str, data_dir: str | None, split: str) -> tuple[Any, Any]:
     from wassersteinssl import data
 
-    if dataset == "folder" and not data_dir:
-        raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
-    images = data.load(dataset, data_dir or REPOSITORY / "data")
+    images = data.load(dataset, data_dir)
     return images, images.train if split == "train" else images.test
 
 

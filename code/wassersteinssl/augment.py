@@ -110,8 +110,8 @@ class Parameters:
 
 
 def joined(views: Sequence[Parameters]) -> list[Parameters]:
-    """Parameters of several views of n images as those of one set, the images repeated for each view: one `apply` for all
-    of them, which on a GPU halves the launches. Left apart where four does not divide n, and in shares."""
+    """Parameters of several views of n images as those of one set, the images repeated for each view: one `apply` for
+    all of them, which on a GPU halves the launches. Left apart where four does not divide n, and in shares."""
     n = views[0].table.shape[1]
     if n % 4 or any(view.cuts is not None for view in views):
         return list(views)

@@ -122,6 +122,9 @@ class ImageSet:
     unlabeled: Split | None = None
 
 
+DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "data"
+
+
 def load(
     name: str,
     data_dir: str | Path | None,
@@ -131,7 +134,8 @@ def load(
     stream: bool | None = None,
     allow_download: bool = True,
 ) -> ImageSet:
-    """Load an image set by name; `data_dir` holds its archive, its official folder, or train/ and test/ ("folder").
+    """Load an image set by name; `data_dir` holds its archive, its official folder, or train/ and test/ ("folder"); the
+    default is data/ of the repository.
 
     `limit_train` keeps that many training images, evenly over the classes (STL-10: it limits the unlabelled images,
     and the labelled ones where it is smaller). `normalization`: "dataset" gives the set's own mean and standard
@@ -144,10 +148,10 @@ def load(
         raise UserError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
     if normalization not in ("dataset", "cifar10"):
         raise UserError(f"unknown normalization {normalization!r}: choose from dataset, cifar10")
-    if data_dir is None and name != "digits":
-        raise UserError(f"--dataset {name} needs --data-dir, the folder of its images")
+    if not data_dir and name == "folder":
+        raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
     try:
-        classes, splits = _read(name, Path(data_dir or ".").expanduser(), stream, allow_download)
+        classes, splits = _read(name, Path(data_dir or DEFAULT_FOLDER).expanduser(), stream, allow_download)
     except OSError as error:  # a folder without permission, a link to nowhere, a broken disk
         raise UserError(f"cannot read the data set {name}: {error}") from None
     mean, std = STATISTICS.get(name if normalization == "dataset" else "cifar10") or _statistics(splits["train"])

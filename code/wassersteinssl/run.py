@@ -121,14 +121,11 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
 
 def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     """Images, networks and folder of a run. UserError for all that can be told before anything is written."""
-    if settings.dataset == "folder" and not settings.data_dir:
-        raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
     device = find_device(settings.device)
     if settings.batch_size % distributed.size():
         raise UserError(f"--batch-size {settings.batch_size} is of all {distributed.size()} processes: not divisible")
     images = data.load(
-        settings.dataset, settings.data_dir or REPOSITORY / "data",
-        limit_train=settings.limit_train, normalization=settings.normalization,
+        settings.dataset, settings.data_dir, limit_train=settings.limit_train, normalization=settings.normalization
     )  # fmt: skip
     n = len(images.unlabeled or images.train)
     if settings.batch_size > n:
