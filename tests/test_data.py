@@ -111,6 +111,18 @@ def test_other_file_formats(tree, suffix):
     np.testing.assert_array_equal(found.images[1].numpy().transpose(1, 2, 0), Image.open(file))
 
 
+def test_files_of_other_kinds_are_left_out_and_told(tree, capsys):
+    whole = len(load("folder", tree).train)
+    capsys.readouterr()
+    folder = next((tree / "train").iterdir())
+    for name in ("a.tif", "b.TIF", "README", ".hidden.tif"):
+        (folder / name).touch()
+    assert len(load("folder", tree).train) == whole
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.endswith("are left out: 2 .tif, 1 without an extension\n")
+
+
 def test_missing_folder(tmp_path):
     assert str(tmp_path / "nowhere") in message("folder", tmp_path / "nowhere")
     assert "--data-dir" in message("folder", None)

@@ -6,6 +6,8 @@ Order is the sorted order of the names, whatever the machine; a class's place am
 import hashlib
 import json
 import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -76,11 +78,23 @@ def _classes(folder: Path) -> list[str]:
 def _listing(folders: Sequence[Path]) -> Listing:
     """The images of one folder a class; a folder's place is its label."""
     expected = f"images ({', '.join(EXTENSIONS)})"
-    files, labels = [], []
+    files: list[str] = []
+    labels: list[int] = []
+    others: Counter[str] = Counter()  # by extension
+
+    def image(entry: os.DirEntry) -> bool:
+        known = entry.name.lower().endswith(EXTENSIONS)
+        if not known and not entry.is_dir():
+            others[os.path.splitext(entry.name)[1].lower() or "without an extension"] += 1
+        return known and not entry.is_dir()
+
     for label, folder in enumerate(folders):
-        names = _scan(folder, expected, lambda entry: entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir())
+        names = _scan(folder, expected, image)
         files += [os.path.join(folder, name) for name in names]
         labels += [label] * len(names)
+    if others:
+        told = ", ".join(f"{number} {kind}" for kind, number in others.most_common(5))
+        print(f"{folders[0].parent}: files that are no {expected} are left out: {told}", file=sys.stderr)
     return Listing(files, labels)
 
 
