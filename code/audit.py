@@ -86,9 +86,10 @@ def main(options: argparse.Namespace) -> int:
         print(audit_report.text(found.report), end="")
         if options.report is not None:
             try:
-                print("wrote " + ", ".join(str(path) for path in audit_report.save(found, options.report)))
+                written = audit_report.save(found, options.report)
             except OSError as error:
                 raise UserError(f"cannot write into {options.report}: {error.strerror}") from None
+            print("wrote " + ", ".join(map(str, written)))
     except UserError as error:
         print(f"audit.py: error: {error}", file=sys.stderr)
         return 2
