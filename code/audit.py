@@ -66,20 +66,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(options: argparse.Namespace) -> int:
     try:
         check_writable(options.report)
-        from wassersteinssl import audit, audit_report, audit_sources  # torch and matplotlib take seconds to load
+        from wassersteinssl import (  # torch and matplotlib take seconds to load
+            audit,
+            audit_encoders,
+            audit_files,
+            audit_report,
+        )
 
         if options.encoder is not None:
-            features = audit_sources.of_run(
+            features = audit_encoders.of_run(
                 options.encoder, options.dataset, options.data_dir, options.split, options.layer
             )
         elif options.timm is not None:
-            features = audit_sources.of_timm(options.timm, options.dataset, options.data_dir, options.split)
+            features = audit_encoders.of_timm(options.timm, options.dataset, options.data_dir, options.split)
         else:
-            features = audit_sources.read(options.features, options.key)
-        features = audit_sources.with_labels(features, options.labels)
-        views = options.views and audit_sources.read(options.views, options.key)
+            features = audit_files.read(options.features, options.key)
+        features = audit_files.with_labels(features, options.labels)
+        views = options.views and audit_files.read(options.views, options.key)
         if options.key is not None:
-            audit_sources.check_key([path for path in (options.features, options.views) if path is not None])
+            audit_files.check_key([path for path in (options.features, options.views) if path is not None])
         found = audit.audit(
             features, views=views, sample=options.sample, seed=options.seed, drop_bad_rows=options.drop_bad_rows
         )

@@ -18,7 +18,7 @@ import torch
 from conftest import FIGURES, REPOSITORY, check_executed, environment, load
 from torch import nn
 
-from wassersteinssl import audit, audit_report, audit_sources, augment, backbones, data, studies
+from wassersteinssl import audit, audit_encoders, audit_files, audit_report, augment, backbones, data, studies
 from wassersteinssl.encoder import save_encoder
 from wassersteinssl.settings import PRESETS, Settings, UserError
 
@@ -49,7 +49,7 @@ def atoms(n=N, m=M):
 
 def report_on(z, *, sample=400, **options):
     """The report on rows in memory."""
-    features = audit_sources.of_rows(z, "rows", options.pop("labels", None))
+    features = audit_files.of_rows(z, "rows", options.pop("labels", None))
     return audit.audit(features, sample=sample, **options).report
 
 
@@ -89,14 +89,14 @@ def test_verdicts(name):
 @pytest.mark.parametrize(("n", "rank"), [(5, 512), (3, 2), (20, 8), (512, 512)])
 def test_few_rows_are_not_called_healthy(n, rank):
     z = normal(n, rank) @ normal(rank, 512, seed=1)
-    verdict = audit.audit(audit_sources.of_rows(z, "few")).report["verdict"]
+    verdict = audit.audit(audit_files.of_rows(z, "few")).report["verdict"]
     assert verdict["word"] == "too few rows to tell"
     assert f"{n} different rows" in verdict["why"]
 
 
 def test_few_rows_that_nearly_agree_are_collapsed():
     z = 1 + 1e-3 * normal(20, 512)
-    assert audit.audit(audit_sources.of_rows(z, "few")).report["verdict"]["word"] == "collapsed"
+    assert audit.audit(audit_files.of_rows(z, "few")).report["verdict"]["word"] == "collapsed"
 
 
 def test_numbers_are_those_of_scipy_and_numpy():
@@ -158,7 +158,7 @@ def test_zero_rows_are_counted_and_stay():
 @pytest.mark.parametrize("m", [8, 300])
 @pytest.mark.parametrize("kind", ["zero", "equal", "equal, with rounding"])
 def test_equal_rows_have_one_page_without_contradictions(kind, m, monkeypatch):
-    monkeypatch.setattr(audit_sources, "CHUNK", 7 * m)
+    monkeypatch.setattr(audit_files, "CHUNK", 7 * m)
     row = {"zero": torch.zeros(m), "equal": torch.ones(m), "equal, with rounding": normal(m)}[kind]
     report = report_on(row.double().repeat(40, 1))
     w2 = report["w2"]
@@ -182,7 +182,7 @@ def test_fewer_than_one_dimension_is_said_in_words():
     assert report["verdict"]["why"].startswith(f"less than 1 of {M} dimensions are in use (")
     assert "uniform rows of less than 1 dimensions" in report["verdict"]["why"]
     assert audit.percent(1e-30) == "less than 0.01 %"
-    figure = audit_report.draw(audit.audit(audit_sources.of_rows(1e-3 * normal(N, M) + 1, "x"), sample=64))
+    figure = audit_report.draw(audit.audit(audit_files.of_rows(1e-3 * normal(N, M) + 1, "x"), sample=64))
     assert any("floor" in text.get_text() and "less than 1 of" in text.get_text() for text in figure.axes[0].texts)
     audit_report.plt.close(figure)
 
@@ -220,7 +220,7 @@ def test_labels_and_views():
     random = torch.randint(10, (N,), generator=studies.generator(2))
     assert report_on(z, labels=random)["labels"]["knn1"] < 30
     other = z + 0.1 * normal(N, M, seed=3)
-    found = report_on(z, views=audit_sources.of_rows(other, "other"), sample=N)["views"]
+    found = report_on(z, views=audit_files.of_rows(other, "other"), sample=N)["views"]
     a, b = (x / x.norm(dim=1, keepdim=True) for x in (z, other))
     assert found["alignment"] == pytest.approx(float((a - b).square().sum(1).mean()), rel=1e-9)
     assert set(found) >= {"lidar", "mmcr", "barlow"}
@@ -263,30 +263,28 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_kind_of_file_gives_its_rows(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(audit_sources, "CHUNK", 15)  # three rows
+    monkeypatch.setattr(audit_files, "CHUNK", 15)  # three rows
     z = np.round(normal(20, 5).numpy() * 16) / 16  # exact in every type
     WRITERS[name](tmp_path / name, z)
-    features = audit_sources.read(tmp_path / name)
+    features = audit_files.read(tmp_path / name)
     chunks = list(features.chunks())
     assert (features.n, features.m) == (20, 5)
     assert len(chunks) > 4
     np.testing.assert_array_equal(torch.cat([chunk.double() for chunk in chunks]).numpy(), z)
-    np.testing.assert_array_equal(
-        audit_sources.pick(features.chunks(), torch.tensor([1, 9, 10, 19])), z[[1, 9, 10, 19]]
-    )
+    np.testing.assert_array_equal(audit_files.pick(features.chunks(), torch.tensor([1, 9, 10, 19])), z[[1, 9, 10, 19]])
 
 
 def test_key_chooses_an_array(tmp_path):
     np.savez(tmp_path / "two.npz", a=np.zeros((4, 3)), b=np.ones((5, 2)))
-    assert audit_sources.read(tmp_path / "two.npz", "b").n == 5
-    assert audit_sources.read(tmp_path / "two.npz", "b").notes == ()
+    assert audit_files.read(tmp_path / "two.npz", "b").n == 5
+    assert audit_files.read(tmp_path / "two.npz", "b").notes == ()
 
 
 def test_the_report_says_which_array_was_taken(tmp_path, capsys):
     z = normal(20, 5)
     for name in ("packed.npz", "dictionary.pth", "one.safetensors"):
         WRITERS[name](tmp_path / name, z.numpy())
-        (note,) = audit_sources.read(tmp_path / name).notes
+        (note,) = audit_files.read(tmp_path / name).notes
         assert re.fullmatch(r"of the arrays .*, (z|features) was taken", note)
     assert start(tmp_path / "one.safetensors", "--views", tmp_path / "packed.npz") == 0
     out = capsys.readouterr().out
@@ -298,7 +296,7 @@ def test_the_report_says_which_array_was_taken(tmp_path, capsys):
 def test_whole_numbers_are_taken_with_a_note(dtype, tmp_path):
     z = np.random.default_rng(0).integers(0, 2 if dtype is bool else 200, (50, 4)).astype(dtype)
     np.save(tmp_path / "z.npy", z)
-    features = audit_sources.read(tmp_path / "z.npy")
+    features = audit_files.read(tmp_path / "z.npy")
     assert "whole numbers" in features.notes[0]
     np.testing.assert_array_equal(torch.cat(list(features.chunks())).numpy(), z)
 
@@ -306,8 +304,8 @@ def test_whole_numbers_are_taken_with_a_note(dtype, tmp_path):
 def test_labels_are_numbers_or_lines(tmp_path):
     (tmp_path / "y.txt").write_text("cat\ndog\ncat\n")
     np.save(tmp_path / "y.npy", [7, -1, 7])
-    assert audit_sources.read_labels(tmp_path / "y.txt", 3).tolist() == [0, 1, 0]
-    assert audit_sources.read_labels(tmp_path / "y.npy", 3).tolist() == [1, 0, 1]
+    assert audit_files.read_labels(tmp_path / "y.txt", 3).tolist() == [0, 1, 0]
+    assert audit_files.read_labels(tmp_path / "y.npy", 3).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("name", ["y.csv", "y.tsv"])
@@ -315,11 +313,11 @@ def test_a_header_of_labels_is_skipped_and_a_label_too_many_is_not(name, tmp_pat
     path = tmp_path / name
     for content in ("label\n3\n7\n3\n", "label\ncat\ndog\ncat\n", "cat\ndog\ncat\n", "3\n7\n3\n"):
         path.write_text(content)
-        assert audit_sources.read_labels(path, 3).tolist() == [0, 1, 0]
+        assert audit_files.read_labels(path, 3).tolist() == [0, 1, 0]
     for content in ("5\n7\n3\n7\n", "dog\ncat\ndog\ncat\n"):
         path.write_text(content)
         with pytest.raises(UserError, match=r"labels of shape \(4,\) for 3 rows"):
-            audit_sources.read_labels(path, 3)
+            audit_files.read_labels(path, 3)
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -350,7 +348,7 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["constant", "uniform"])
 def test_the_picture_can_be_drawn_of_extremes(name):
-    found = audit.audit(audit_sources.of_rows(EMBEDDINGS[name][0][:40], "x"))
+    found = audit.audit(audit_files.of_rows(EMBEDDINGS[name][0][:40], "x"))
     figure = audit_report.draw(found)
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "% of the dimensions", "eigenvalue, largest first", "distance of unit rows", "norm of a row",
@@ -522,7 +520,7 @@ def test_a_trained_run_is_audited_on_its_own_data(tmp_path):
     networks = trained_run(tmp_path / "run")
     images = data.load("digits", None)
     for layer, network in (("backbone", networks["backbone"]), ("projector", nn.Sequential(*networks.values()))):
-        features = audit_sources.of_run(tmp_path / "run", None, None, "test", layer)
+        features = audit_encoders.of_run(tmp_path / "run", None, None, "test", layer)
         with torch.no_grad():
             expected = network(augment.normalize(images.test.images, images.mean, images.std))
         torch.testing.assert_close(torch.cat(list(features.chunks())), expected)
@@ -559,7 +557,7 @@ def test_timm_models(tmp_path, capsys, monkeypatch):
     fake = SimpleNamespace(create_model=create, data=SimpleNamespace(resolve_model_data_config=lambda network: config))
     monkeypatch.setitem(sys.modules, "timm", fake)
     check_refused(start("--timm", "other"), r"timm cannot load other: Unknown model", tmp_path, capsys)
-    features = audit_sources.of_timm("known", "digits", None, "test")
+    features = audit_encoders.of_timm("known", "digits", None, "test")
     z = torch.cat(list(features.chunks()))
     assert z.shape == (355, 4) == (features.n, features.m)
     assert (z[:, 3] == 12).all()
@@ -585,9 +583,9 @@ MEASURE = """
 import pathlib
 import sys
 import torch
-from wassersteinssl import audit, audit_sources
-from wassersteinssl.machine import peak_memory
-small, large = (audit_sources.read(pathlib.Path(name)) for name in sys.argv[1:])
+from wassersteinssl import audit, audit_files
+from wassersteinssl.device import peak_memory
+small, large = (audit_files.read(pathlib.Path(name)) for name in sys.argv[1:])
 peaks = []
 for features in (small, large):
     report = audit.audit(features, sample=256).report

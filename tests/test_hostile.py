@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_grid import grid_module, stand_in  # noqa: F401
 
-from wassersteinssl import checkpoint, data, run, table2
+from wassersteinssl import checkpoint, data, run, run_folder, table2
 from wassersteinssl.settings import Settings, UserError, parse
 
 fuzz = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -65,7 +65,7 @@ def test_any_command_line_gives_settings_or_one_line_and_status_2(arguments):
 @given(content=BYTES | st.fixed_dictionaries({"method": JSON, "settings": JSON}).map(lambda x: json.dumps(x).encode()))
 def test_any_config_is_refused_by_a_line(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
-    folder = run.RunFolder(tmp_path, "BYOL", load(BYOL).BYOLSettings())
+    folder = run_folder.RunFolder(tmp_path, "BYOL", load(BYOL).BYOLSettings())
     with pytest.raises(UserError, match=r"damaged|another configuration"), folder:
         pass
 
@@ -94,7 +94,7 @@ def test_any_result_is_read_by_the_grid_and_the_table(grid_module, tmp_path, con
     (folder / "result.json").write_bytes(content)
     cell = grid_module.Cell("byol", "none", "digits", 12, folder, 3, [])
     assert grid_module.status([cell])
-    assert isinstance(run.RunFolder(folder, "BYOL", Settings()).finished(), bool)
+    assert isinstance(run_folder.RunFolder(folder, "BYOL", Settings()).finished(), bool)
     tables, unfinished = table2.collect([tmp_path])
     assert len(tables) + len(unfinished) == 1
     for table in tables:
@@ -151,7 +151,7 @@ def test_a_finished_checkpoint_of_something_else_is_refused(tmp_path, state):
     chosen = parse(module.BYOLSettings, "", [*TINY, "--run-dir", str(tmp_path / "run")])
     if "probe" in state:
         state = {"method": module.BYOL(chosen).state_dict(), "pretrain_seconds": 1.0, "evaluate_seconds": 1.0, **state}
-    with run.RunFolder(tmp_path / "run", "BYOL", chosen):
+    with run_folder.RunFolder(tmp_path / "run", "BYOL", chosen):
         checkpoint.save(tmp_path / "run", 2, {"probe": None, **state})
     with pytest.raises(UserError, match="does not fit"):
         run.execute(module.BYOL, chosen)

@@ -13,7 +13,7 @@ import torch
 from conftest import PROGRAMS, REPOSITORY, TINY, load, metrics
 from test_run import assert_bitwise_equal
 
-from wassersteinssl import augment, checkpoint, data, evaluate, pretrain, run, step, w2
+from wassersteinssl import augment, checkpoint, data, evaluate, pretrain, run, run_folder, step, w2
 from wassersteinssl.encoder import load_encoder
 from wassersteinssl.settings import parse
 
@@ -74,7 +74,7 @@ KILLS = {
     "writing the second checkpoint": (os, "fsync", 3, die_half_way, 2),
     "in the third epoch": (step.TrainingStep, "__call__", 4, die, 4),
     "in the linear evaluation": (evaluate.LinearProbe, "learn", 2, die, 8),
-    "before the result": (run.RunFolder, "finish", 1, die, 9),
+    "before the result": (run_folder.RunFolder, "finish", 1, die, 9),
 }
 
 

@@ -17,7 +17,7 @@ import torch
 from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metrics, timeless
 from PIL import Image
 
-from wassersteinssl import checkpoint, evaluate, pretrain, run
+from wassersteinssl import checkpoint, device, evaluate, pretrain, run, run_folder
 from wassersteinssl.settings import UserError, parse
 from wassersteinssl.uniformity import MEASURES
 
@@ -202,9 +202,9 @@ def test_a_run_is_not_continued_where_the_user_forbids_it(module, finished):
 def test_a_second_writer_is_refused(module, tmp_path):
     settings = parse(module.BYOLSettings, "", TINY)
     with (
-        run.RunFolder(tmp_path / "run", "BYOL", settings),
+        run_folder.RunFolder(tmp_path / "run", "BYOL", settings),
         pytest.raises(UserError, match="another process"),
-        run.RunFolder(tmp_path / "run", "BYOL", settings),
+        run_folder.RunFolder(tmp_path / "run", "BYOL", settings),
     ):
         pass
 
@@ -435,7 +435,7 @@ def test_the_device_has_a_number_where_one_is_needed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "zeros", lambda *_, device: types.SimpleNamespace(device=torch.device(device.type, 0)))
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert run.find_device("auto") == run.find_device("cuda") == torch.device("cuda", 0)
+    assert device.find_device("auto") == device.find_device("cuda") == torch.device("cuda", 0)
     assert chosen == [torch.device("cuda", 0)] * 2
 
 

@@ -63,10 +63,10 @@ class Report:
     def __init__(self, name: str, args: argparse.Namespace):
         import torch
 
-        from wassersteinssl import machine, run
+        from wassersteinssl import device, machine, run_folder
 
         try:
-            self.device = run.find_device(args.device)
+            self.device = device.find_device(args.device)
         except UserError as error:
             stop(error)
         torch.set_num_threads(args.threads or machine.cpus())
@@ -84,11 +84,11 @@ class Report:
         self.content: dict[str, Any] = {
             "benchmark": name,
             "command": shlex.join(["python", *sys.argv]),
-            "hardware": run.hardware(self.device),
+            "hardware": device.hardware(self.device),
             "cpus": machine.cpus(),
             "threads": torch.get_num_threads(),
             "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-            "versions": {**run.versions(), "cuda": torch.version.cuda if on_gpu else None},
+            "versions": {**run_folder.versions(), "cuda": torch.version.cuda if on_gpu else None},
             "load_average_before": _load(),
             "note": args.note,
             "tables": {},

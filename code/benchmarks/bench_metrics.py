@@ -33,7 +33,7 @@ from bench_loss import pdist_lu
 from torch import Tensor
 from tqdm import tqdm
 
-from wassersteinssl import audit, audit_sources
+from wassersteinssl import audit, audit_files
 from wassersteinssl.machine import memory
 from wassersteinssl.uniformity import lu_uniformity
 from wassersteinssl.w2 import W2Metric
@@ -116,7 +116,7 @@ def audits(sizes: list[int], m: int, path: Path, device: torch.device) -> list[d
     rows = []
     for n in sizes:
         write_rows(path, n, m)
-        found = timed(lambda: audit.audit(audit_sources.read(path)), device)
+        found = timed(lambda: audit.audit(audit_files.read(path)), device)
         rows.append({"rows": n, "features": m, **found})
     return rows
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wassersteinssl import __version__, studies
-from wassersteinssl.audit_sources import Features, pick
+from wassersteinssl.audit_files import Features, pick
 from wassersteinssl.machine import memory
 from wassersteinssl.numerics import exp_entropy
 from wassersteinssl.pairwise import _distance, lu_calibrated, nearest_squares

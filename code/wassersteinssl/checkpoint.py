@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from wassersteinssl.device import out_of_memory
 from wassersteinssl.files import reason, sweep, write_atomically
-from wassersteinssl.machine import out_of_memory
 from wassersteinssl.settings import UserError
 
 KEPT = 2

@@ -1,22 +1,7 @@
-"""What this process may use of the machine, often less than the machine has (Slurm, containers), and what it used.
-
-Loads torch in functions only: the grid asks for the CPUs without it.
-"""
-
-from __future__ import annotations
+"""What this process may use of the machine, often less than the machine has (Slurm, containers). Without torch."""
 
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
 
 def cpus() -> int:
@@ -42,28 +27,3 @@ def memory() -> float:
 def fills_memory(size: int) -> bool:
     """Whether `size` bytes are too many to be kept in memory: more than half of it."""
     return size > memory() / 2
-
-
-def fits(size: int, device: torch.device) -> bool:
-    """Whether `size` bytes may be kept on the device: at most half of a GPU's free memory."""
-    import torch
-
-    return device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] / 2
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes so far: of tensors on a GPU, else of the whole process; 0 where the system does not tell."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if resource is None:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on a CPU, where torch has no class for it."""
-    import torch
-
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from wassersteinssl import augment, checkpoint, distributed
 from wassersteinssl.data import ImageSet
-from wassersteinssl.machine import fits, peak_memory
+from wassersteinssl.device import fits, peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
 from wassersteinssl.settings import TERMS, Settings, UserError

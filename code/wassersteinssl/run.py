@@ -1,8 +1,4 @@
-"""A run: its folder, and pre-training then evaluation inside it.
-
-A run folder holds config.json (settings, versions, command), metrics.jsonl (a line an epoch), checkpoints,
-encoder.safetensors, spectrum.npy, measures.json and, when all is done, result.json. The same command continues an
-unfinished run.
+"""A run: pre-training, then evaluation, inside a folder. The same command continues an unfinished run.
 
 Exit status: 0 done, 2 a user's mistake or a full disk, 3 a loss or gradient is not finite, 75 stopped by a signal or
 the loss of another process, and to be continued, 130 stopped at once by a second Ctrl-C.
@@ -12,39 +8,27 @@ import contextlib
 import dataclasses
 import errno
 import json
-import platform
-import re
-import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from wassersteinssl import __version__, augment, checkpoint, data, distributed, evaluate, results
+from wassersteinssl import augment, checkpoint, data, distributed, evaluate
+from wassersteinssl.device import find_device, hardware, out_of_memory
 from wassersteinssl.encoder import save_encoder
-from wassersteinssl.files import reason, write_atomically
-from wassersteinssl.machine import out_of_memory
+from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
-from wassersteinssl.settings import MONITOR_IMAGES, Settings, UserError, differences
+from wassersteinssl.run_folder import RunFolder, run_path
+from wassersteinssl.settings import MONITOR_IMAGES, Settings, UserError
 from wassersteinssl.uniformity import MEASURES
-from wassersteinssl.vision import torchvision
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 STOPPED = 75  # "temporary failure": a scheduler may start the same command again
 
 
@@ -142,7 +126,7 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
             raise UserError(f"--uniformity {settings.uniformity} with --dim {settings.dim}: {error}") from None
     method.place(device)
     name = method_class.__name__
-    folder = _run_path(name, settings)
+    folder = run_path(name, settings)
     if settings.stage == "evaluate" and not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no finished pre-training to evaluate")
     return Job(method, images, settings, device, RunFolder(folder, name, settings))
@@ -157,7 +141,7 @@ class Job:
     images: data.ImageSet
     settings: Settings
     device: torch.device
-    folder: "RunFolder"
+    folder: RunFolder
     state: dict | None = None
     stop: Callable[[], bool] = lambda: False
 
@@ -284,108 +268,6 @@ class Job:
         return len(self.images.unlabeled or self.images.train) // self.settings.batch_size
 
 
-class RunFolder:
-    """The files of one run. Refuses a folder of another configuration, and a second writer."""
-
-    def __init__(self, path: Path, method: str, settings: Settings):
-        self.path, self.result = path, path / "result.json"
-        self.config = {
-            "method": method,
-            "settings": dataclasses.asdict(settings),
-            "processes": distributed.size(),
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-            "versions": versions(),
-        }
-
-    def __enter__(self) -> "RunFolder":
-        config = self.path / "config.json"
-        try:
-            if config.exists():
-                if self.config["settings"]["resume"] == "never":  # type: ignore[index]
-                    raise UserError(f"{self.path} holds a run; --resume auto continues it")
-                self._check_same(config)
-            elif self.path.exists() and any(not _early(path.name) for path in self.path.iterdir()):
-                raise UserError(f"{self.path} is not empty and no run's folder: choose another --run-dir")
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock()
-            (self.path / "failed.json").unlink(missing_ok=True)
-            if not config.exists():
-                write_atomically(config, _json(self.config))
-        except OSError as error:
-            raise UserError(f"cannot use the run folder {self.path}: {error.strerror}") from None
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._lock_file.close()
-
-    def fail(self, why: str) -> None:
-        """Mark the run as failed; a later start of the same command tries again and removes the mark."""
-        newest = max((path.name for path in self.path.glob("checkpoint-*.pt")), default=None)
-        write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": newest}))
-
-    def _check_same(self, config: Path) -> None:
-        try:
-            before = json.loads(config.read_text())
-            old = {"method": before["method"], **before["settings"]}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
-        new = {"method": self.config["method"], **self.config["settings"]}  # type: ignore[dict-item]
-        if differing := differences(old, {**dict.fromkeys(old), **new}):
-            raise UserError(
-                f"{self.path} belongs to another configuration: {'; '.join(differing)}; choose another --run-dir"
-            )
-
-    def _lock(self) -> None:
-        """Held by the open file, so that a dead process leaves no lock behind."""
-        self._lock_file = open(self.path / "lock", "w")  # noqa: SIM115
-        if fcntl is None:
-            return
-        for attempt in range(5):
-            try:
-                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                if attempt == 4:
-                    raise UserError(f"another process is working in {self.path}") from None
-            time.sleep(0.05)  # a grid that only looks holds it for a moment
-
-    def save(self, step: int, state: dict) -> None:
-        checkpoint.save(self.path, step, state)
-
-    def log(self, line: dict) -> None:
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def truncate_metrics(self, logged: int) -> None:
-        """Keep the first `logged` lines: those of epochs that will be trained again go, and half a line of a kill."""
-        path = self.path / "metrics.jsonl"
-        if path.exists():
-            write_atomically(path, b"".join(path.read_bytes().splitlines(keepends=True)[:logged]))
-
-    def save_spectrum(self, z: torch.Tensor) -> None:
-        """Eigenvalues of the covariance of the l2-normalised test embeddings, descending."""
-        values = evaluate.spectrum(torch.nn.functional.normalize(z)).cpu().numpy()
-        write_atomically(self.path / "spectrum.npy", partial(np.save, arr=values, allow_pickle=False))
-
-    def save_measures(self, measures: dict) -> None:
-        """All of MEASURES of the test embeddings; null where one is not finite."""
-        write_atomically(self.path / "measures.json", _json(measures))
-
-    def finished(self) -> bool:
-        try:
-            return results.read(self.path)["complete"]
-        except ValueError:
-            return False  # damaged: evaluated anew
-
-    def finish(self, result: dict) -> None:
-        write_atomically(self.result, _json(result))
-
-
-def _early(name: str) -> bool:
-    """Whether a run that was killed before its config.json may have left this file."""
-    return name == "lock" or (name.startswith(".") and name.endswith(".part"))
-
-
 class Signals:
     """Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2 ask for a checkpoint and an end; a second Ctrl-C ends at once."""
 
@@ -413,84 +295,7 @@ class Signals:
         return self._asked
 
 
-def versions() -> dict[str, str | None]:
-    """Of this code and of what it computes with."""
-    return {
-        "wassersteinssl": __version__,
-        "git": _git_commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def hardware(device: torch.device) -> str:
-    """The device in words, for results: a number without its hardware means little."""
-    processes = f"{distributed.size()} processes, each " if distributed.size() > 1 else ""
-    if device.type == "cuda":
-        return processes + torch.cuda.get_device_name(device)
-    cpu = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        cpu = found[1] if found else cpu
-    except OSError:
-        pass
-    threads = torch.get_num_threads()
-    other = "" if device.type == "cpu" else f", {device.type}"
-    return f"{processes}{cpu}, {threads} thread{'s' if threads > 1 else ''}{other}"
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name, made ready; "auto": the best that there is. UserError if it cannot be used."""
-    several = distributed.size() > 1
-    if name == "auto":
-        mps = torch.backends.mps.is_available() and not several
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    if several and name == "cuda":
-        name = f"cuda:{distributed.local_rank()}"
-    elif several and name != "cpu":
-        raise UserError(f"--device {name} with several processes: give cuda, of which each takes its own, or cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("it is no cpu, cuda or mps")
-        device = torch.zeros(1, device=device).device  # with its number, which torch.cuda.set_device wants
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used here: {reason(error)[:200]}") from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # where CUDA graphs, NCCL and the wrapper of the networks look
-        # No TF32, which convolutions would use by default: W2's solver and the paper's fp32 need the digits.
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = True
-    return device
-
-
 def _told(path: Path, result: dict) -> str:
     """The result in a line."""
     shown = ("acc1", "acc5", "best_acc1", "knn1", "w2", "w2_floor", "lu", "alignment")
     return f"{path}: " + "  ".join(f"{key} {result[key]:.4g}" for key in shown if isinstance(result.get(key), float))
-
-
-def _run_path(method: str, settings: Settings) -> Path:
-    if settings.run_dir:
-        return Path(settings.run_dir)
-    s = settings
-    run = f"{method.lower()}+{s.uniformity}-w{s.width}-e{s.epochs}-s{s.seed}"
-    return REPOSITORY / "runs" / (s.dataset_name or s.dataset) / run.replace("+none", "")
-
-
-def _git_commit() -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
-def _json(content: dict) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()

@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wassersteinssl import __version__
+from wassersteinssl.device import out_of_memory
 from wassersteinssl.files import reason, write_atomically
-from wassersteinssl.machine import out_of_memory
 from wassersteinssl.pairwise import lu_theory, lu_uniformity
 from wassersteinssl.settings import UserError
 from wassersteinssl.w2 import W2Metric, w2_floor

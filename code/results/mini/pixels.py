@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works with and w
 import torch
 
 from wassersteinssl import augment, data
+from wassersteinssl.device import hardware
 from wassersteinssl.evaluate import LinearProbe
-from wassersteinssl.run import hardware, versions
+from wassersteinssl.run_folder import versions
 
 EPOCHS, BATCH, SEED = 10, 256, 12
 

@@ -1,4 +1,4 @@
-"""Where audited features come from: files of many kinds, a trained run, a timm model. Read chunk by chunk.
+"""Features to audit, read chunk by chunk from files of many kinds.
 
 A file is opened anew for every chunk, so that the pages of a memory map are given back: memory does not grow with the
 number of rows. Nothing that is read can run code: pickles and object arrays are refused.
@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from wassersteinssl.files import reason
 from wassersteinssl.settings import UserError
@@ -59,6 +58,20 @@ def of_rows(rows: np.ndarray | Tensor, name: str, labels: np.ndarray | None = No
     classes = None if labels is None else torch.from_numpy(np.unique(labels, return_inverse=True)[1])
     dtype = str(z.dtype).removeprefix("torch.")
     return Features(name, n, m, dtype, lambda: map(z.__getitem__, _parts((n, m))), classes)
+
+
+def pick(chunks: Iterable[Tensor], index: Tensor) -> Tensor:
+    """Rows `index` (ascending) of all chunks together, in float64."""
+    found, start = [], 0
+    for chunk in chunks:
+        here = index[(index >= start) & (index < start + len(chunk))] - start
+        found.append(chunk[here].double())
+        start += len(chunk)
+    return torch.cat(found)
+
+
+def with_labels(features: Features, path: Path | None) -> Features:
+    return features if path is None else replace(features, labels=read_labels(path, features.n))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -328,95 +341,3 @@ def _is_number(text: str) -> bool:
 def _natural(path: Path) -> list:
     """Sorts shard-2 before shard-10: labels and views follow this order."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
-
-
-# ---- encoders --------------------------------------------------------------------------------------------------------
-
-
-def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, layer: str) -> Features:
-    """What a finished run's encoder makes of un-augmented images, by default those that it was trained on.
-
-    `layer`: "projector" for z, whose uniformity is trained, or "backbone" for the h that tasks use.
-    """
-    from wassersteinssl import evaluate
-    from wassersteinssl.encoder import load_encoder
-
-    file = folder / "encoder.safetensors" if folder.is_dir() else folder
-    if not file.exists():
-        raise UserError(f"there is no trained encoder {file}")
-    try:
-        encoder = load_encoder(file)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    settings, method = encoder.config["settings"], encoder.config["method"]
-    images, part = _images(dataset or settings["dataset"], data_dir or settings["data_dir"], split)
-    term = "" if settings["uniformity"] == "none" else f" + {settings['uniformity']}"
-    return Features(
-        name=f"{layer} of {method}{term} on the {len(part)} {split} images of {images.name}",
-        n=len(part), m=settings["dim"] if layer == "projector" else encoder.backbone.feature_dim, dtype="float32",
-        labels=part.labels.cpu(),
-        chunks=lambda: _encoded(
-            encoder, encoder.embed if layer == "projector" else encoder, part,
-            evaluate.forward_batch_size(part.size, "cpu"),
-        ),
-    )  # fmt: skip
-
-
-def of_timm(model: str, dataset: str | None, data_dir: str | None, split: str) -> Features:
-    """What a pretrained model of the package timm, without its classifier, makes of images, resized to its size."""
-    from wassersteinssl import evaluate
-
-    try:
-        import timm
-    except ImportError:
-        raise UserError("--timm needs the package timm: pip install timm") from None
-    try:
-        network = timm.create_model(model, pretrained=True, num_classes=0)
-        config = timm.data.resolve_model_data_config(network)
-    except Exception as error:  # of many libraries: unknown name, no network, no disk
-        raise UserError(f"timm cannot load {model}: {reason(error)[:300]}") from None
-    images, part = _images(dataset or "folder", data_dir, split)
-    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    size = tuple(config["input_size"][1:])
-
-    def encode(batch: Tensor) -> Tensor:
-        batch = F.interpolate(batch.float() / 255, size, mode="bicubic", antialias=True, align_corners=False)
-        return network((batch - mean) / std).float()
-
-    with evaluate.frozen(network):
-        m = encode(next(part.batches([torch.tensor([0])], "cpu"))[0]).shape[1]
-    return Features(
-        name=f"{model} of timm on the {len(part)} {split} images of {images.name}",
-        n=len(part), m=m, dtype="float32", labels=part.labels.cpu(),
-        chunks=lambda: _encoded(network, encode, part, evaluate.forward_batch_size(size, "cpu")),
-        notes=(f"images resized to {size[0]} x {size[1]} without a crop",),
-    )  # fmt: skip
-
-
-def _images(dataset: str, data_dir: str | None, split: str) -> tuple[Any, Any]:
-    from wassersteinssl import data
-
-    images = data.load(dataset, data_dir)
-    return images, images.train if split == "train" else images.test
-
-
-def _encoded(network: nn.Module, encode: Callable[[Tensor], Tensor], split: Any, batch: int) -> Iterator[Tensor]:
-    from wassersteinssl import evaluate
-
-    with evaluate.frozen(network):
-        for images, _ in split.batches(torch.arange(len(split)).split(batch), "cpu"):
-            yield encode(images)
-
-
-def pick(chunks: Iterable[Tensor], index: Tensor) -> Tensor:
-    """Rows `index` (ascending) of all chunks together, in float64."""
-    found, start = [], 0
-    for chunk in chunks:
-        here = index[(index >= start) & (index < start + len(chunk))] - start
-        found.append(chunk[here].double())
-        start += len(chunk)
-    return torch.cat(found)
-
-
-def with_labels(features: Features, path: Path | None) -> Features:
-    return features if path is None else replace(features, labels=read_labels(path, features.n))

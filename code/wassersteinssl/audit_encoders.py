@@ -1,0 +1,83 @@
+"""Features to audit, made from images by a trained run or by a pretrained model of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wassersteinssl import data, evaluate
+from wassersteinssl.audit_files import Features
+from wassersteinssl.encoder import load_encoder
+from wassersteinssl.files import reason
+from wassersteinssl.settings import UserError
+
+
+def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, layer: str) -> Features:
+    """What a finished run's encoder makes of un-augmented images, by default those that it was trained on.
+
+    `layer`: "projector" for z, whose uniformity is trained, or "backbone" for the h that tasks use.
+    """
+    file = folder / "encoder.safetensors" if folder.is_dir() else folder
+    if not file.exists():
+        raise UserError(f"there is no trained encoder {file}")
+    try:
+        encoder = load_encoder(file)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    settings, method = encoder.config["settings"], encoder.config["method"]
+    images, part = _images(dataset or settings["dataset"], data_dir or settings["data_dir"], split)
+    term = "" if settings["uniformity"] == "none" else f" + {settings['uniformity']}"
+    return Features(
+        name=f"{layer} of {method}{term} on the {len(part)} {split} images of {images.name}",
+        n=len(part), m=settings["dim"] if layer == "projector" else encoder.backbone.feature_dim, dtype="float32",
+        labels=part.labels.cpu(),
+        chunks=lambda: _encoded(
+            encoder, encoder.embed if layer == "projector" else encoder, part,
+            evaluate.forward_batch_size(part.size, "cpu"),
+        ),
+    )  # fmt: skip
+
+
+def of_timm(model: str, dataset: str | None, data_dir: str | None, split: str) -> Features:
+    """What a pretrained model of the package timm, without its classifier, makes of images, resized to its size."""
+    try:
+        import timm
+    except ImportError:
+        raise UserError("--timm needs the package timm: pip install timm") from None
+    try:
+        network = timm.create_model(model, pretrained=True, num_classes=0)
+        config = timm.data.resolve_model_data_config(network)
+    except Exception as error:  # of many libraries: unknown name, no network, no disk
+        raise UserError(f"timm cannot load {model}: {reason(error)[:300]}") from None
+    images, part = _images(dataset or "folder", data_dir, split)
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    size = tuple(config["input_size"][1:])
+
+    def encode(batch: Tensor) -> Tensor:
+        batch = F.interpolate(batch.float() / 255, size, mode="bicubic", antialias=True, align_corners=False)
+        return network((batch - mean) / std).float()
+
+    with evaluate.frozen(network):
+        m = encode(next(part.batches([torch.tensor([0])], "cpu"))[0]).shape[1]
+    return Features(
+        name=f"{model} of timm on the {len(part)} {split} images of {images.name}",
+        n=len(part), m=m, dtype="float32", labels=part.labels.cpu(),
+        chunks=lambda: _encoded(network, encode, part, evaluate.forward_batch_size(size, "cpu")),
+        notes=(f"images resized to {size[0]} x {size[1]} without a crop",),
+    )  # fmt: skip
+
+
+def _images(dataset: str, data_dir: str | None, split: str) -> tuple[Any, Any]:
+    images = data.load(dataset, data_dir)
+    return images, images.train if split == "train" else images.test
+
+
+def _encoded(network: nn.Module, encode: Callable[[Tensor], Tensor], split: Any, batch: int) -> Iterator[Tensor]:
+    with evaluate.frozen(network):
+        for images, _ in split.batches(torch.arange(len(split)).split(batch), "cpu"):
+            yield encode(images)

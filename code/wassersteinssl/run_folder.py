@@ -1,0 +1,166 @@
+"""The folder of a run: config.json (settings, versions, command), metrics.jsonl (a line an epoch), checkpoints,
+spectrum.npy, measures.json and, when all is done, result.json."""
+
+import dataclasses
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wassersteinssl import __version__, checkpoint, distributed, evaluate, results
+from wassersteinssl.files import write_atomically
+from wassersteinssl.settings import Settings, UserError, differences
+from wassersteinssl.vision import torchvision
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class RunFolder:
+    """The files of one run. Refuses a folder of another configuration, and a second writer."""
+
+    def __init__(self, path: Path, method: str, settings: Settings):
+        self.path, self.result = path, path / "result.json"
+        self.config = {
+            "method": method,
+            "settings": dataclasses.asdict(settings),
+            "processes": distributed.size(),
+            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "versions": versions(),
+        }
+
+    def __enter__(self) -> "RunFolder":
+        config = self.path / "config.json"
+        try:
+            if config.exists():
+                if self.config["settings"]["resume"] == "never":  # type: ignore[index]
+                    raise UserError(f"{self.path} holds a run; --resume auto continues it")
+                self._check_same(config)
+            elif self.path.exists() and any(not _early(path.name) for path in self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and no run's folder: choose another --run-dir")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            (self.path / "failed.json").unlink(missing_ok=True)
+            if not config.exists():
+                write_atomically(config, _json(self.config))
+        except OSError as error:
+            raise UserError(f"cannot use the run folder {self.path}: {error.strerror}") from None
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lock_file.close()
+
+    def fail(self, why: str) -> None:
+        """Mark the run as failed; a later start of the same command tries again and removes the mark."""
+        newest = max((path.name for path in self.path.glob("checkpoint-*.pt")), default=None)
+        write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": newest}))
+
+    def _check_same(self, config: Path) -> None:
+        try:
+            before = json.loads(config.read_text())
+            old = {"method": before["method"], **before["settings"]}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
+        new = {"method": self.config["method"], **self.config["settings"]}  # type: ignore[dict-item]
+        if differing := differences(old, {**dict.fromkeys(old), **new}):
+            raise UserError(
+                f"{self.path} belongs to another configuration: {'; '.join(differing)}; choose another --run-dir"
+            )
+
+    def _lock(self) -> None:
+        """Held by the open file, so that a dead process leaves no lock behind."""
+        self._lock_file = open(self.path / "lock", "w")  # noqa: SIM115
+        if fcntl is None:
+            return
+        for attempt in range(5):
+            try:
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if attempt == 4:
+                    raise UserError(f"another process is working in {self.path}") from None
+            time.sleep(0.05)  # a grid that only looks holds it for a moment
+
+    def save(self, step: int, state: dict) -> None:
+        checkpoint.save(self.path, step, state)
+
+    def log(self, line: dict) -> None:
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def truncate_metrics(self, logged: int) -> None:
+        """Keep the first `logged` lines: those of epochs that will be trained again go, and half a line of a kill."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            write_atomically(path, b"".join(path.read_bytes().splitlines(keepends=True)[:logged]))
+
+    def save_spectrum(self, z: torch.Tensor) -> None:
+        """Eigenvalues of the covariance of the l2-normalised test embeddings, descending."""
+        values = evaluate.spectrum(torch.nn.functional.normalize(z)).cpu().numpy()
+        write_atomically(self.path / "spectrum.npy", partial(np.save, arr=values, allow_pickle=False))
+
+    def save_measures(self, measures: dict) -> None:
+        """All of MEASURES of the test embeddings; null where one is not finite."""
+        write_atomically(self.path / "measures.json", _json(measures))
+
+    def finished(self) -> bool:
+        try:
+            return results.read(self.path)["complete"]
+        except ValueError:
+            return False  # damaged: evaluated anew
+
+    def finish(self, result: dict) -> None:
+        write_atomically(self.result, _json(result))
+
+
+def _early(name: str) -> bool:
+    """Whether a run that was killed before its config.json may have left this file."""
+    return name == "lock" or (name.startswith(".") and name.endswith(".part"))
+
+
+def run_path(method: str, settings: Settings) -> Path:
+    """Where a run lies: --run-dir, or a folder named after what it is."""
+    if settings.run_dir:
+        return Path(settings.run_dir)
+    s = settings
+    run = f"{method.lower()}+{s.uniformity}-w{s.width}-e{s.epochs}-s{s.seed}"
+    return REPOSITORY / "runs" / (s.dataset_name or s.dataset) / run.replace("+none", "")
+
+
+def versions() -> dict[str, str | None]:
+    """Of this code and of what it computes with."""
+    return {
+        "wassersteinssl": __version__,
+        "git": _git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _json(content: dict) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
