@@ -187,6 +187,16 @@ def test_fewer_than_one_dimension_is_said_in_words():
     audit_report.plt.close(figure)
 
 
+def test_the_picture_tells_whose_it_is_whatever_the_name():
+    name = "/a/long/way/" * 9 + "$\\bad{\x1b.npy"
+    figure = audit_report.draw(audit.audit(audit_files.of_rows(normal(N, M), name), sample=64))
+    figure.canvas.draw()
+    title = figure.get_suptitle()
+    assert "/way/$\\bad{?.npy\n" in title and len(title.split("\n")[0]) < 90
+    assert title.endswith(f"{N:,} rows of {M} features: healthy")
+    audit_report.plt.close(figure)
+
+
 def test_companion_measures_the_distance_in_deviations():
     beyond = report_on(sphere(N, M // 2) @ random_basis(M)[: M // 2])["beyond"]
     assert beyond["uniform"]["lu_d_prime"] > 20

@@ -20,6 +20,8 @@ from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
 # Of the laws that the rows are compared with: colour, dashes, name.
 LAWS = {"uniform": (COLORS[1], "--", "uniform rows"), "gaussian": (COLORS[6], ":", "Gaussian, same moments")}
 
+LONGEST = 80  # characters of a name above the picture
+
 
 # ---- text ------------------------------------------------------------------------------------------------------------
 
@@ -105,12 +107,18 @@ def _named(items: list, number: int) -> str:
 
 def draw(audit: Audit) -> Figure:
     """Dimensions in use, the spectrum, nearest neighbours, norms."""
-    figure, panels = plt.subplots(2, 2, figsize=(2.2 * COLUMN, 4.8))
+    figure, panels = plt.subplots(2, 2, figsize=(2.2 * COLUMN, 5.2))
     _draw_dimensions(panels[0, 0], audit.report)
     _draw_spectrum(panels[0, 1], audit.report["spectrum"])
     _draw_nearest(panels[1, 0], audit.nearest)
     panels[1, 1].hist(audit.norms, bins=_bins(audit.norms), color=COLORS[0])
     panels[1, 1].set(title="(d) Norms before scaling to unit length", xlabel="norm of a row", ylabel="sampled rows")
+    name, report = printable(audit.report["name"]), audit.report
+    name = name if len(name) <= LONGEST else "..." + name[-LONGEST:]
+    figure.suptitle(
+        f"{name}\n{report['n']:,} rows of {report['m']:,} features: {report['verdict']['word']}",
+        fontsize=9, parse_math=False,
+    )  # fmt: skip
     return figure
 
 
@@ -144,7 +152,7 @@ def _draw_spectrum(axes: Axes, spectrum: dict[str, Any]) -> None:
     axes.plot(index, np.where(law > 0, law, np.nan), color=color, linestyle=dashes, label=f"{name} (Marchenko-Pastur)")
     bottom = max(bottom, 0.5 * min(values.clip(bottom).min(), law.max()))
     top = max(values.max(), law.max())
-    axes.set(title="(b) Spectrum of the covariance", xlabel="eigenvalue, largest first", ylabel="eigenvalue",
+    axes.set(title="(b) Spectrum of the covariance", xlabel="index, largest first", ylabel="eigenvalue",
              yscale="log", ylim=(bottom, 2 * top * (top / bottom) ** 0.3))  # fmt: skip  # above: room for the legend
     axes.legend(loc="upper right")
 
