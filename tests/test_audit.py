@@ -192,7 +192,8 @@ def test_the_picture_tells_whose_it_is_whatever_the_name():
     figure = audit_report.draw(audit.audit(audit_files.of_rows(normal(N, M), name), sample=64))
     figure.canvas.draw()
     title = figure.get_suptitle()
-    assert "/way/$\\bad{?.npy\n" in title and len(title.split("\n")[0]) < 90
+    assert "/way/$\\bad{?.npy\n" in title
+    assert len(title.split("\n")[0]) < 90
     assert title.endswith(f"{N:,} rows of {M} features: healthy")
     audit_report.plt.close(figure)
 
@@ -361,7 +362,7 @@ def test_the_picture_can_be_drawn_of_extremes(name):
     found = audit.audit(audit_files.of_rows(EMBEDDINGS[name][0][:40], "x"))
     figure = audit_report.draw(found)
     assert [axes.get_xlabel() for axes in figure.axes] == [
-        "% of the dimensions", "eigenvalue, largest first", "distance of unit rows", "norm of a row",
+        "% of the dimensions", "index, largest first", "distance of unit rows", "norm of a row",
     ]  # fmt: skip
     audit_report.plt.close(figure)
 
