@@ -161,7 +161,10 @@ def test_a_gain_is_against_the_same_options_of_the_method(make, tmp_path):
         make(f"plain{weight}", method="AlignUniform", options={"uniform_weight": weight}, acc1=acc1)
     make(method="AlignUniform", term="w2", options={"uniform_weight": 1.0}, acc1=91.0)
     (table,), _ = table2.collect([tmp_path])
-    assert "91.00 (+1.00)" in table2.markdown(table)
+    text = table2.markdown(table)
+    assert "91.00 (+1.00)" in text
+    assert cell(text, "AlignUniform (uniform_weight 1.0)", "paper") == "90.37"
+    assert cell(text, "MSE (uniform_weight 0.0)", "paper") == ""  # alignment alone is no row of the paper's table
 
 
 def test_the_best_of_several_weights_and_all_measures(make, tmp_path):

@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-# result.json's name of a measure -> heading, decimals, the paper has it
+# result.json's name of a measure -> heading, decimals
 COLUMNS = {
-    "acc1": ("Acc@1 ↑", 2, True),
-    "acc5": ("Acc@5 ↑", 2, True),
-    "w2": ("W2 ↓", 3, True),
-    "lu": ("L_U ↓", 2, True),
-    "alignment": ("A ↓", 2, True),
-    "knn1": ("kNN ↑", 2, False),
+    "acc1": ("Acc@1 ↑", 2),
+    "acc5": ("Acc@5 ↑", 2),
+    "w2": ("W2 ↓", 3),
+    "lu": ("L_U ↓", 2),
+    "alignment": ("A ↓", 2),
+    "knn1": ("kNN ↑", 2),
 }
 NUMBERS = (*COLUMNS, "w2_floor", "pretrain_seconds", "evaluate_seconds")
 

@@ -5,6 +5,7 @@ in one table, partial and failed runs in none.
 """
 
 import csv
+import functools
 import io
 import json
 import re
@@ -56,11 +57,20 @@ class Row:
         return self.method, self.term, self.dataset, self.variant
 
     @property
+    def aligned_only(self) -> bool:
+        """Whether the loss is alignment alone, a method that the paper's table has not."""
+        return self.method == "AlignUniform" and self.own["uniform_weight"] == 0
+
+    @property
     def name(self) -> str:
-        aligned_only = self.method == "AlignUniform" and self.own["uniform_weight"] == 0
-        method = "MSE" if aligned_only else METHODS.get(self.method, self.method)
+        method = "MSE" if self.aligned_only else METHODS.get(self.method, self.method)
         term = TERMS.get(self.term, f" + {self.term}")
         return method + term + (f" ({self.variant})" if self.variant else "")
+
+    @property
+    def published(self) -> dict[str, float]:
+        """The paper's numbers; none where it has no such row."""
+        return {} if self.aligned_only else paper().get((self.method, self.term, self.dataset), {})
 
     @property
     def seeds(self) -> int:
@@ -153,6 +163,7 @@ def best(table: Table) -> Table:
     return Table(table.setting, list(rows.values()))
 
 
+@functools.cache
 def paper() -> dict[tuple[str, str, str], dict[str, float]]:
     """The paper's Table 2: (method, term, data set) -> its numbers."""
     with (RESULTS / "paper_table2.csv").open(newline="") as file:
@@ -182,12 +193,12 @@ def describe(table: Table) -> str:
 
 def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
     """A table a data set: ours (mean ± deviation, gain against vanilla) beside the paper's; W2 with its floor."""
-    published, lines = paper(), [describe(table), ""]
+    lines = [describe(table), ""]
     for dataset in table.datasets():
         rows = [row for row in table.rows if row.dataset == dataset]
-        compared = [c for c, (_, _, in_paper) in COLUMNS.items() if in_paper and dataset in DATASETS]
+        compared = {column for row in rows for column in row.published}
         heads = ["Method"]
-        for column, (heading, _, _) in COLUMNS.items():
+        for column, (heading, _) in COLUMNS.items():
             heads += [heading] + (["paper"] if column in compared else [])
         heads += ["seeds", "minutes"]
         lines += [f"**{DATASETS.get(dataset, dataset)}**, W2's floor {rows[0].value('w2_floor'):.3f}", ""]
@@ -197,7 +208,7 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
             for column in COLUMNS:
                 cells.append(_cell(table, row, column))
                 if column in compared:
-                    number = published.get((row.method, row.term, dataset), {}).get(column)
+                    number = row.published.get(column)
                     cells.append("" if number is None else f"{number:.2f}")
             minutes = mean((run["pretrain_seconds"] + run["evaluate_seconds"]) / 60 for run in row.runs)
             lines.append("| " + " | ".join([*cells, str(row.seeds), f"{minutes:.1f}"]) + " |")
@@ -210,7 +221,7 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
 def to_csv(tables: Iterable[Table]) -> str:
     """Long form: a line a row of a table and measure, with the paper's number and the setting as JSON. The measures are
     those of the table, and then all others that the runs have recorded."""
-    out, published = io.StringIO(), paper()
+    out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow("method uniformity variant dataset measure mean deviation seeds floor paper setting".split())
     for table in tables:
@@ -218,7 +229,7 @@ def to_csv(tables: Iterable[Table]) -> str:
         for row in table.rows:
             for column in COLUMNS:
                 deviation = row.deviation(column)
-                number = published.get((row.method, row.term, row.dataset), {}).get(column, "")
+                number = row.published.get(column, "")
                 floor = row.value("w2_floor") if column == "w2" else ""
                 ours = [row.value(column), "" if deviation is None else deviation, row.seeds, floor]
                 key = [row.method, row.term, row.variant, row.dataset, column]
@@ -232,9 +243,9 @@ def to_csv(tables: Iterable[Table]) -> str:
 
 def latex(table: Table) -> str:
     """A booktabs tabular a data set, ours with the deviation and, in parentheses, the paper's."""
-    published, parts = paper(), []
+    parts = []
     for dataset in table.datasets():
-        heads = " & ".join(_tex(heading) for heading, _, _ in COLUMNS.values())
+        heads = " & ".join(_tex(heading) for heading, _ in COLUMNS.values())
         lines = [f"% {DATASETS.get(dataset, dataset)}. {describe(table)}"]
         lines += [
             rf"\begin{{tabular}}{{l{'c' * len(COLUMNS)}}}",
@@ -244,11 +255,11 @@ def latex(table: Table) -> str:
         ]
         for row in (row for row in table.rows if row.dataset == dataset):
             cells = [_tex(row.name)]
-            for column, (_, decimals, _) in COLUMNS.items():
+            for column, (_, decimals) in COLUMNS.items():
                 deviation = row.deviation(column)
                 cell = f"{row.value(column):.{decimals}f}"
                 cell += "" if deviation is None else rf"$\pm${deviation:.{decimals}f}"
-                number = published.get((row.method, row.term, dataset), {}).get(column)
+                number = row.published.get(column)
                 cells.append(cell + ("" if number is None else f" ({number:.2f})"))
             lines.append(" & ".join(cells) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import MONITOR_IMAGES
-from wassersteinssl.table2 import DATASETS, METHODS, TERMS, Row, Table, paper
+from wassersteinssl.table2 import DATASETS, METHODS, TERMS, Row, Table
 
 AXIS = {  # what a run's metrics.jsonl follows
     "knn1": f"kNN top-1 (%), of at most\n{MONITOR_IMAGES:,} training images",
@@ -26,7 +26,7 @@ FLOOR: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "linestyle": ":", "la
 
 def draw_table(table: Table, path: Path) -> list[Path]:
     """Acc@1 and W2, a line a row, two panels a data set: ours filled (with the deviation), the paper's hollow."""
-    datasets, published = table.datasets(), paper()
+    datasets = table.datasets()
     rows = {dataset: [row for row in table.rows if row.dataset == dataset] for dataset in datasets}
     height = 1.1 + 0.19 * max(map(len, rows.values()))
     figure, axes = plt.subplots(
@@ -37,7 +37,7 @@ def draw_table(table: Table, path: Path) -> list[Path]:
         for y, row in enumerate(shown):
             color = COLORS[list(TERMS).index(row.term) if row.term in TERMS else 3]
             panel.errorbar(row.value(column), y, xerr=row.deviation(column) or 0, fmt="o", color=color, capsize=2)
-            number = published.get((row.method, row.term, dataset), {}).get(column)
+            number = row.published.get(column)
             if number is not None:
                 panel.plot(number, y, "D", markerfacecolor="none", color=color, markersize=5)
         if column == "w2":
@@ -48,7 +48,7 @@ def draw_table(table: Table, path: Path) -> list[Path]:
         panel.set_title(_symbols(f"({_letter(k)}) {DATASETS.get(dataset, dataset)}: {COLUMNS[column][0]}"))
         panel.set_xlabel("%" if column == "acc1" else AXIS["w2"])
     handles = [plt.Line2D([], [], marker="o", linestyle="", color="0.3", label="ours")]
-    if any(dataset in DATASETS for dataset in datasets):
+    if any(row.published for row in table.rows):
         paper_label = "paper (width 64, 500 epochs)"
         handles.append(
             plt.Line2D([], [], marker="D", linestyle="", color="0.3", markerfacecolor="none", label=paper_label)
