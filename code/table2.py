@@ -3,10 +3,10 @@
 
     python code/table2.py [RUNS ...] [--out FOLDER] [--spectra] [--best]
 
-RUNS are run folders or folders of them (default: runs). Prints the table and writes table2.md, .csv, .tex and .png into
---out; with --spectra also spectra.png. A cell is the mean over seeds, with the standard deviation if there are several,
-and the gain against the vanilla method in parentheses. Runs of different settings get tables of their own; unfinished,
-failed and damaged runs are listed below and never averaged in.
+RUNS are run folders or folders of them (default: runs). Prints the table and writes table2.md, .csv, .tex, .png and
+.pdf into --out; with --spectra also spectra.png and .pdf. A cell is the mean over seeds, with the standard deviation
+if there are several, and the gain against the vanilla method in parentheses. Runs of different settings get tables of
+their own; unfinished, failed and damaged runs are listed below and never averaged in.
 """
 
 import sys

@@ -7,11 +7,14 @@ L_U stands beside its published formula by torch.pdist, which holds every pair a
 and where memory is short it is left out. W2 reads chunks of 10,000 rows: from memory, and from a memory-mapped float16
 file, as a feature extractor would leave it. Its memory must not grow with the number of rows, its time no faster. The
 audit reads such a file of 1,024 features, also on the CPU where --device is another; 10 million rows are 20 GB of disk.
+Each call has a process of its own, so that its peak hides behind nothing that an earlier one left.
 """
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +47,10 @@ CPU = torch.device("cpu")
 CHUNK = 10_000
 
 
-def stream(chunks: Iterator[Tensor], bar: tqdm) -> float:
+def stream(chunks: Iterable[Tensor]) -> float:
     metric = W2Metric()
     for z in chunks:
         metric.update(z)
-        bar.update(len(z))
     return metric.compute()
 
 
@@ -71,27 +73,48 @@ def write_rows(path: Path, n: int, m: int) -> None:
         rows[start : start + CHUNK] = np.roll(chunk, k, axis=1)[: n - start]
 
 
-def timed(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    with bench.peak_memory(device) as found:
-        seconds = bench.clock(call, 1, device)
+def measured(kind: str, by: str, n: int, device: str, threads: int, path: Path | None) -> dict[str, float]:
+    """Seconds and peak memory of one call; for a process of its own, as what an earlier call left would hide it."""
+    place = torch.device(device)
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    first = torch.randn(64, 16, device=place)
+    if kind == "L_U":
+        function = {"ours": lu_uniformity, "torch.pdist": pdist_lu}[by]
+        z = torch.randn(n, M, device=place)
+        calls = [lambda: function(first).item(), lambda: function(z).item()]
+    elif kind == "W2":
+        chunks = from_memory(n, place) if path is None else from_file(path, place)
+        calls = [lambda: stream([first]), lambda: stream(chunks)]
+    else:
+        assert path is not None
+        calls = [lambda: audit.audit(audit_files.of_rows(first, "few")), lambda: audit.audit(audit_files.read(path))]
+    with torch.no_grad():
+        calls[0]()  # the first call loads what it needs
+        with bench.peak_memory(place) as found:
+            seconds = bench.clock(calls[1], 1, place)
     return {"seconds": seconds, "peak MB": found["peak"]}
 
 
-def pairs(sizes: list[int], device: torch.device, bar: tqdm) -> list[dict[str, Any]]:
+def alone(report: bench.Report, *what: Any, device: torch.device | None = None, path: Path | None = None) -> dict:
+    """`measured` in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        place = str(device or report.device)
+        return pool.submit(measured, *what, place, torch.get_num_threads(), path).result()
+
+
+def pairs(sizes: list[int], report: bench.Report, bar: tqdm) -> list[dict[str, Any]]:
     """L_U of n rows, ours and by torch.pdist."""
     rows = []
     for n in sizes:
-        z = torch.randn(n, M, device=device)
         needed = 2 * 4 * n * (n - 1) / 2  # of the distances and of a function of them, in float32
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()
-        for name, function in {"ours": lu_uniformity, "torch.pdist": pdist_lu}.items():
+        free = torch.cuda.mem_get_info(report.device)[0] if report.device.type == "cuda" else memory()
+        for name in ("ours", "torch.pdist"):
             if name == "torch.pdist" and needed > 0.9 * free:
                 print(f"no torch.pdist for {n} rows: it needs {needed / 1e9:.0f} GB", file=sys.stderr)
                 continue
             bar.set_description(f"L_U of {n} rows, {name}")
-            with torch.no_grad():
-                found = timed(lambda f=function, z=z: f(z).item(), device)
-            rows.append({"measure": "L_U", "rows": n, "by": name, **found})
+            rows.append({"measure": "L_U", "rows": n, "by": name, **alone(report, "L_U", name, n)})
             bar.update(n)
     return rows
 
@@ -111,42 +134,35 @@ def targets(found: dict[tuple[str, str, int], dict[str, Any]]) -> list[bench.Tar
     return rows
 
 
-def audits(sizes: list[int], m: int, path: Path, device: torch.device) -> list[dict[str, Any]]:
+def audits(sizes: list[int], m: int, path: Path, report: bench.Report) -> list[dict[str, Any]]:
     """The whole audit of n rows in a float16 file."""
     rows = []
-    for n in sizes:
+    for n in tqdm(sizes, desc="audits", unit="file", disable=None):
         write_rows(path, n, m)
-        found = timed(lambda: audit.audit(audit_files.read(path)), device)
-        rows.append({"rows": n, "features": m, **found})
+        rows.append({"rows": n, "features": m, **alone(report, "audit", "", n, device=CPU, path=path)})
     return rows
 
 
 def main(args) -> None:
     report = bench.Report("metrics", args)
-    device = report.device
-    torch.manual_seed(0)
     pair_sizes = [500] if args.quick else [10_000, 50_000]
     stream_sizes = [10_000, 20_000] if args.quick else [10_000, 100_000, 1_000_000]
     with tqdm(desc="rows", unit=" rows", unit_scale=True, disable=None) as bar, tempfile.TemporaryDirectory() as folder:
-        rows = pairs(pair_sizes, device, bar)
+        rows = pairs(pair_sizes, report, bar)
         path = Path(folder, "rows.npy")
-        stream(from_memory(CHUNK, device), bar)  # the first call gets memory
         for n in stream_sizes:
             write_rows(path, n, M)
-            for name, chunks in (
-                ("memory, float32", from_memory(n, device)),
-                ("file, float16", from_file(path, device)),
-            ):
+            for name, source in (("memory, float32", None), ("file, float16", path)):
                 bar.set_description(f"W2 of {n} rows, {name}")
-                found = timed(lambda chunks=chunks: stream(chunks, bar), device)
-                rows.append({"measure": "W2", "rows": n, "by": name, **found})
+                rows.append({"measure": "W2", "rows": n, "by": name, **alone(report, "W2", name, n, path=source)})
+                bar.update(n)
     for row in rows:
         row["rows/s"] = row["rows"] / row["seconds"]
     form = {"measure": "", "rows": ",", "by": "", "seconds": ".3g", "rows/s": ",.0f", "peak MB": ",.0f"}
     report.table(f"Rows of {M} features", rows, form)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.npy")
-        audited = audits([300] if args.quick else args.audit_rows, 16 if args.quick else AUDITED, path, CPU)
+        audited = audits([300] if args.quick else args.audit_rows, 16 if args.quick else AUDITED, path, report)
     form = {"rows": ",", "features": ",", "seconds": ".3g", "peak MB": ",.0f"}
     report.table("The audit of a float16 file", audited, form)
     if not args.quick:

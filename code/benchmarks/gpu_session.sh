@@ -29,7 +29,7 @@ bench() { # seconds, name, program, options...
 nvidia-smi || { echo "error: no GPU" >&2; exit 2; }
 "$python" -c 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name())' || exit 2
 all=(--width 64 --steps 30 --rounds 2)
-part 90 gpu-tests "$python" -m pytest -q tests/test_step.py tests/test_w2.py tests/test_run.py -k "gpu or cuda"
+part 90 gpu-tests "$python" -m pytest -q tests/test_{step,w2,run,data}.py -k "gpu or cuda"
 bench 70 loss bench_loss
 bench 120 train-w64-bf16 bench_train --precision bf16 "${all[@]}" --methods BYOL
 bench 80 train-w64-bf16-barlow bench_train --precision bf16 "${all[@]}" --methods BarlowTwins --profile

@@ -34,7 +34,7 @@ from wassersteinssl import __version__, studies
 from wassersteinssl.audit_files import Features, pick
 from wassersteinssl.machine import memory
 from wassersteinssl.numerics import exp_entropy
-from wassersteinssl.pairwise import _distance, lu_calibrated, nearest_squares
+from wassersteinssl.pairwise import distance, lu_calibrated, nearest_rows
 from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import W2Metric, eigenvalue_noise, w2_floor, w2_minimum
@@ -296,7 +296,7 @@ def _beyond(z: Tensor, mean: Tensor, root: Tensor, seed: int) -> tuple[dict[str,
 
 def _companions(z: Tensor) -> tuple[float, Tensor]:
     """Calibrated L_U, and each row's distance to its nearest neighbour."""
-    return float(lu_calibrated(z)), _distance(z, z[nearest_squares(z)])
+    return float(lu_calibrated(z)), distance(z, z[nearest_rows(z)])
 
 
 def _unit(z: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Features to audit, read chunk by chunk from files of many kinds.
 
-A file is opened anew for every chunk, so that the pages of a memory map are given back: memory does not grow with the
-number of rows. Nothing that is read can run code: pickles and object arrays are refused.
+A mapped file (.npy, .pt, .safetensors) is opened anew for every chunk, so that its pages are given back, and others are
+read as a stream: memory does not grow with the number of rows. Nothing that is read can run code: pickles and object
+arrays are refused.
 """
 
 from __future__ import annotations

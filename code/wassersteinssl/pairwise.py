@@ -68,8 +68,8 @@ def koleo(z: Tensor, *, eps: float = 1e-8, normalize: bool = True) -> Tensor:
     Sablayrolles et al., Spreading Vectors for Similarity Search, ICLR 2019. DINOv2 adds it with weight 0.1.
     """
     rows = wide_rows(z, normalize)
-    distance = _distance(rows, rows[nearest_squares(rows.detach())])
-    return -(distance + eps).log().mean().to(result_dtype(z))
+    nearest = distance(rows, rows[nearest_rows(rows.detach())])
+    return -(nearest + eps).log().mean().to(result_dtype(z))
 
 
 def mst_length(z: Tensor, *, normalize: bool = True) -> Tensor:
@@ -83,15 +83,15 @@ def mst_length(z: Tensor, *, normalize: bool = True) -> Tensor:
     """
     rows = wide_rows(z, normalize)
     near, far = _spanning_tree(rows.detach())
-    return (0 - _distance(rows[near], rows[far]).sum() / len(z)).to(result_dtype(z))  # not -0 for equal rows
+    return (0 - distance(rows[near], rows[far]).sum() / len(z)).to(result_dtype(z))  # not -0 for equal rows
 
 
-def _distance(a: Tensor, b: Tensor) -> Tensor:
+def distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a - b, dim=1)
 
 
 @torch.no_grad()
-def nearest_squares(z: Tensor) -> Tensor:
+def nearest_rows(z: Tensor) -> Tensor:
     """(n,) the index of each row's nearest other row."""
     z = z - z.mean(dim=0)  # so that squares do not swamp the distances
     norms, nearest = z.square().sum(dim=1), []

@@ -56,7 +56,7 @@ def compare(axes: Axes, x: Sequence, points: Sequence, theory: Sequence, k: int,
 def lu_and_w2(data: Mapping[str, np.ndarray], x: str, by: str, label: str) -> tuple[Figure, list[Axes]]:
     """(a) -L_U and (b) -W2 of `studies.beside_theory` against column x, a series for each value of column `by`.
 
-    Markers: measured. Lines: theory, W2's that of so many rows; black dots: W2's limit of many rows.
+    Markers: measured. Lines: theory, W2's that of so many rows; dashed black: W2's limit of many rows.
     """
     figure, panels = plt.subplots(1, 2, figsize=(2 * COLUMN, 2.5))
     for axes, letter, name, theory in zip(panels, "ab", ("lu", "w2"), ("lu_theory", "w2_finite"), strict=True):

@@ -1,5 +1,6 @@
 """The folder of a run: config.json (settings, versions, command), metrics.jsonl (a line an epoch), checkpoints,
-spectrum.npy, measures.json and, when all is done, result.json."""
+encoder.safetensors, spectrum.npy, measures.json and, when all is done, result.json; failed.json after numbers that are
+not finite; lock, held while a process works in it."""
 
 import dataclasses
 import json
