@@ -6,7 +6,11 @@
 #   PYTHON_ENV=/path/to/venv             use that environment as it is and install nothing
 
 make_environment() {
-  local wanted stamp candidate base=
+  local wanted stamp candidate name base=
+  local files=() lists=()
+  for name; do
+    files+=("$root/$name") lists+=(-r "$root/$name")
+  done
   if [ -n "${PYTHON_ENV:-}" ]; then
     python=$PYTHON_ENV/bin/python
     "$python" -c 'import torch' || { echo "error: no torch in PYTHON_ENV=$PYTHON_ENV" >&2; return 1; }
@@ -14,12 +18,14 @@ make_environment() {
     return
   fi
   python=$root/.venv/bin/python stamp=$root/.venv/installed
-  wanted=$(cat "$root/pyproject.toml" "${@/#/$root/}" | cksum)
-  if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+  wanted="$*: $(cat "$root/pyproject.toml" "${files[@]}" | cksum)" # a line a list of packages
+  if [ -x "$python" ] && grep -qxF "$wanted" "$stamp" 2>/dev/null; then
     return
   fi
   if ! "$python" -c '' 2>/dev/null; then
-    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    local candidates=(python3 python3.13 python3.12 python3.11)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
       if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
         base=$candidate
         break
@@ -38,7 +44,8 @@ make_environment() {
   if command -v uv >/dev/null; then
     install=(uv pip install --quiet --python "$python")
   fi
-  "${install[@]}" "${@/#/-r$root/}"
+  "${install[@]}" "${lists[@]}"
   "${install[@]}" --no-deps --editable "$root"
-  echo "$wanted" >"$stamp"
+  { grep -vF "$*: " "$stamp" 2>/dev/null || true; echo "$wanted"; } >"$stamp.new"
+  mv "$stamp.new" "$stamp"
 }

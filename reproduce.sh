@@ -14,7 +14,7 @@ for option; do
   case $option in
     --paper) paper=(--paper) ;;
     --fresh) fresh=yes ;;
-    -h | --help) sed -n '2,7s/^# //p' "$0"; exit ;;
+    -h | --help) sed -n '2,7s/^# //p' "$root/reproduce.sh"; exit ;;
     *) echo "error: unknown option $option (--paper, --fresh, --help)" >&2; exit 2 ;;
   esac
 done

@@ -98,6 +98,9 @@ def main(options: argparse.Namespace) -> int:
     except UserError as error:
         print(f"audit.py: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # no right to look at it, say, or a name that is too long
+        print(f"audit.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -60,6 +60,10 @@ STOPPED = 75
 RESERVE = 20  # seconds before the end of a time budget at which running cells are asked to stop
 DAMAGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of JSON that no run has written
 WORTHWHILE = 60  # no cell is started with less time left
+TORCHRUN = 30  # more of them: what torchrun leaves its processes before it kills them, which nobody else can
+SHOW = 2  # seconds between looks at how far the cells are
+# Options of a run that are not for all runs of a grid to share.
+SET_HERE = {"--dataset", "--dataset-name", "--seed", "--uniformity", "--run-dir", "--stage", "--resume"}
 
 
 @dataclass
@@ -89,6 +93,14 @@ class Cell:
                     epoch = json.loads(line)
                     lines.append({**epoch, "seconds": float(epoch["seconds"])})
         return lines
+
+    def progress(self) -> int:
+        """About how many epochs are done, told by the size of the files alone."""
+        with contextlib.suppress(OSError):
+            if (self.folder / "result.json").exists():
+                return self.epochs
+            return min(self.epochs, (self.folder / "metrics.jsonl").read_bytes().count(b"\n"))
+        return 0
 
     def result(self) -> dict | None:
         with contextlib.suppress(ValueError):
@@ -174,16 +186,17 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--time", type=count, metavar="MINUTES", default=240, help="of a job (default: %(default)s)")
     parser.add_argument("--cpus", type=count, metavar="N", default=8, help="of a cell (default: %(default)s)")
     options, rest = parser.parse_known_args()
-    for text in rest:  # the rest is for the programs, which know their options; a slip of the pen is not
-        if text.startswith("--") and (
-            meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85)
-        ):
+    names = _option_names(parser, rest)
+    for text in names:  # the rest is for the programs, which know their options; a slip of the pen is not
+        if text in SET_HERE:
+            parser.error(f"{text}: the grid gives it to each run by itself")
+        if meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85):
             parser.error(f"unknown option {text}: {meant[0]}?")
     methods = list(FILES) if "all" in options.methods else options.methods
     for method in methods:
         own = re.findall(r"^    (\w+): .* = option\(", (CODE / FILES[method]).read_text(encoding="utf-8"), re.MULTILINE)
         known = {"--" + name.replace("_", "-") for name in (*settings.Settings.__dataclass_fields__, *own)}
-        for text in (text.partition("=")[0] for text in rest if text.startswith("--")):
+        for text in names:
             if text not in known:
                 parser.error(f"{text} is an option neither of the grid nor of {FILES[method]}")
     if options.action == "run-one" and options.index is None:
@@ -191,6 +204,19 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     if options.slurm and sys.argv[1] != "run":
         parser.error("--slurm goes with run: grid.py run --slurm ...")
     return options, rest
+
+
+def _option_names(parser: Parser, rest: list[str]) -> list[str]:
+    """Of arguments for the programs, whose options all have one value."""
+    names, arguments = [], iter(rest)
+    for text in arguments:
+        name, given, _ = text.partition("=")
+        if not name.startswith("--"):
+            parser.error(f"unknown argument {text}")
+        if not given and next(arguments, None) is None:
+            parser.error(f"{name} needs a value")
+        names.append(name)
+    return names
 
 
 def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
@@ -251,6 +277,9 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                 found.append(
                     Cell(method, term, dataset, number, folder, chosen_settings["epochs"], command, chosen_settings)
                 )
+    names = [cell.name for cell in found]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"{repeated[0]} is asked for twice: give each data set, method, term, weight and seed once")
     return found
 
 
@@ -262,7 +291,7 @@ def default_weights(method: str) -> dict:
     return getattr(load_module(CODE / FILES[method]), name).ALPHA
 
 
-def status(grid: list[Cell]) -> str:
+def status(grid: list[Cell], parallel: int = 1) -> str:
     lines = []
     for k, cell in enumerate(grid):
         result, done = cell.result(), len(cell.metrics())
@@ -272,7 +301,7 @@ def status(grid: list[Cell]) -> str:
         lines.append(f"{k:3}  {cell.state():8} {cell.name:40} {note}")
     states = [cell.state() for cell in grid]
     tally = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    return "\n".join([*lines, f"{count_of(grid)}: {tally}; left: {left(grid)}"])
+    return "\n".join([*lines, f"{count_of(grid)}: {tally}; left: {left(grid, parallel)}"])
 
 
 def count_of(grid: list[Cell]) -> str:
@@ -305,11 +334,11 @@ def left(grid: list[Cell], parallel: int = 1) -> str:
 class Runner:
     """Runs cells side by side until all are done, failed, or the time is up."""
 
-    def __init__(self, grid: list[Cell], parallel: int, budget: float | None):
+    def __init__(self, grid: list[Cell], parallel: int, budget: float | None, reserve: float = RESERVE):
         self.waiting, self.parallel = [cell for cell in grid if cell.result() is None], parallel
         self.grid, self.running, self.failed = grid, {}, []  # type: ignore[var-annotated]
         self.end = time.monotonic() + 60 * budget if budget else float("inf")
-        self.stopping = False
+        self.stopping, self.reserve = False, reserve
 
     def run(self) -> int:
         from tqdm import tqdm
@@ -320,21 +349,24 @@ class Runner:
         total = sum(cell.epochs for cell in self.grid)
         try:
             with tqdm(total=total, desc="grid", unit="epoch", disable=None, smoothing=0) as bar:
-                bar.update(self._epochs() - bar.n)
+                bar.update(self._epochs())
                 bar.unpause()
+                shown = time.monotonic()
                 while self.running or (self.waiting and not self.stopping):
                     self._start()
                     if not self.running and not self.stopping:
                         bar.write(f"{', '.join(cell.name for cell in self.waiting)}: another process works on it")
                         break
                     self._reap(bar.write)
-                    if time.monotonic() > self.end - RESERVE:
+                    if time.monotonic() > self.end - self.reserve:
                         self._stop()
                     if time.monotonic() > self.end:  # too late: their last checkpoints remain
                         for process in self.running.values():
                             os.killpg(process.pid, signal.SIGKILL)
                     time.sleep(0.2)
-                    bar.update(self._epochs() - bar.n)
+                    if not self.running or time.monotonic() - shown > SHOW:
+                        bar.update(self._epochs() - bar.n)
+                        shown = time.monotonic()
         finally:
             for process in self.running.values():  # only after an error of the grid itself
                 process.terminate()
@@ -345,15 +377,17 @@ class Runner:
         return 1 if self.failed else 0
 
     def _epochs(self) -> int:
-        return sum(cell.epochs if cell.result() else len(cell.metrics()) for cell in self.grid)
+        return sum(cell.progress() for cell in self.grid)
 
     def _start(self) -> None:
         if self.end - time.monotonic() < WORTHWHILE:
             self.stopping = self.stopping or not self.running
             return
-        free = [cell for cell in self.waiting if not cell.busy()]
-        while free and len(self.running) < self.parallel and not self.stopping:
-            cell = free.pop(0)
+        for cell in list(self.waiting):
+            if len(self.running) >= self.parallel or self.stopping:
+                return
+            if cell.busy():
+                continue
             self.waiting.remove(cell)
             cell.folder.parent.mkdir(parents=True, exist_ok=True)
             environment = dict(os.environ)
@@ -365,6 +399,8 @@ class Runner:
                     start_new_session=True,  # Ctrl-C reaches the grid alone, which asks the cells once
                 )  # fmt: skip
             cell.tries += 1
+            if self.stopping:  # asked while it was being started
+                self.running[cell.name].terminate()
 
     def _reap(self, write) -> None:
         by_name = {cell.name: cell for cell in self.grid}
@@ -374,7 +410,8 @@ class Runner:
             del self.running[name]
             cell = by_name[name]
             if (result := cell.result()) is not None:
-                write(f"{name}: done, acc1 {result['acc1']:.2f}, w2 {result['w2']:.3f}; left: {left(self.grid)}")
+                remaining = left(self.grid, self.parallel)
+                write(f"{name}: done, acc1 {result['acc1']:.2f}, w2 {result['w2']:.3f}; left: {remaining}")
             elif code == STOPPED or self.stopping or cell.busy():
                 write(f"{name}: stopped after {len(cell.metrics())} of {cell.epochs} epochs")
                 self.waiting.append(cell)
@@ -465,7 +502,7 @@ def main() -> int:
     try:
         grid = cells(options, rest)
         if options.action == "status":
-            print(status(grid))
+            print(status(grid, options.parallel))
             return 0
         if options.action == "run" and options.slurm:
             return submit(grid, options)
@@ -473,17 +510,18 @@ def main() -> int:
             if options.index >= len(grid):
                 raise UserError(f"--index {options.index}: there are cells 0 to {len(grid) - 1}")
             grid = [grid[options.index]]
+        done = sum(cell.result() is not None for cell in grid)
+        print(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}", flush=True)
+        reserve = RESERVE + (TORCHRUN if options.gpus and options.gpus > 1 else 0)
+        runner = Runner(grid, options.parallel, options.time_budget, reserve)
+        code = runner.run()
     except UserError as error:
         print(f"grid.py: error: {error}", file=sys.stderr)
         return 2
-    print(f"{count_of(grid)}, {sum(cell.result() is not None for cell in grid)} done; left: {left(grid)}", flush=True)
-    runner = Runner(grid, options.parallel, options.time_budget)
-    try:
-        code = runner.run()
     except OSError as error:
         print(f"grid.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    print(status(grid))
+    print(status(grid, options.parallel))
     if code == STOPPED:
         print("the same command goes on with what is left")
     if runner.failed:

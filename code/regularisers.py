@@ -8,17 +8,19 @@ a run with the best one.
 The search tries three weights of each term in the preset `search` (6 epochs of 12,800 images), in RUNS/search: about
 0.3, 3 and 30 times the one at which the term pulls partly collapsed rows as hard as alignment does. The best kNN
 accuracy decides. The run is of --preset, in RUNS/final. That is 2 x 14 x 3 short runs and 2 x 15 others: days on a CPU.
-The same command goes on where it stopped.
+The same command goes on where it stopped. Exit status: as of grid.py.
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
@@ -49,8 +51,8 @@ STOPPED = 75
 class Pair:
     """A term with a base: its search, then its run."""
 
-    def __init__(self, base: str, term: str, options: argparse.Namespace, rest: list[str]):
-        self.base, self.term, self.options, self.rest = base, term, options, rest
+    def __init__(self, base: str, term: str, options: argparse.Namespace, rest: list[str], grids: "Grids"):
+        self.base, self.term, self.options, self.rest, self.grids = base, term, options, rest, grids
         self.end = time.monotonic() + 60 * options.time_budget if options.time_budget else None
 
     def __call__(self) -> int:
@@ -69,13 +71,10 @@ class Pair:
                 return STOPPED
             command += ["--time-budget", f"{left:.3f}"]
         command += [*BASES[self.base][2:], *self.rest]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-        if done.returncode not in (0, STOPPED):
-            print(
-                f"{self.base} + {self.term}, {stage}: {(done.stdout.strip().splitlines() or ['failed'])[-1]}",
-                flush=True,
-            )
-        return done.returncode
+        status, told = self.grids.run(command)
+        if status not in (0, STOPPED):
+            print(f"{self.base} + {self.term}, {stage}: {told or f'ended with status {status}'}", flush=True)
+        return status
 
     def best(self) -> list[float]:
         """The weight with the best kNN accuracy, over the data sets and seeds of the search; none if no run is done."""
@@ -91,6 +90,37 @@ class Pair:
         return sorted(found, key=lambda weight: -sum(found[weight]) / len(found[weight]))[:1]
 
 
+class Grids:
+    """The grids that run. Ctrl-C and SIGTERM ask them for checkpoints and an end, and no other is begun."""
+
+    def __init__(self) -> None:
+        self.running: set[subprocess.Popen] = set()
+        self.stopping = False
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self.stop)
+
+    def run(self, command: list[str]) -> tuple[int, str]:
+        """Exit status and the last line of what it printed."""
+        if self.stopping:
+            return STOPPED, ""
+        grid = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self.running.add(grid)
+        if self.stopping:  # asked while it was being started
+            grid.terminate()
+        told = grid.communicate()[0]
+        self.running.discard(grid)
+        return grid.returncode, (told.strip().splitlines() or [""])[-1]
+
+    def stop(self, *_: Any) -> None:
+        if not self.stopping:
+            for grid in list(self.running):
+                grid.terminate()
+        self.stopping = True
+
+
 def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument("runs", type=Path, metavar="RUNS")
@@ -103,7 +133,8 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     if options.parallel > 1:  # else each run would start as many threads as there are cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // options.parallel)))
-    pairs = [Pair(base, term, options, rest) for term in options.terms for base in options.bases]
+    grids = Grids()
+    pairs = [Pair(base, term, options, rest, grids) for term in options.terms for base in options.bases]
     try:
         from tqdm import tqdm
 
@@ -112,7 +143,8 @@ def main() -> int:
     except UserError as error:
         print(f"regularisers.py: error: {error}", file=sys.stderr)
         return 2
-    return next((status for status in (2, 1, STOPPED) if status in statuses), 0)
+    # A grid that was killed has another status.
+    return next((status for status in (2, 1, STOPPED) if status in statuses), 1 if any(statuses) else 0)
 
 
 if __name__ == "__main__":

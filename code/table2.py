@@ -33,7 +33,7 @@ def main() -> int:
         print(f"table2.py: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"table2.py: error: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"table2.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     print("wrote " + ", ".join(str(path) for path in written))
     return 0

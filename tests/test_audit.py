@@ -331,6 +331,15 @@ def test_a_header_of_labels_is_skipped_and_a_label_too_many_is_not(name, tmp_pat
             audit_files.read_labels(path, 3)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [",0\n0,3\n1,7\n2,3\n", "Unnamed: 0,label\n0,3\n1,7\n2,3\n", ";0\n0;3\n1;7\n2;3\n", '"a, b"\nc\n"a, b"\n'],
+)
+def test_the_index_of_labels_is_left_out(content, tmp_path):
+    (tmp_path / "y.csv").write_text(content)
+    assert audit_files.read_labels(tmp_path / "y.csv", 3).tolist() == [0, 1, 0]
+
+
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -458,10 +467,13 @@ def test_bad_companions(tmp_path, capsys):
     for name, shape in {"z": (30, 4), "short": (29, 4), "narrow": (30, 3), "y": 30, "few": 29}.items():
         np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).random(shape))
     np.save(tmp_path / "bad.npy", np.full((30, 4), np.nan))
+    np.save(tmp_path / "number.npy", 3)
     for option, name, pattern in [
         ("--labels", "few", r"labels of shape \(29,\) for 30 rows"),
         ("--labels", "short", "labels of shape"),
+        ("--labels", "number", r"labels of shape \(\) for 30 rows"),
         ("--labels", "absent", "there is no "),
+        ("--labels", "long" * 100, "File name too long"),
         ("--labels", "absent.of.no.kind", "there is no "),
         ("--views", "short", "the views are 29 x 4, the features 30 x 4"),
         ("--views", "narrow", "the views are 30 x 3, the features 30 x 4"),

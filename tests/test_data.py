@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wassersteinssl import data, data_archives, data_files, machine
+from wassersteinssl import data, data_archives, data_cache, data_files, machine
 from wassersteinssl.data import Split, load
 from wassersteinssl.settings import UserError
 from wassersteinssl.vision import torchvision
@@ -304,6 +304,23 @@ def test_full_disk_costs_only_a_note(tree, capsys, monkeypatch):
     load("folder", tree)
     assert "No space left on device" in capsys.readouterr().err
     assert cache_files(tree) == []
+
+
+def test_one_prepares_a_folder_that_does_not_exist_yet_and_the_others_wait(tmp_path, capsys):
+    folder, order = tmp_path / "new" / "data", []
+
+    def second():
+        with data_cache.alone(folder) as waited:
+            order.append(("second", waited))
+
+    with data_cache.alone(folder) as waited:
+        thread = threading.Thread(target=second)
+        thread.start()
+        while "waiting for another run" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        order.append(("first", waited))
+    thread.join()
+    assert order == [("first", False), ("second", True)]
 
 
 def test_leftovers_of_a_killed_run_are_removed(tree):

@@ -53,6 +53,12 @@ def trained(name):
     return lines, method.state_dict()
 
 
+def test_a_rank_that_was_left_in_the_environment_means_nothing(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    assert distributed.first()
+
+
 def refused():
     """How a process leaves a block in which the first process has met a mistake of the user's."""
     try:

@@ -3,10 +3,12 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import REPOSITORY, environment, load
@@ -214,6 +216,13 @@ def test_image_folders_stand_in_for_a_data_set(grid_module, tmp_path, monkeypatc
         ("run", "--slurm", "--time", "0"),
         ("status", "--slurm"),
         ("dance",),
+        ("run", "--seed=13"),
+        ("status", "--uniformity", "w2"),
+        ("run", "--stage", "pretrain"),
+        ("run", "digits"),
+        ("run", "--width"),
+        ("run", "--seeds", "12", "12"),
+        ("run", "--terms", "w2", "--weights", "10", "1e1"),
     ],
 )
 def test_a_mistake_is_told_with_status_2(grid, options):
@@ -233,6 +242,21 @@ def test_the_estimate_grows_with_what_is_left(grid_module, tmp_path):
     assert grid_module.left([cell("a", 0, 5)]) == "unknown until the first epoch is done"
     assert grid_module.left([cell("b", 1, 11)]) == "about 10 minutes"
     assert os.path.exists(tmp_path / "b1" / "metrics.jsonl")
+    assert grid_module.left([cell("c", 1, 13)], parallel=3) == "about 4 minutes"
+
+
+def test_a_signal_while_a_cell_is_being_started_reaches_it(grid_module, tmp_path, monkeypatch):
+    class Signalled(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Signalled)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    begun = time.monotonic()
+    runner = grid_module.Runner([grid_module.Cell("a", "none", "digits", 12, tmp_path / "a", 3, sleep)], 1, None)
+    assert runner.run() == 75
+    assert time.monotonic() - begun < 30
 
 
 def test_without_submitit_slurm_users_are_told_what_to_do(grid, tmp_path):
@@ -315,9 +339,9 @@ def regularisers(tmp_path, monkeypatch):
     """regularisers(*options): its pairs, whose grids only note their commands; kNN is best at the second weight."""
     module, calls = load(REPOSITORY / "code" / "regularisers.py"), []
 
-    def run(command, **_):
+    def run(_, command):
         calls.append(" ".join(command[2:]))
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return start.status, ""
 
     def collect(folders):
         assert folders == [tmp_path / "runs" / "search"]
@@ -334,20 +358,22 @@ def regularisers(tmp_path, monkeypatch):
         ]
         return [types.SimpleNamespace(rows=[types.SimpleNamespace(runs=runs)])], []
 
-    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(module.Grids, "run", run)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(table2, "collect", collect)
 
     def start(*options):
         monkeypatch.setattr(sys, "argv", ["regularisers.py", str(tmp_path / "runs"), *options])
-        assert module.main() == 0
+        start.returned = module.main()
         return calls
 
-    start.weights = module.WEIGHTS
+    start.weights, start.status = module.WEIGHTS, 0
     return start
 
 
 def test_every_term_is_searched_and_then_run_with_alignment_alone_and_with_byol(regularisers):
     calls = regularisers("--preset", "digits", "--seeds", "3")
+    assert regularisers.returned == 0
     assert set(regularisers.weights) == set(TERMS)
     for term, weights in regularisers.weights.items():
         for base, more in (("align_uniform", " --uniform-weight 0"), ("byol", "")):
@@ -365,3 +391,22 @@ def test_every_term_is_searched_and_then_run_with_alignment_alone_and_with_byol(
 def test_a_search_without_a_finished_run_has_no_final_one(regularisers, monkeypatch):
     monkeypatch.setattr(table2, "collect", lambda _: ([], []))
     assert len(regularisers("--terms", "w2", "--bases", "mse")) == 1
+
+
+@pytest.mark.parametrize(("status", "returned"), [(-9, 1), (130, 1), (1, 1), (2, 2), (75, 75)])
+def test_a_search_whose_grids_end_badly_ends_badly(regularisers, status, returned):
+    regularisers.status = status
+    regularisers("--terms", "w2")
+    assert regularisers.returned == returned
+
+
+def test_a_stopped_search_stops_its_grids_and_begins_no_other(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    grids = load(REPOSITORY / "code" / "regularisers.py").Grids()
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(grids.run, [sys.executable, "-c", "import time; time.sleep(60)"])
+        while not grids.running:
+            time.sleep(0.01)
+        grids.stop()
+        assert begun.result(timeout=30)[0] == -signal.SIGTERM
+    assert grids.run(["/no/such/program"]) == (75, "")

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metrics
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_grid import grid_module, stand_in  # noqa: F401
 
-from wassersteinssl import checkpoint, data, run, run_folder, table2
+from wassersteinssl import audit_files, checkpoint, data, run, run_folder, table2
 from wassersteinssl.settings import Settings, UserError, parse
 
 fuzz = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -45,7 +46,26 @@ def damaged(content):
 
 
 NAMES = ["--" + name.replace("_", "-") for name in Settings.__dataclass_fields__]
-WORDS = st.sampled_from([*NAMES, "--help", "--", "-h", "1", "0", "-1", "1e400", "nan", "9" * 5000, "digits", "yes", ""])
+WORDS = st.sampled_from(
+    [
+        *NAMES,
+        "--help",
+        "--",
+        "-h",
+        "1",
+        "0",
+        "-1",
+        "1e400",
+        "nan",
+        "9" * 5000,
+        "9" * 400,
+        "9" * 19,
+        "1e39",
+        "digits",
+        "yes",
+        "",
+    ]
+)
 
 
 @fuzz
@@ -59,6 +79,32 @@ def test_any_command_line_gives_settings_or_one_line_and_status_2(arguments):
         status = end.code
     assert status in (None, 0, 2)  # None: help
     assert status != 2 or ": error: " in errors.getvalue()
+
+
+@fuzz
+@given(st.data())
+@pytest.mark.parametrize("name", ["z.npy", "z.npz", "z.pt", "z.safetensors", "z.csv"])
+def test_damaged_bytes_are_told_or_read(tmp_path, name, data):
+    rows = np.random.default_rng(0).random((20, 6), dtype=np.float32)
+    path = tmp_path / name
+    if not path.exists():
+        write = {
+            "z.npy": lambda: np.save(path, rows), "z.npz": lambda: np.savez_compressed(path, z=rows),
+            "z.pt": lambda: torch.save(torch.from_numpy(rows), path),
+            "z.csv": lambda: np.savetxt(path, rows, delimiter=","),
+            "z.safetensors": lambda: safetensors.torch.save_file({"z": torch.from_numpy(rows)}, path),
+        }  # fmt: skip
+        write[name]()
+    (tmp_path / "spoilt").mkdir(exist_ok=True)
+    spoilt = tmp_path / "spoilt" / name
+    spoilt.write_bytes(data.draw(damaged(path.read_bytes())))
+    told = ""
+    try:
+        for chunk in audit_files.read(spoilt).chunks():
+            assert chunk.is_floating_point()
+    except UserError as error:
+        told = str(error)
+    assert "\n" not in told
 
 
 @fuzz

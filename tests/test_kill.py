@@ -259,6 +259,9 @@ def test_an_encoder_is_loaded_by_the_function_and_by_torch_hub(tmp_path):
             encoder(torch.zeros(shape))
         with pytest.raises(ValueError, match=r"got \("):
             encoder.embed(torch.zeros(shape, dtype=torch.uint8))
+    for kind in (torch.int64, torch.int32, torch.bool):
+        with pytest.raises(ValueError, match=rf"uint8 images or floats from 0 to 1, got {kind}$"):
+            encoder(images.to(kind))
     by_hub = torch.hub.load(str(REPOSITORY), "encoder", str(path), source="local")
     with torch.no_grad():
         z = encoder.embed(images)

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
@@ -154,6 +156,26 @@ def test_csv_and_latex_hold_the_same_numbers(make, tmp_path):
     tex = table2.latex(table)
     assert "12.35 (89.53)" in tex or "12.34 (89.53)" in tex
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
+
+
+def test_latex_escapes_what_is_special(make, tmp_path):
+    make(term="lu_calibrated", dataset="my_data & more", options={"alpha_max": 0.5})
+    make(term="lu", dataset="my_data & more", options={"alpha_max": 0.5})
+    (table,), _ = table2.collect([tmp_path])
+    tex = "\n".join(line for line in table2.latex(table).splitlines() if not line.startswith("%"))
+    assert r"BYOL + lu\_calibrated (alpha\_max 0.5)" in tex
+    assert r"BYOL + $\mathcal{L_U}$ (alpha\_max 0.5)" in tex
+    assert not re.search(r"(?<!\\)_(?!U\}|2)", tex)
+
+
+@pytest.mark.parametrize(
+    "spoil", [Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"x" * 99)]
+)
+def test_a_spectrum_that_cannot_be_read_is_told(make, tmp_path, spoil):
+    spoil(make() / "spectrum.npy")
+    done = program(tmp_path, "--out", tmp_path / "out", "--spectra")
+    assert done.returncode == 2
+    assert re.fullmatch(r"table2\.py: error: cannot read .*spectrum\.npy: .*\n", done.stderr)
 
 
 def test_a_gain_is_against_the_same_options_of_the_method(make, tmp_path):

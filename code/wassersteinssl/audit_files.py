@@ -7,6 +7,7 @@ arrays are refused.
 
 from __future__ import annotations
 
+import csv
 import itertools
 import pickle
 import re
@@ -27,6 +28,7 @@ from wassersteinssl.settings import UserError
 
 CHUNK = 2**22  # numbers at once: 32 MiB in float64
 TEXT = "utf-8-sig"  # spreadsheets put a mark before the first number
+INDEX = ("", "Unnamed: 0")  # heads of the column that pandas writes unasked
 CODE = "which could run code when read: save a plain array"
 
 
@@ -108,20 +110,34 @@ def read(path: Path, key: str | None = None) -> Features:
 
 def read_labels(path: Path, n: int) -> Tensor:
     """Classes 0, 1, ... of n rows, (n,) int64, from n numbers or, in .csv, .tsv and .txt, n lines of text. A line more
-    in a table is its header, if it is neither a number nor one of the classes."""
+    in a table is its header, if it is neither a number nor one of the classes; a first column that pandas wrote as an
+    index is left out."""
     if not path.exists():
         raise UserError(f"there is no {path}")
     with _reading(path):
         if path.suffix in (".csv", ".tsv", ".txt"):
-            values = np.array(path.read_text(encoding=TEXT).splitlines())
-            header = path.suffix != ".txt" and len(values) == n + 1 and values[0] not in values[1:]
-            values = values[1:] if header and not _is_number(values[0]) else values
+            lines = path.read_text(encoding=TEXT).splitlines()
+            values = np.array(lines if path.suffix == ".txt" else _column(path, lines, n))
         else:
             stored = _format(path)(path, None, 1)
+            if stored.shape != (n,):
+                raise UserError(f"{path} holds labels of shape {stored.shape} for {n} rows of features")
             values = np.concatenate([np.asarray(chunk) for chunk in stored.chunks()])
     if values.shape != (n,):
         raise UserError(f"{path} holds labels of shape {values.shape} for {n} rows of features")
     return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
+
+
+def _column(path: Path, lines: list[str], n: int) -> list[str]:
+    """The n cells of a table of one column, without its header and its index."""
+    rows = [row for row in csv.reader(lines, delimiter=_delimiter("".join(lines[:1]))) if row]
+    indexed = bool(rows) and len(rows[0]) > 1 and rows[0][0] in INDEX
+    cells = [row[1:] if indexed else row for row in rows]
+    if wrong := [row for row in cells if len(row) != 1]:
+        raise UserError(f"{path} has {len(wrong[0])} columns: labels are one")
+    found = [cell for (cell,) in cells]
+    header = len(found) == n + 1 and (indexed or not (_is_number(found[0]) or found[0] in found[1:]))
+    return found[1:] if header else found
 
 
 def check_key(paths: Iterable[Path]) -> None:
@@ -153,20 +169,14 @@ def _reading(path: Path) -> Iterator[None]:
     """What goes wrong with a file, as one line."""
     try:
         yield
-    except pickle.UnpicklingError:
-        raise UserError(f"cannot read {path}: it holds more than tensors, {CODE}") from None
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        zipfile.BadZipFile,
-        safetensors.SafetensorError,
-    ) as e:
-        if "pickle" in str(e) or "Python objects" in str(e):
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes can fail anywhere in numpy, torch and zlib
+        if isinstance(error, pickle.UnpicklingError):
+            raise UserError(f"cannot read {path}: it holds more than tensors, {CODE}") from None
+        if "pickle" in str(error) or "Python objects" in str(error):
             raise UserError(f"cannot read {path}: it holds no array, or Python objects, {CODE}") from None
-        raise UserError(f"cannot read {path}: {reason(e)[:300]}") from None
+        raise UserError(f"cannot read {path}: {reason(error)[:300]}") from None
 
 
 def _npy(path: Path, key: str | None, ndim: int) -> Stored:
@@ -206,6 +216,8 @@ def _safetensors(path: Path, key: str | None, ndim: int) -> Stored:
             return file.get_slice(name)[part]
 
     shape = tuple(shapes[name])
+    if not shape:
+        raise ValueError("it holds a single number")
     return Stored(shape, str(rows(slice(0, 1)).dtype).removeprefix("torch."), _slices(rows, shape), notes)
 
 
@@ -244,10 +256,10 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     """Numbers separated by comma, semicolon or tab, a row a line; a first line that is no numbers is a header."""
     with path.open(encoding=TEXT) as file:
         first = next((line for line in file if line.strip()), "")
-    delimiter = max(",;\t", key=first.count)
+    delimiter = _delimiter(first)
     names = [cell.strip().strip('"') for cell in first.split(delimiter)]
     header = not all(map(_is_number, names))
-    index = int(header and names[0] in ("", "Unnamed: 0"))  # as pandas writes it
+    index = int(header and names[0] in INDEX)
 
     def lines() -> Iterator[str]:
         with path.open(encoding=TEXT) as file:
@@ -329,6 +341,10 @@ def _floating(rows: np.ndarray | Tensor) -> Tensor:
         native = np.float32 if small else np.float64 if rows.dtype.kind in "iub" else rows.dtype.newbyteorder("=")
         rows = torch.from_numpy(rows.astype(native))  # a copy: a memory map must not be written to
     return rows if rows.is_floating_point() else rows.to(torch.float32 if rows.itemsize <= 2 else torch.float64)
+
+
+def _delimiter(line: str) -> str:
+    return max(",;\t", key=line.count)
 
 
 def _is_number(text: str) -> bool:

@@ -96,9 +96,9 @@ def read_stl10(
     published = _published("stl10")
     base = folder / published.base_folder
     has_archive = (folder / published.filename).exists() or not base.is_dir()
-    if has_archive:
-        _archive("stl10", folder, allow_download)
     with alone(folder):
+        if has_archive:
+            _archive("stl10", folder, allow_download)
         checked = _read_published("stl10", folder, split="test", download=has_archive)
     readers = {split: Stl10Rows(base / f"{split}_X.bin") for split in ("train", "test", "unlabeled")}
     if stream is None:

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -48,9 +48,11 @@ def alone(folder: Path) -> Iterator[bool]:
     possible everyone prepares for himself; all writes are atomic.
     """
     handle, waited = None, False
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         import fcntl
 
+        folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,6 +67,9 @@ def alone(folder: Path) -> Iterator[bool]:
     finally:
         if handle is not None:
             os.close(handle)
+        for path in made:  # if nothing came into it
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _sha256(array: np.ndarray) -> str:

@@ -75,4 +75,6 @@ def peak_memory(device: torch.device) -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on a CPU, where torch has no class for it."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in ("allocate memory", "Storage size calculation overflowed")
+    )

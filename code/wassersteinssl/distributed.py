@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +25,9 @@ from wassersteinssl.settings import UserError
 
 T = TypeVar("T")
 
+PREPARATION = timedelta(hours=12)  # for which the others wait while process 0 downloads and decodes
+_patient: Any = None  # the group that waits so long; for all else torch's time of minutes is right
+
 
 def size() -> int:
     """Processes of this run, as torchrun started them."""
@@ -31,7 +35,7 @@ def size() -> int:
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if size() > 1 else 0
 
 
 def first() -> bool:
@@ -46,11 +50,13 @@ def local_rank() -> int:
 
 def join() -> None:
     """Meet the other processes; they can talk to each other from here to `leave`, which all call together."""
+    global _patient
     if size() > 1:
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         except ValueError as error:  # RANK or MASTER_ADDR is missing
             raise UserError(f"WORLD_SIZE is {size()}, but {error}: start several processes with torchrun") from None
+        _patient = dist.new_group(backend="gloo", timeout=PREPARATION)
 
 
 def leave() -> None:
@@ -74,9 +80,9 @@ def first_alone() -> Iterator[None]:
             done = [True]
         finally:
             if size() > 1:
-                dist.broadcast_object_list(done)
+                dist.broadcast_object_list(done, group=_patient)
         return
-    dist.broadcast_object_list(done)
+    dist.broadcast_object_list(done, group=_patient)
     if not done[0]:
         sys.exit(2)
     yield

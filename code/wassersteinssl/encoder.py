@@ -22,8 +22,8 @@ from wassersteinssl.files import reason, write_atomically
 class Encoder(nn.Module):
     """images (n, 3, H, W), uint8 or floats from 0 to 1, un-normalised -> features h (n, 8 width); `embed`: z (n, dim).
 
-    ValueError, with the shape, for other images, and for floats beyond 0..1 (on a GPU, which would have to wait, these
-    are not looked at). `config` is that of the run: method, settings, versions, command.
+    ValueError, with the shape or the type, for other images, and for floats beyond 0..1 (on a GPU, which would have to
+    wait, these are not looked at). `config` is that of the run: method, settings, versions, command.
     """
 
     def __init__(self, config: dict, mean: list[float], std: list[float]):
@@ -38,6 +38,8 @@ class Encoder(nn.Module):
             raise ValueError(f"expected images of shape (n, 3, H, W), got {tuple(images.shape)}")
         if images.is_floating_point() and images.device.type == "cpu" and images.numel() and images.max() > 1:
             raise ValueError(f"expected uint8 images or floats from 0 to 1, got floats up to {images.max():g}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"expected uint8 images or floats from 0 to 1, got {images.dtype}")
         pixels = images if images.dtype == torch.uint8 else 255 * images
         return self.backbone(augment.normalize(pixels, self.mean, self.std))
 

@@ -17,10 +17,12 @@ NUMBERS = (*COLUMNS, "w2_floor", "pretrain_seconds", "evaluate_seconds")
 
 def read(folder: Path) -> dict:
     """The result of the run in this folder; ValueError with the reason if it is not finished or damaged."""
-    path = folder / "result.json"
-    if not path.exists():
-        failed = folder / "failed.json"
-        raise ValueError("failed" if failed.exists() else f"not finished, after epoch {_epochs(folder)}")
+    try:
+        if not (path := folder / "result.json").exists():
+            why = "failed" if (folder / "failed.json").exists() else f"not finished, after epoch {_epochs(folder)}"
+            raise ValueError(why)
+    except OSError as error:  # no right to look
+        raise ValueError(f"cannot be read: {error.strerror}") from None
     try:
         result = json.loads(path.read_text())
         if result["complete"] is not True:

@@ -42,7 +42,9 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
         _exit(3, "failed", error, everywhere=False)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            if error.filename is None:
+                raise
+            _exit(2, "error", f"{error.filename}: {reason(error)}")
         _exit(2, "stopped", "the disk is full; make room, and the same command continues from the last checkpoint")
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
@@ -118,12 +120,7 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
         raise UserError(f"one test image in {settings.data_dir}: the measures need at least 2")
     torch.manual_seed(settings.seed)
     method = method_class(settings)
-    term, _, _ = uniformity_term(method, settings)
-    if term is not None:
-        try:
-            term(torch.eye(4, settings.dim))
-        except ValueError as error:
-            raise UserError(f"--uniformity {settings.uniformity} with --dim {settings.dim}: {error}") from None
+    uniformity_term(method, settings)  # tells what it lacks
     method.place(device)
     name = method_class.__name__
     folder = run_path(name, settings)

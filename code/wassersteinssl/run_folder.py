@@ -3,13 +3,13 @@ encoder.safetensors, spectrum.npy, measures.json and, when all is done, result.j
 not finite; lock, held while a process works in it."""
 
 import dataclasses
+import io
 import json
 import platform
 import shlex
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,9 @@ class RunFolder:
     def save_spectrum(self, z: torch.Tensor) -> None:
         """Eigenvalues of the covariance of the l2-normalised test embeddings, descending."""
         values = evaluate.spectrum(torch.nn.functional.normalize(z)).cpu().numpy()
-        write_atomically(self.path / "spectrum.npy", partial(np.save, arr=values, allow_pickle=False))
+        content = io.BytesIO()  # to a file NumPy writes by itself, and does not say that the disk is full
+        np.save(content, values, allow_pickle=False)
+        write_atomically(self.path / "spectrum.npy", content.getvalue())
 
     def save_measures(self, measures: dict) -> None:
         """All of MEASURES of the test embeddings; null where one is not finite."""

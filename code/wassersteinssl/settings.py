@@ -5,7 +5,7 @@ subclassing `Settings`; each field is an option of the same name with dashes.
 """
 
 import argparse
-import math
+import io
 import re
 import signal
 import sys
@@ -25,6 +25,9 @@ TERMS = (
 )  # fmt: skip
 
 
+LARGEST, LARGEST_FLOAT = 2**31 - 1, 3e38  # numbers that an index and a float32 hold
+
+
 class UserError(Exception):
     """A mistake of the user's, told in one line; a program that meets it exits with status 2."""
 
@@ -34,13 +37,17 @@ def option(default: Any, help: str, *, check: Callable[[str], Any] | None = None
     return field(default=default, metadata={"help": help, "check": check or type(default), "choices": choices})
 
 
-def _number(text: str, kind: type, least: float, above: bool) -> Any:
+def _number(text: str, kind: type, least: float, above: bool, most: float | None = None) -> Any:
     try:
         value = kind(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
-    if not math.isfinite(value) or value < least or (above and value == least):
+    if value != value or value < least or (above and value == least):
         raise argparse.ArgumentTypeError(f"must be {'above' if above else 'at least'} {least:g}, not {text}")
+    if value > (most := most or (LARGEST if kind is int else LARGEST_FLOAT)):
+        raise argparse.ArgumentTypeError(
+            f"must be at most {most:g}, not {text if len(text) < 40 else text[:20] + '...'}"
+        )
     return value
 
 
@@ -56,9 +63,7 @@ def whole(text: str) -> int:
 
 def seed(text: str) -> int:
     """A whole number that a random generator takes."""
-    if (value := whole(text)) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be below 2^63, not {text}")
-    return value
+    return _number(text, int, 0, above=False, most=2**63 - 1)
 
 
 def positive(text: str) -> float:
@@ -71,13 +76,11 @@ def not_negative(text: str) -> float:
 
 def share(text: str) -> float:
     """A number from 0 to 1."""
-    if (value := not_negative(text)) > 1:
-        raise argparse.ArgumentTypeError(f"must be at most 1, not {text}")
-    return value
+    return _number(text, float, 0, above=False, most=1)
 
 
 def pair_size(text: str) -> int:
-    """A whole number, at least 2: batch-norm and W2 need two rows."""
+    """A whole number, at least 2: batch-norm and W2 need two rows, SSW two dimensions."""
     return _number(text, int, 2, above=False)
 
 
@@ -110,7 +113,7 @@ class Settings:
     )
     width: int = option(64, "channels of the ResNet-18's first stage; 16 trains on a CPU", check=count)
     hidden_dim: int = option(2048, "width of the projector's hidden layers", check=count)
-    dim: int = option(256, "dimensions of the projector's output z", check=count)
+    dim: int = option(256, "dimensions of the projector's output z", check=pair_size)
 
     linear_epochs: int = option(100, "epochs of linear evaluation", check=count)
     monitor_every: int = option(5, "epochs between kNN, W2, L_U, A of the test images; 0: never", check=whole)
@@ -190,6 +193,9 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        for stream in (sys.stdout, sys.stderr):  # tables have arrows, which not every terminal can show
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
 
     def parse_known_args(self, args=None, namespace=None):  # parse_args calls it, too
         if args is None and threading.current_thread() is threading.main_thread():

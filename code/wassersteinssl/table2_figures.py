@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from wassersteinssl.files import reason
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save
 from wassersteinssl.results import COLUMNS
-from wassersteinssl.settings import MONITOR_IMAGES
+from wassersteinssl.settings import MONITOR_IMAGES, UserError
 from wassersteinssl.table2 import DATASETS, METHODS, TERMS, Row, Table
 
 AXIS = {  # what a run's metrics.jsonl follows
@@ -92,7 +93,7 @@ def draw_spectra(table: Table) -> Figure:
     least, most = 1.0, 0.0
     for k, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
         for row, style in zip(panel.rows, panel.styles, strict=True):
-            values = np.load(row.runs[0]["folder"] / "spectrum.npy", allow_pickle=False).clip(1e-12)
+            values = _spectrum(row.runs[0]["folder"] / "spectrum.npy")
             least, most = min(least, values.min()), max(most, values.max())
             index = np.arange(1, len(values) + 1)
             axis.plot(index, values, label=_symbols(row.name), markevery=max(1, len(values) // 8), **line_style(style))
@@ -102,6 +103,16 @@ def draw_spectra(table: Table) -> Figure:
     for axis in axes:
         axis.set_ylim(least / 2, 2 * most)
     return figure
+
+
+def _spectrum(path: Path) -> np.ndarray:
+    try:
+        values = np.load(path, allow_pickle=False)
+        if values.ndim != 1 or values.size == 0 or values.dtype.kind != "f":
+            raise ValueError(f"{values.dtype} of shape {values.shape}")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from None
+    return values.clip(1e-12)
 
 
 def draw_curves(table: Table, columns: Sequence[str]) -> Figure:

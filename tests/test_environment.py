@@ -1,0 +1,73 @@
+"""The environment that the shell scripts make, with a stand-in for the installer."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="shell scripts")
+
+UV = """#!/bin/sh
+if [ "$1" = venv ]; then
+  for path; do :; done
+  mkdir -p "$path/bin" && ln -s "$BASE" "$path/bin/python"
+else
+  printf '<%s>' "$@" >>"$LOG"; echo >>"$LOG"
+fi
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make("requirements.txt", ...) sources environment.sh in a folder with an awkward name; what was installed."""
+    root, tools, log = tmp_path / "R&D of $HOME", tmp_path / "my tools", tmp_path / "log"
+    root.mkdir()
+    tools.mkdir()
+    for name in ("pyproject.toml", "requirements.txt", "requirements-test.txt"):
+        (root / name).write_text(name)
+    (tools / "uv").write_text(UV)
+    (tools / "uv").chmod(0o755)
+    python = tools / "a python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+
+    def make(*requirements):
+        before = log.read_text() if log.exists() else ""
+        script = f'set -euo pipefail; root=$ROOT; . "{REPOSITORY}/environment.sh"; make_environment "$@"'
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", *requirements], capture_output=True, text=True, timeout=60,
+            env={
+                "PATH": f"{tools}:{os.environ['PATH']}", "ROOT": str(root), "LOG": str(log), "BASE": str(python),
+                "PYTHON": str(python),
+            },
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return (log.read_text() if log.exists() else "")[len(before) :].splitlines()
+
+    make.root = root
+    return make
+
+
+def test_paths_with_blanks_and_ampersands_are_taken_as_they_are(make):
+    lists, editable = make("requirements.txt", "requirements-test.txt")
+    assert lists.endswith(f"<-r><{make.root}/requirements.txt><-r><{make.root}/requirements-test.txt>")
+    assert editable.endswith(f"<--editable><{make.root}>")
+
+
+def test_what_is_installed_is_not_installed_again(make):
+    few, more = ["requirements.txt"], ["requirements.txt", "requirements-test.txt"]
+    assert len(make(*few)) == len(make(*more)) == 2
+    assert make(*few) == make(*more) == make(*few) == []
+    (make.root / "requirements-test.txt").write_text("another")
+    assert make(*few) == []
+    assert len(make(*more)) == 2
+    assert make(*more) == []
+
+
+def test_help_from_another_folder():
+    script = os.path.relpath(REPOSITORY / "reproduce.sh", "/")
+    done = subprocess.run(["bash", script, "--help"], cwd="/", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--fresh" in done.stdout
