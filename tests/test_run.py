@@ -297,8 +297,8 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(module, tree, tmp_pa
     "options",
     [
         ("--dataset", "imagenet"),
-        ("--dim", 1),
-        ("--hidden-dim", 10**18),
+        ("--dim", "1"),
+        ("--hidden-dim", "1" + "0" * 18),
         ("--uniformity", "entropy"),
         ("--epochs", "-1"),
         ("--epochs", "2.5"),
