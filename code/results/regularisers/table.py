@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Each term with alignment alone (MSE) and with BYOL, side by side: python code/results/regularisers/table.py
+
+Writes regularisers.md and regularisers.png from the finished runs in search/ beside this file: of several weights of a
+term that with the best kNN accuracy.
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installation
+
+from wassersteinssl import plotting, table2
+from wassersteinssl.settings import TERMS, Parser
+
+BASES = ("MSE", "BYOL")
+# What is shown of a run -> heading, decimals, label of the axis.
+SHOWN = {
+    "knn1": ("kNN ↑", 1, "kNN accuracy (%)"),
+    "acc1": ("Acc@1 ↑", 1, "linear accuracy (%)"),
+    "effective_rank": ("rank ↑", 0, "effective rank, of 256"),
+    "w2": ("W2 ↓", 2, plotting.SYMBOLS["w2"]),
+    "alignment": ("A ↓", 2, r"alignment $\mathcal{A}$"),
+}
+NAMES = {"none": "no term", "w2": "W2", "lu": "L_U", "lu_calibrated": "L_U, calibrated"}
+SYMBOLS = {
+    "w2": plotting.SYMBOLS["w2"],
+    "lu": plotting.SYMBOLS["lu"],
+    "lu_calibrated": plotting.SYMBOLS["lu"] + ", calibrated",
+}
+
+
+def collect() -> tuple[str, dict[tuple[str, str], table2.Row], dict[tuple[str, str], int]]:
+    """The setting in words; (base, term) -> its best runs, and how many weights were tried."""
+    (table,), _ = table2.collect([HERE / "search"])
+    tried: dict[tuple[str, str], int] = {}
+    for row in table.rows:
+        key = BASES[row.method == "BYOL"], row.term
+        tried[key] = tried.get(key, 0) + 1
+    best = table2.best(table)
+    return table2.describe(table), {(BASES[row.method == "BYOL"], row.term): row for row in best.rows}, tried
+
+
+def value(row: table2.Row, name: str) -> float | None:
+    return row.measure(name) if name == "effective_rank" else row.value(name)
+
+
+def markdown(about: str, rows: dict[tuple[str, str], table2.Row], tried: dict[tuple[str, str], int]) -> str:
+    head = ["Term"]
+    for base in BASES:
+        head += [f"{base}: weight", *(heading for heading, _, _ in SHOWN.values())]
+    lines = [head, ["---"] * len(head)]
+    for term in ("none", *TERMS):
+        cells = [NAMES.get(term, term)]
+        for base in BASES:
+            row = rows.get((base, term))
+            if row is None:
+                cells += [""] * (1 + len(SHOWN))
+                continue
+            weight = row.runs[0]["config"]["settings"]["alpha_max"]
+            cells.append("" if weight is None else f"{weight:g}" + ("" if tried[base, term] > 1 else " *"))
+            for name, (_, decimals, _) in SHOWN.items():
+                found = value(row, name)
+                cells.append("" if found is None else f"{found:.{decimals}f}")
+        lines.append(cells)
+    return about + "\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def draw(rows: dict[tuple[str, str], table2.Row], path: Path) -> None:
+    """A line a term, a panel a measure; the vertical lines are the bases without a term."""
+    found = [term for term in TERMS if any((base, term) in rows for base in BASES)]
+    order = sorted(found, key=lambda term: -max(rows[b, term].value("knn1") for b in BASES if (b, term) in rows))
+    shown = [name for name in SHOWN if name != "acc1"]
+    figure, panels = plotting.plt.subplots(1, len(shown), figsize=(2.2 * plotting.COLUMN, 3.6), sharey=True)
+    for k, (axes, name) in enumerate(zip(panels, shown, strict=True)):
+        for i, base in enumerate(BASES):
+            style = plotting.line_style(i)
+            y = [at for at, term in enumerate(order) if (base, term) in rows]
+            x = [value(rows[base, order[at]], name) for at in y]
+            axes.plot(x, y, linestyle="", marker=style["marker"], color=style["color"], label=f"{base} + term")
+            if (base, "none") in rows:
+                plain = value(rows[base, "none"], name)
+                axes.axvline(
+                    plain, color=style["color"], linestyle=style["linestyle"], linewidth=1, label=f"{base} alone"
+                )
+        axes.set(title=f"({'abcd'[k]})", xlabel=SHOWN[name][2])
+        axes.set_yticks(range(len(order)), [SYMBOLS.get(term, term.replace("_", " ")) for term in order])
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    plotting.save(figure, path)
+
+
+def main() -> None:
+    Parser(__doc__).parse_args()
+    about, rows, tried = collect()
+    (HERE / "regularisers.md").write_text(markdown(about, rows, tried))
+    draw(rows, HERE / "regularisers")
+
+
+if __name__ == "__main__":
+    main()
