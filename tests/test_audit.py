@@ -91,7 +91,7 @@ def test_few_rows_are_not_called_healthy(n, rank):
     z = normal(n, rank) @ normal(rank, 512, seed=1)
     verdict = audit.audit(audit_files.of_rows(z, "few")).report["verdict"]
     assert verdict["word"] == "too few rows to tell"
-    assert f"{n} different rows" in verdict["why"]
+    assert f"{n} rows lie in fewer" in verdict["why"]
 
 
 def test_few_rows_that_nearly_agree_are_collapsed():
@@ -139,20 +139,72 @@ def test_repeating_rows_changes_neither_w2_nor_its_floor():
     z = normal(300, M)
     once, often = report_on(z), report_on(z.repeat(4, 1))
     assert often["w2"] == pytest.approx(once["w2"], rel=1e-9)
-    assert often["rows"] == {"distinct": 300, "repeated": 900, "dropped": 0}
+    assert often["rows"] == {"distinct": 300, "repeated": 900, "dropped": 0, "one_direction": False}
     assert any("900 of 1200 rows repeat" in note for note in often["notes"])
 
 
-def test_zero_rows_are_counted_and_stay():
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_zero_rows_are_counted_and_left_out(collapsed):
     z = sphere(300, M)
-    z[::3] = 0
-    report = report_on(z)
-    assert report["norms"]["zero_rows"] == 100
-    assert "100 of 300 rows are zero" in " ".join(report["notes"])
-    mean_square = float(z.square().sum(dim=1).mean())  # W2 does not take them for unit rows
-    covariance = np.cov(z.T.numpy(), bias=True)
-    square = mean_square + 1 - 2 / M**0.5 * np.trace(scipy.linalg.sqrtm(covariance).real)
-    assert report["w2"]["w2"] == pytest.approx(square**0.5, rel=1e-6)
+    z[:, 3 if collapsed else M :] = 0
+    with_zeros = torch.zeros(600, M, dtype=z.dtype)
+    with_zeros[::2] = z
+    without, report = report_on(z, sample=600), report_on(with_zeros, sample=600)
+    assert report["norms"]["zero_rows"] == 300
+    assert "300 of 600 rows are zero" in " ".join(report["notes"])
+    for part in ("w2", "spectrum"):
+        assert report[part].keys() == without[part].keys()
+        for key, value in without[part].items():
+            assert report[part][key] == pytest.approx(value, rel=1e-9, abs=1e-12)
+    assert report["verdict"]["word"] == ("collapsed" if collapsed else "healthy") + ", without the zero rows"
+    assert report["verdict"]["why"].endswith("50 % of the rows are zero")
+
+
+@pytest.mark.parametrize(("n", "k", "m"), [(65, 32, 64), (70, 5, 64), (260, 20, 256), (512, 128, 256), (300, 250, 256)])
+def test_the_dimensions_of_gaussian_rows_in_a_subspace_are_counted(n, k, m):
+    """Also of hardly more rows than features, where a floor stands far from 0."""
+    counts = []
+    for draw in range(8):
+        report = report_on(normal(n, k, seed=draw) @ random_basis(m)[:k])
+        counts.append([report["w2"]["dimensions"], report["spectrum"]["dimensions"]])
+    assert np.mean(counts, axis=0) == pytest.approx([k, k], rel=0.06)
+
+
+def test_many_rows_of_few_values_are_judged():
+    assert report_on(normal(2, M)[torch.arange(5000) % 2])["verdict"]["word"] == "collapsed, and clumped"
+    few = report_on(normal(30, M)[torch.arange(5000) % 30])["verdict"]["word"]
+    assert few == "partly collapsed, and clumped"  # 30 rows do not lie evenly in 32 dimensions
+
+
+def test_rows_that_point_one_way_have_no_dimensions():
+    report = report_on(normal(500, 1).abs() * normal(1, M, seed=1))
+    assert report["verdict"]["word"].startswith("collapsed")
+    assert report["spectrum"]["dimensions"] == report["w2"]["dimensions"] == report["spectrum"]["effective_rank"] == 0
+    assert report["verdict"]["why"].startswith("all rows point the same way")
+
+
+def test_neighbours_know_a_label_whatever_the_order_of_rows():
+    z, labels = torch.cat([sphere(100, M) + 9, sphere(100, M) - 9]), torch.arange(2).repeat_interleave(100)
+    mixed = torch.arange(200).reshape(2, 100).T.flatten()  # 0 1 0 1 ...
+    for order in (torch.arange(200), mixed):
+        assert report_on(z[order], labels=labels[order].numpy(), sample=200)["labels"]["knn1"] == 100
+
+
+def test_features_beside_a_large_mean_are_not_copies():
+    z = 1 + torch.arange(M) + 1e-5 * normal(500, M)
+    assert report_on(z)["features"]["repeated"] == 0
+    z[:, 5] = 3 * z[:, 4]
+    assert report_on(z)["features"]["first_pairs"] == [[4, 5]]
+
+
+def test_views_are_read_beside_unrelated_ones():
+    z, other = normal(500, M) + 3, normal(500, M, seed=1) + 3
+    found = report_on(z, views=audit_files.of_rows(other, "other"), sample=500)["views"]
+    assert found["alignment"] == pytest.approx(found["unrelated"]["alignment"], rel=0.05)
+    assert found["alignment"] < 0.3  # a common mean alone
+    same = report_on(z, views=audit_files.of_rows(z, "same"), sample=500)["views"]
+    assert same["alignment"] == pytest.approx(0, abs=1e-12)
+    assert same["unrelated"]["alignment"] == pytest.approx(found["unrelated"]["alignment"], rel=0.05)
 
 
 @pytest.mark.parametrize("m", [8, 300])

@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.cluster.hierarchy
@@ -524,3 +525,28 @@ def test_every_loss_is_a_term_for_every_method(program):
         assert math.isfinite(got.item()), name
         gradients = [p.grad for p in method.backbone.parameters()]
         assert all(g.isfinite().all() for g in gradients), name
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored")  # scipy's, where its hyp0f1 gives 0
+@pytest.mark.parametrize("m", [2, 20, 300])
+def test_calibration_does_not_overflow_at_large_t(m):
+    ts = [100.0, 200.0, 300.0, 400.0, 1000.0]
+    values = [lu_theory(m, t=t) for t in ts]
+    assert all(math.isfinite(value) for value in values)
+    assert values == sorted(values, reverse=True)
+    with mpmath.workdps(60):
+        for t, value in zip(ts, values, strict=True):
+            assert value == pytest.approx(float(-2 * t + mpmath.log(mpmath.hyp0f1(mpmath.mpf(m) / 2, t * t))), rel=1e-9)
+    with pytest.raises(ValueError, match="t = 1000 is too large"):
+        lu_calibrated(torch.randn(5, m, generator=torch.Generator().manual_seed(0)), t=1000.0, normalize=False)
+
+
+def test_a_spectral_measure_of_bad_rows_is_nan_and_can_be_differentiated():
+    z = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    z[2, 1] = math.nan
+    for name in ("effective_rank", "rankme", "rankme_share", "stable_rank", "alpha_req"):
+        rows = z.clone().requires_grad_()
+        value = MEASURES[name].function(rows)
+        assert value.isnan()
+        value.backward()
+        assert rows.grad is not None

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ import torch
 from conftest import FIGURES, REPOSITORY, check_executed, load
 
 from wassersteinssl import studies
+from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES
 
 
@@ -84,9 +86,11 @@ EXPECTED = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def properties():
-    data, settings = studies.read(STUDIES["properties"].data)
+@pytest.fixture(params=["committed"])
+def properties(request, reduced):
+    folder = STUDIES["properties"].data.parent if request.param == "committed" else reduced("properties")
+    data, settings = studies.read(folder / STUDIES["properties"].data.name)
+    settings["how"] = request.param
     keys = zip(data["measure"], data["question"], strict=True)
     return {key: (float(v), str(w)) for key, v, w in zip(keys, data["value"], data["verdict"], strict=True)}, settings
 
@@ -99,10 +103,13 @@ def test_every_measure_of_rows_or_of_embeddings_is_there(properties):
             assert (name, question) in cells
 
 
+@pytest.mark.parametrize("properties", ["committed", "reduced"], indirect=True)
 def test_the_constraints_are_as_theory_has_them(properties):
-    cells, _ = properties
+    cells, settings = properties
     for name, expected in EXPECTED.items():
-        assert " ".join(cells[name, question][1] for question in ("icc", "fcc", "fbc")) == expected, name
+        for question, verdict in zip(("icc", "fcc", "fbc"), expected.split(), strict=True):
+            if settings["how"] == "committed" or verdict != "mixed":  # which few samples may miss
+                assert cells[name, question][1] == verdict, (name, question)
         assert cells[name, "ipc"][1] == "yes"
     turned = {name: cells[name, "rotation"][1] for name in EXPECTED}
     assert {name for name, verdict in turned.items() if verdict == "no"} == {"vicreg", "barlow"}
@@ -241,3 +248,21 @@ def test_a_path_that_is_not_finite_is_told():
     assert module.judge("kl", {0.1: []}, 2.0) == ("infinite", None)
     path = [start] * 5
     assert module.judge("kl", {0.1: [], 1.0: path}, 2.0) == ("diverges", None)
+
+
+@names
+def test_too_few_samples_are_told(name):
+    module = load(STUDIES[name].script)
+    for samples in (2, module.LEAST - 1):
+        with pytest.raises(UserError, match=f"--samples {samples}: .* at least {module.LEAST}"):
+            module.study(SimpleNamespace(samples=samples))
+
+
+def test_a_number_of_samples_that_nothing_divides():
+    module = load(STUDIES["properties"].script)
+    for n in (67, 100, 500):
+        found = module.arrangements(n, n // 16, studies.generator(0))
+        assert all(0 < len(rows) <= n for rows in found.values())
+    flow = load(STUDIES["flow"].script)
+    start = studies.sphere(19, 4, studies.generator(0)).double()
+    assert len(flow.flow("w2", start, 1e-3, flow.points, 3 * 19)) == flow.KEPT + 1

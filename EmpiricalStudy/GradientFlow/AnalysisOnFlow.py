@@ -33,6 +33,7 @@ from torch.nn.functional import normalize
 
 from wassersteinssl import studies
 from wassersteinssl.files import write_atomically
+from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES, effective_rank, lu_uniformity
 from wassersteinssl.w2 import w2_minimum, w2_uniformity
 
@@ -41,6 +42,7 @@ LABELS = {
     "lu_calibrated": "L_U calibrated", "ssw": "SSW", "sigreg": "SIGReg", "mst": "MST length",
 }  # fmt: skip
 RATES = [10.0**k for k in range(-5, 3)]  # a row's step is the rate times n times its gradient
+LEAST = 16  # rows
 KEPT = 48  # points of a trajectory, besides its start
 FAINT = 1e-2  # what is left of collapsed directions
 ESCAPED = 0.9  # of the effective rank of as many uniform rows
@@ -54,7 +56,7 @@ SIMPLICES = ((3, 2), (5, 4), (9, 8), (6, 20))  # n, m
 def flow(name: str, start: Tensor, rate: float, encode: Callable[[Tensor], Tensor], steps: int) -> list[Tensor]:
     """The rows at the start and KEPT times on the way. Rows are encode(parameter) scaled to unit length; the list ends
     early where the measure or its gradient is not finite."""
-    parameter, path = start, []
+    parameter, path, kept = start, [], {k * steps // KEPT for k in range(KEPT + 1)}
     for step in range(steps + 1):
         parameter = parameter.detach().requires_grad_()
         rows = normalize(encode(parameter))
@@ -62,7 +64,7 @@ def flow(name: str, start: Tensor, rate: float, encode: Callable[[Tensor], Tenso
         (gradient,) = torch.autograd.grad(value, parameter)
         if not (value.isfinite() and gradient.isfinite().all()):
             break
-        if step % (steps // KEPT) == 0:
+        if step in kept:
             path.append(rows.detach())
         with torch.no_grad():
             parameter = parameter - rate * (1 - step / steps) * len(rows) * gradient
@@ -225,6 +227,8 @@ def markdown(found: dict[str, dict], exponents: dict[str, dict[str, float]]) -> 
 
 
 def study(options):
+    if options.samples < LEAST:
+        raise UserError(f"--samples {options.samples}: collapsed rows in R^(n/4) need at least {LEAST}")
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
     random = studies.generator(options.seed, options.device)
     arrays, found = trajectories(options.samples, random)

@@ -33,10 +33,12 @@ from torch import Tensor
 
 from wassersteinssl import studies
 from wassersteinssl.files import write_atomically
+from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES, sigreg
 from wassersteinssl.w2 import W2Metric
 
 DRAWS = 12
+LEAST = 64  # samples
 SAME = 1e-6  # relative change that counts as none
 SEEN = 3  # deviations of uniform rows from which on an arrangement counts as seen
 SLICED = ("ssw", "sigreg", "sigreg_per_row")
@@ -211,11 +213,12 @@ def arrangements(n: int, m: int, random: torch.Generator) -> dict[str, Tensor]:
     atoms = torch.cat([axes, -axes])
     edges = torch.nn.functional.normalize(torch.eye(m + 1, dtype=torch.float64) - 1 / (m + 1))
     simplex = (edges @ torch.linalg.eigh(edges @ edges.T).eigenvectors[:, 1:]).to(random.device)  # (m + 1, m)
-    spots = torch.nn.functional.normalize(atoms.repeat(n // len(atoms), 1) + 0.2 * studies.sphere(n, m, random))
+    repeated = atoms.repeat(n // len(atoms), 1)
+    spots = torch.nn.functional.normalize(repeated + 0.2 * studies.sphere(len(repeated), m, random))
     middles = studies.sphere(4, m, random).repeat(n // 4, 1)
     return {
         "atoms": atoms,
-        "atoms_repeated": atoms.repeat(n // len(atoms), 1),
+        "atoms_repeated": repeated,
         "simplex": simplex.repeat(n // len(simplex), 1),
         "clusters": spots,
         "antipodal": atoms[[0, m]].repeat(n // 2, 1),
@@ -330,6 +333,8 @@ def shown(question: str, row: dict | None) -> str:
 
 
 def study(options):
+    if options.samples < LEAST:
+        raise UserError(f"--samples {options.samples}: rows in R^(n/16) need at least {LEAST}")
     torch.set_num_threads(1)  # so that times can be compared
     random, n = studies.generator(options.seed, options.device), options.samples
     rows = [

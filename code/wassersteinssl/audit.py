@@ -6,16 +6,16 @@ their covariance.
 
 The verdict counts dimensions in use, in two ways; the smaller count decides.
 
-    by W2    m_W = m ((2 - W2^2) / (2 - floor^2))^2: the W2 at hand is that of uniform rows of m_W of the m dimensions
-             (for uniform rows of k dimensions 2 - W2^2 is sqrt(k/m) times what it is at the floor). It sees a common
-             mean, too.
-    by rank  m_R = m (effective rank) / (effective rank that so many uniform rows have): sees the spectrum's shape.
+    by W2    of which number k n uniform rows would have this W2: 2 - W2^2 = sqrt(k/m) (2 - floor(n, k)^2). It sees a
+             common mean, too.
+    by rank  of which number k n uniform rows would have this effective rank: it sees the spectrum's shape.
 
     collapsed  under 10 % of m: for many rows W2 above 1.17       healthy  60 % or more: W2 below 0.67
     partly     between: half of the dimensions lost is W2 = 0.77
 
-Both compare with as many uniform rows. No more than m different rows cannot fill the dimensions, and what does not look
-collapsed beside such rows may still be: then the verdict is that there are too few rows to tell.
+No more than m rows cannot fill the dimensions: they are collapsed if they have less than 10 % of what as many uniform
+rows have; else the verdict is that there are too few rows to tell. Zero rows have no direction: they are counted and
+left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from wassersteinssl import __version__, studies
 from wassersteinssl.audit_files import Features, pick
 from wassersteinssl.machine import memory
-from wassersteinssl.numerics import exp_entropy
+from wassersteinssl.numerics import exp_entropy, moments_of
 from wassersteinssl.pairwise import distance, lu_calibrated, nearest_rows
 from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES
@@ -88,24 +88,29 @@ def audit(
             f"{len(rows.bad)} of {n} rows of {features.name} hold NaN, infinite or gigantic values: {_first(rows.bad)} "
             "(counted from 0); --drop-bad-rows leaves them out"
         )
-    if rows.metric.n < 2 or len(rows.sample) < 2:
-        raise UserError(f"{features.name}: {rows.metric.n} finite rows are left; an audit needs two")
-    z = rows.sample / torch.where(rows.norms == 0, 1, rows.norms).unsqueeze(1)  # unit rows (s, m); zero ones stay
+    if rows.n < 2 or len(rows.sample) < 2:
+        raise UserError(f"{features.name}: {rows.n} finite rows are left; an audit needs two")
+    z = rows.sample / torch.where(rows.norms == 0, 1, rows.norms).unsqueeze(1)  # unit rows (s, m); zero ones if all are
 
     report: dict[str, Any] = {
-        "name": features.name, "n": rows.metric.n, "m": m, "dtype": features.dtype, "seed": seed, "sample": len(z),
+        "name": features.name, "n": rows.n, "m": m, "dtype": features.dtype, "seed": seed, "sample": len(z),
         "notes": [*features.notes, *(f"views: {note}" for note in (views.notes if views else ()))],
     }  # fmt: skip
     distinct = rows.distinct()
-    if distinct == 1:  # what rounding may have left of their covariance are no directions
+    flat = distinct == 1 or not bool(moments_of(rows.metric, normalize=False).covariance.any())
+    if flat:  # what rounding may have left of their covariance are no directions
         moments = rows.metric.state_dict()
         rows.metric.load_state_dict(moments | {"scatter": torch.zeros_like(moments["scatter"])})
-    report["rows"] = {"distinct": distinct, "repeated": rows.metric.n - distinct, "dropped": len(rows.bad)}
+    report["rows"] = {
+        "distinct": distinct, "repeated": rows.n - distinct, "dropped": len(rows.bad), "one_direction": flat,
+    }  # fmt: skip
     report["norms"] = rows.norm_statistics()
     report["features"] = rows.feature_statistics()
-    counted = distinct if distinct > 1 else rows.metric.n  # no law is known of one row
+    # Repeated rows count once, but for a code of few values: of many rows that is what collapsed.
+    counted = distinct - (0 < rows.zero < rows.n)
+    counted = counted if counted > m else rows.metric.n
     report["w2"] = _w2(rows.metric, counted)
-    if distinct == 1:
+    if flat:
         report["w2"]["dimensions"] = 0.0
     eigenvalues, vectors = torch.linalg.eigh(rows.metric.covariance)
     report["spectrum"] = _spectrum(rows.metric, eigenvalues, counted)
@@ -113,9 +118,9 @@ def audit(
     report["beyond"], nearest = _beyond(z, rows.metric.mean, root, seed)
     report["verdict"] = _verdict(report)
     if features.labels is not None:
-        report["labels"] = _labels(z, features.labels[rows.index])
+        report["labels"] = _labels(z, features.labels[rows.index], seed)
     if views is not None:
-        report["views"] = _views(z, pick(views.chunks(), rows.index), views.name)
+        report["views"] = _views(z, pick(views.chunks(), rows.index), views.name, seed)
     report["notes"] += _cautions(report)
     report["versions"] = {"wassersteinssl": __version__, "torch": torch.__version__, "numpy": np.__version__}
     return Audit(report, rows.norms.numpy(), nearest)
@@ -128,7 +133,10 @@ class _Pass:
     """What a single look at every row gathers; rows that are not finite are listed and left out of the rest."""
 
     def __init__(self, features: Features, index: Tensor):
-        self.metric = W2Metric()
+        self.metric, self.n = (
+            W2Metric(),
+            0,
+        )  # moments of the rows with a direction, and how many there are with zero rows
         self.bad: list[int] = []
         self.low, self.high = torch.full((2, features.m), torch.inf, dtype=torch.float64) * torch.tensor([[1], [-1]])
         self.zero, self.shortest, self.longest, self.length, self.square = 0, math.inf, 0.0, 0.0, 0.0
@@ -151,10 +159,18 @@ class _Pass:
                 bar.update(len(rows))
         self.sample, self.index = torch.cat(sample), torch.cat(kept)  # (s, m) as they are, (s,)
         self.norms = torch.linalg.vector_norm(self.sample, dim=1)
+        if self.n - self.zero < 2 and self.zero:  # all are zero, as it were: equal rows
+            self.metric.update(torch.zeros(1, features.m, dtype=torch.float64).expand(self.zero, -1))
+        elif int((self.norms > 0).sum()) > 1:
+            kept_rows = self.norms > 0
+            self.sample, self.index, self.norms = (x[kept_rows] for x in (self.sample, self.index, self.norms))
 
     def _look(self, rows: Tensor, norms: Tensor) -> None:
-        self.fingerprints[self.metric.n : self.metric.n + len(rows)] = fingerprints(rows.numpy())
-        self.metric.update(rows)
+        self.fingerprints[self.n : self.n + len(rows)] = fingerprints(rows.numpy())
+        self.n += len(rows)
+        directed = norms > 0
+        if bool(directed.any()):
+            self.metric.update(rows if bool(directed.all()) else rows[directed])
         self.low = torch.minimum(self.low, rows.amin(dim=0))
         self.high = torch.maximum(self.high, rows.amax(dim=0))
         self.zero += int((norms == 0).sum())
@@ -165,29 +181,40 @@ class _Pass:
 
     def distinct(self) -> int:
         """How many different rows there are."""
-        found = self.fingerprints[: self.metric.n]
+        found = self.fingerprints[: self.n]
         found.sort()
         return 1 + int(np.count_nonzero(found[1:] != found[:-1]))
 
     def norm_statistics(self) -> dict[str, float]:
-        n = self.metric.n
+        n = self.n
         mean = self.length / n
         deviation = math.sqrt(max(0.0, self.square / n - mean**2))
         return {"min": self.shortest, "mean": mean, "std": deviation, "max": self.longest, "zero_rows": self.zero}
 
     def feature_statistics(self) -> dict[str, Any]:
-        """Features that are constant over all rows, and those that are a multiple of an earlier one in every row."""
+        """Features that are constant over all rows, and those that are a multiple of an earlier one in every row: with
+        the mean and without it, as features that hardly vary beside their mean all look alike."""
         dead = self.low == self.high
-        second = self.metric.covariance + torch.outer(self.metric.mean, self.metric.mean)
-        scale = second.diagonal().sqrt()
-        scale = torch.where(dead | (scale == 0), torch.inf, scale)
-        copies = ((second / scale / scale.unsqueeze(1)).abs() > 1 - COPY).tril(-1)
+        covariance = self.metric.covariance
+        second = covariance + torch.outer(self.metric.mean, self.metric.mean)
+        copies = _cosines(second, dead) > 1 - COPY
+        variance = covariance.diagonal()
+        blur = 64 * torch.finfo(variance.dtype).eps * second.diagonal() / torch.where(variance > 0, variance, 1)
+        copies &= _cosines(covariance, dead) > 1 - COPY - blur - blur.unsqueeze(1)
+        copies = copies.tril(-1)
         repeated = copies.any(dim=1)
         pairs = [[int(copies[j].to(torch.uint8).argmax()), int(j)] for j in repeated.nonzero()[:NAMED]]
         return {
             "dead": int(dead.sum()), "first_dead": dead.nonzero().flatten()[:NAMED].tolist(),
             "repeated": int(repeated.sum()), "first_pairs": pairs,
         }  # fmt: skip
+
+
+def _cosines(gram: Tensor, dead: Tensor) -> Tensor:
+    """|cosine| of any two features; 0 for dead ones."""
+    scale = gram.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(dead | (scale == 0), torch.inf, scale)
+    return (gram / scale / scale.unsqueeze(1)).abs()
 
 
 def fingerprints(rows: np.ndarray) -> np.ndarray:
@@ -215,7 +242,8 @@ def _w2(metric: W2Metric, n: int) -> dict[str, float]:
     return {
         "w2": math.sqrt(square), "floor": floor, "minimum": w2_minimum(n, m), "collapse": math.sqrt(2),
         "mean_part": mean, "covariance_part": max(0.0, square - mean),
-        "dimensions": m * min(1.0, max(0.0, (2 - square) / (2 - floor**2)) ** 2),
+        # squares, because these grow about linearly with k
+        "dimensions": _dimensions((2 - square) ** 2, lambda k: k / m * (2 - w2_floor(n, k) ** 2) ** 2, m),
     }  # fmt: skip
 
 
@@ -223,32 +251,54 @@ def _spectrum(metric: W2Metric, eigenvalues: Tensor, n: int) -> dict[str, Any]:
     m = metric.dim
     values = torch.where(eigenvalues > eigenvalue_noise(eigenvalues), eigenvalues, 0).flip(0)
     rank = float(exp_entropy(values))  # the effective rank, without decomposing the covariance again
-    # Page's entropy: of n - 1 centred Gaussian rows in R^m, log(small) - small / (2 large), to first order
-    small, large = sorted((n - 1, m))
-    uniform = max(1.0, small * math.exp(-small / (2 * large)))
     below = values.cumsum(0) < 0.99 * values.sum()
     return {
         "effective_rank": rank,
         **{name: float(MEASURES[name].function(metric)) for name in ("rankme", "participation_ratio")},
-        "uniform_effective_rank": uniform,
-        "dimensions": m * min(1.0, rank / uniform),
+        "uniform_effective_rank": _uniform_rank(n, m),
+        "dimensions": _dimensions(rank, lambda k: _uniform_rank(n, k), m),
         "directions_of_99_percent": int(below.sum()) + 1 if float(values.sum()) > 0 else 0,
         "eigenvalues": values.tolist(),
         "marchenko_pastur": studies.spectrum_theory(n, m).tolist(),
     }
 
 
+def _uniform_rank(n: int, m: int) -> float:
+    """Effective rank of n uniform rows in R^m, by Page's entropy: of n - 1 centred Gaussian rows it is log(small) -
+    small / (2 large), to first order."""
+    small, large = sorted((n - 1, m))
+    return max(1.0, small * math.exp(-small / (2 * large)))
+
+
+def _dimensions(value: float, expected: Callable[[int], float], m: int) -> float:
+    """The k from 0 to m with expected(k) = value, of a function that grows from 0 at k = 0; linear between integers."""
+    least, most, below, above = 0, m, 0.0, expected(m)
+    if value >= above:
+        return float(m)
+    while most - least > 1:
+        middle = (least + most) // 2
+        found = expected(middle)
+        if found <= value:
+            least, below = middle, found
+        else:
+            most, above = middle, found
+    return least + max(0.0, value - below) / (above - below)
+
+
 def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     """The word, and the sentence that says why; see the head of this file."""
     m, w2, spectrum, beyond = report["m"], report["w2"], report["spectrum"], report["beyond"]
+    directed, zeros = report["n"] - report["norms"]["zero_rows"], report["norms"]["zero_rows"] / report["n"]
+    rank_share = spectrum["effective_rank"] / spectrum["uniform_effective_rank"]
+    w2_share = ((2 - w2["w2"] ** 2) / (2 - w2["floor"] ** 2)) ** 2
     used = min(w2["dimensions"], spectrum["dimensions"])
     word = "collapsed" if used < COLLAPSED * m else "partly collapsed" if used < HEALTHY * m else "healthy"
-    if report["rows"]["distinct"] == 1:
-        why = "all rows are equal"
-    elif word != "collapsed" and report["rows"]["distinct"] <= m:
+    if report["rows"]["one_direction"]:
+        why = "all rows are equal" if report["rows"]["distinct"] == 1 else "all rows point the same way"
+    elif directed <= m and min(rank_share, w2_share) >= COLLAPSED:
         word = "too few rows to tell"
         why = (
-            f"{report['rows']['distinct']} different rows lie in fewer of the {m} dimensions whatever they are; they "
+            f"{directed} rows lie in fewer of the {m} dimensions whatever they are; they "
             f"do not look collapsed beside as many uniform rows: take several times {m} rows"
         )
     else:
@@ -265,6 +315,9 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
             f"{beyond['gaussian']['nearest']:.2g} of Gaussian rows with their mean and covariance: right if clumps are "
             "classes, wrong if they are repeated inputs or a code of few values"
         )
+    if 0.01 < zeros < 1:
+        word += ", without the zero rows"
+        why += f"; {percent(zeros)} of the rows are zero"
     return {"word": word, "why": why, "dimensions": used, "share": used / m, "clumped": beyond["clumped"]}
 
 
@@ -310,11 +363,12 @@ def _d_prime(value: float, draws: Tensor) -> float | None:
     return (value - float(draws.mean())) / deviation if deviation > 1e-9 else None
 
 
-def _labels(z: Tensor, labels: Tensor) -> dict[str, float]:
-    """Do the sampled rows' neighbours know the label? Those with odd number are asked, the others vote."""
+def _labels(z: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
+    """Do the sampled rows' neighbours know the label? A random half is asked, the other votes."""
     from wassersteinssl.evaluate import knn_accuracy
 
-    classes = int(labels.max()) + 1
+    order = torch.randperm(len(z), generator=studies.generator(seed))
+    z, labels, classes = z[order], labels[order], int(labels.max()) + 1
     asked = labels[1::2]
     accuracy = knn_accuracy(z[::2], labels[::2], z[1::2], asked, k=NEAREST, classes=classes)
     return {
@@ -323,15 +377,17 @@ def _labels(z: Tensor, labels: Tensor) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _views(z: Tensor, other: Tensor, name: str) -> dict[str, Any]:
-    """Every measure of two views, on the sampled rows."""
+def _views(z: Tensor, other: Tensor, name: str, seed: int) -> dict[str, Any]:
+    """Every measure of two views, on the sampled rows; and of `unrelated` ones, the second shuffled."""
     good = torch.linalg.vector_norm(other, dim=1) < LONGEST
     if not bool(good.all()):
         raise UserError(
             f"{int((~good).sum())} of {len(other)} sampled rows of {name} hold NaN, infinite or gigantic values"
         )
-    measures = {key: float(record.function(z, other)) for key, record in MEASURES.items() if record.needs_views}
-    return {"name": name, **measures}
+    functions = {key: record.function for key, record in MEASURES.items() if record.needs_views}
+    shuffled = other[torch.randperm(len(other), generator=studies.generator(seed))]
+    found, unrelated = ({key: float(f(z, o)) for key, f in functions.items()} for o in (other, shuffled))
+    return {"name": name, **found, "unrelated": unrelated}
 
 
 def _cautions(report: dict[str, Any]) -> Iterator[str]:
@@ -340,7 +396,7 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
     if report["norms"]["max"] - report["norms"]["min"] > 1e-3 * report["norms"]["max"]:
         yield "rows differ in length; everything but the norms is of rows scaled to unit length"
     if report["norms"]["zero_rows"]:
-        yield f"{report['norms']['zero_rows']} of {n} rows are zero: they have no direction and count as they are"
+        yield f"{report['norms']['zero_rows']} of {n} rows are zero: they have no direction and are left out"
     if 1 < rows["distinct"] <= m:
         yield f"{rows['distinct']} distinct rows span at most as many of the {m} dimensions: read W2 beside its floor"
     if m < 32:

@@ -71,8 +71,20 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         found.append(("kNN accuracy", f"{labels['knn1']:.1f} %", f"{asked}; {most}"))
     if "views" in report:
         views = report["views"]
-        found.append(("alignment A", f"{views['alignment']:.4f}", f"0: views agree, 2: unrelated; {views['name']}"))
-        found.append(("LiDAR", f"{views['lidar']:.1f}", "directions that tell inputs apart"))
+        found.append(
+            (
+                "alignment A",
+                f"{views['alignment']:.4f}",
+                f"0: views agree, {views['unrelated']['alignment']:.2f}: unrelated; {views['name']}",
+            )
+        )
+        found.append(
+            (
+                "LiDAR",
+                f"{views['lidar']:.1f}",
+                f"directions that tell inputs apart; {views['unrelated']['lidar']:.1f} if views are unrelated",
+            )
+        )
     return [(name, value, printable(meaning)) for name, value, meaning in found]
 
 

@@ -98,7 +98,7 @@ def moments_of(z: Tensor | W2Metric, normalize: bool) -> Moments:
 def present_eigenvalues(symmetric: Tensor) -> Tensor:
     """Ascending; what rounding left of 0 is 0."""
     if not bool(torch.isfinite(symmetric).all()):  # the solver would raise
-        return torch.full_like(symmetric[0], torch.nan)
+        return symmetric[0] * torch.nan
     values = torch.linalg.eigvalsh(symmetric)
     return torch.where(values > eigenvalue_noise(values.detach()), values, 0)
 

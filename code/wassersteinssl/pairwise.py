@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from scipy.special import hyp0f1
+from scipy.special import gammaln, hyp0f1, ive
 from torch import Tensor
 
 from wassersteinssl.numerics import result_dtype, wide_rows
@@ -37,9 +37,12 @@ def lu_uniformity(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tenso
 def lu_theory(m: int, *, t: float = 2.0) -> float:
     """log c_m, the L_U of the uniform unit sphere of R^m: log E exp(-t ||x - y||^2) = -2 t + log 0F1(; m/2; t^2).
 
-    The same as log(e^(-2t) Gamma(m/2) t^(1 - m/2) I_(m/2 - 1)(2t)); as a 0F1 it does not underflow at large m.
+    The same as log(e^(-2t) Gamma(m/2) t^(1 - m/2) I_(m/2 - 1)(2t)); as a 0F1 it does not underflow at large m, and as a
+    Bessel function not overflow at large t.
     """
-    return float(-2 * t + math.log(hyp0f1(m / 2, t * t)))
+    if 0 < (whole := hyp0f1(m / 2, t * t)) < math.inf:
+        return float(-2 * t + math.log(whole))
+    return float(gammaln(m / 2) + (1 - m / 2) * math.log(t) + math.log(ive(m / 2 - 1, 2 * t)))
 
 
 def lu_calibrated(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
@@ -141,6 +144,8 @@ class _KernelToSphere(torch.autograd.Function):
         kernel, slope = (
             torch.from_numpy(hyp0f1(half, (t * near.cpu().numpy()) ** 2)).to(r) for half in (m / 2, m / 2 + 1)
         )
+        if not bool(((kernel.isfinite() & (kernel > 0)) | r.isnan()).all()):
+            raise ValueError(f"t = {t:g} is too large for rows that are not scaled to unit length")
         decay = torch.where(far, 0, torch.exp(-t * (1 + near.square())))
         ctx.save_for_backward(decay * (2 * t**2 * near * slope * 2 / m - 2 * t * near * kernel))
         return torch.where(r.isnan(), r, decay * kernel)
