@@ -25,7 +25,7 @@ TERMS = (
 )  # fmt: skip
 
 
-LARGEST, LARGEST_FLOAT = 2**31 - 1, 3e38  # numbers that an index and a float32 hold
+LARGEST, LARGEST_FLOAT = 2**53, 3e38  # whole numbers of a float64, numbers of a float32
 
 
 class UserError(Exception):
