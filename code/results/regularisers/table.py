@@ -59,7 +59,7 @@ def markdown(about: str, rows: dict[tuple[str, str], table2.Row], tried: dict[tu
                 cells += [""] * (1 + len(SHOWN))
                 continue
             weight = row.runs[0]["config"]["settings"]["alpha_max"]
-            cells.append("" if weight is None else f"{weight:g}" + ("" if tried[base, term] > 1 else " *"))
+            cells.append("" if weight is None else f"{weight:g}" + ("" if tried[base, term] > 2 else " *"))
             for name, (_, decimals, _) in SHOWN.items():
                 found = value(row, name)
                 cells.append("" if found is None else f"{found:.{decimals}f}")
