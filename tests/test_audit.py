@@ -139,7 +139,7 @@ def test_repeating_rows_changes_neither_w2_nor_its_floor():
     z = normal(300, M)
     once, often = report_on(z), report_on(z.repeat(4, 1))
     assert often["w2"] == pytest.approx(once["w2"], rel=1e-9)
-    assert often["rows"] == {"distinct": 300, "repeated": 900, "dropped": 0, "one_direction": False}
+    assert often["rows"] == {"distinct": 300, "repeated": 900, "dropped": 0, "one_direction": False, "in_floor": 300}
     assert any("900 of 1200 rows repeat" in note for note in often["notes"])
 
 
@@ -171,7 +171,9 @@ def test_the_dimensions_of_gaussian_rows_in_a_subspace_are_counted(n, k, m):
 
 
 def test_many_rows_of_few_values_are_judged():
-    assert report_on(normal(2, M)[torch.arange(5000) % 2])["verdict"]["word"] == "collapsed, and clumped"
+    report = report_on(normal(2, M)[torch.arange(5000) % 2])
+    assert report["verdict"]["word"] == "collapsed, and clumped"
+    assert "4998 of 5000 rows repeat an earlier one; the floor is that of 5000 rows" in report["notes"]
     few = report_on(normal(30, M)[torch.arange(5000) % 30])["verdict"]["word"]
     assert few == "partly collapsed, and clumped"  # 30 rows do not lie evenly in 32 dimensions
 
@@ -220,7 +222,7 @@ def test_equal_rows_have_one_page_without_contradictions(kind, m, monkeypatch):
     assert counts == (0, 0, 0)
     assert (report["verdict"]["word"], report["verdict"]["why"]) == ("collapsed", "all rows are equal")
     page = audit_report.text(report)
-    assert "39 of 40 rows repeat an earlier one; the floor counts all rows" in page
+    assert "39 of 40 rows repeat an earlier one; the floor is that of 40 rows" in page
     assert "distinct rows span" not in page
     assert ("(no unit rows lower), 1.4142 if all unit rows are equal" in page) == (kind == "zero")
     assert re.search(r"^dimensions by W2 +0\.0   of \d+, 0 %$", page, re.MULTILINE)

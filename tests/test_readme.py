@@ -9,6 +9,7 @@ from wassersteinssl.files import load_module
 
 LAUNCHERS = load_module(REPOSITORY / "code" / "results" / "launchers.py")
 EMBED = load_module(REPOSITORY / "code" / "results" / "embed.py")
+TERMS = load_module(REPOSITORY / "code" / "results" / "regularisers" / "table.py")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
@@ -47,3 +48,11 @@ def test_the_launchers_tell_what_was_measured():
     assert len(texts) == 16
     for path, text in texts.items():
         assert path.read_text() == text, "run code/results/launchers.py"
+
+
+def test_the_table_of_terms_is_that_of_the_runs_beside_it():
+    about, rows, tried = TERMS.collect()
+    assert TERMS.markdown(about, rows, tried) == (TERMS.HERE / "regularisers.md").read_text(encoding="utf-8")
+    assert len(rows) == len(TERMS.BASES) * (1 + len(TERMS.TERMS))
+    for term in TERMS.TERMS:
+        assert tried["MSE", term] == 3

@@ -109,6 +109,7 @@ def audit(
     # Repeated rows count once, but for a code of few values: of many rows that is what collapsed.
     counted = distinct - (0 < rows.zero < rows.n)
     counted = counted if counted > m else rows.metric.n
+    report["rows"]["in_floor"] = counted
     report["w2"] = _w2(rows.metric, counted)
     if flat:
         report["w2"]["dimensions"] = 0.0
@@ -133,10 +134,8 @@ class _Pass:
     """What a single look at every row gathers; rows that are not finite are listed and left out of the rest."""
 
     def __init__(self, features: Features, index: Tensor):
-        self.metric, self.n = (
-            W2Metric(),
-            0,
-        )  # moments of the rows with a direction, and how many there are with zero rows
+        self.metric = W2Metric()  # of the rows that have a direction
+        self.n = 0  # with the zero rows
         self.bad: list[int] = []
         self.low, self.high = torch.full((2, features.m), torch.inf, dtype=torch.float64) * torch.tensor([[1], [-1]])
         self.zero, self.shortest, self.longest, self.length, self.square = 0, math.inf, 0.0, 0.0, 0.0
@@ -402,8 +401,7 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
     if m < 32:
         yield "the floor is the law of many dimensions and overstates small ones: by up to 8 % at 8, 20 % at 2"
     if rows["repeated"]:
-        counted = "distinct" if rows["distinct"] > 1 else "all"
-        yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor counts {counted} rows"
+        yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor is that of {rows['in_floor']} rows"
 
 
 def _first(rows: list[int]) -> str:
