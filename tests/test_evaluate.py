@@ -326,7 +326,7 @@ def test_forward_batch_is_a_matter_of_speed_alone(data, backbone):
 
 def test_order_and_crops_change_with_seed_and_epoch(data, backbone):
     def first_features(seed, epoch):
-        return next(evaluate._augmented_features(backbone, data, CROP, seed, epoch, 16, 32, "cpu", "fp32"))
+        return next(evaluate._probe_epoch(backbone, data, CROP, seed, epoch, 16, 32, "cpu", "fp32"))
 
     h, y = first_features(1, 0)
     assert h.shape == (32, 16)
@@ -339,15 +339,15 @@ def test_order_changes_with_the_epoch_and_crops_with_the_step(data):
     """Of one image repeated, labelled with its place."""
     image = torch.arange(192, dtype=torch.uint8).view(1, 3, 8, 8).expand(32, -1, -1, -1).contiguous()
     repeated = replace(data, train=Split(torch.arange(32), (8, 8), image))
-    views, order = next(evaluate._augmented_features(nn.Flatten(), repeated, CROP, 0, 0, 16, 32, "cpu", "fp32"))
+    views, order = next(evaluate._probe_epoch(nn.Flatten(), repeated, CROP, 0, 0, 16, 32, "cpu", "fp32"))
     assert not torch.equal(views[:16], views[16:])
     assert not torch.equal(order, torch.arange(32))
-    _, next_order = next(evaluate._augmented_features(nn.Flatten(), repeated, CROP, 0, 1, 16, 32, "cpu", "fp32"))
+    _, next_order = next(evaluate._probe_epoch(nn.Flatten(), repeated, CROP, 0, 1, 16, 32, "cpu", "fp32"))
     assert not torch.equal(order, next_order)
 
 
 def test_every_training_image_is_seen_once_an_epoch(data):
-    seen = [y for _, y in evaluate._augmented_features(nn.Flatten(), data, CROP, 0, 0, 16, 32, "cpu", "fp32")]
+    seen = [y for _, y in evaluate._probe_epoch(nn.Flatten(), data, CROP, 0, 0, 16, 32, "cpu", "fp32")]
     assert torch.equal(torch.cat(seen).sort().values, data.train.labels.sort().values)
 
 
@@ -450,7 +450,7 @@ def test_measure_repeats_itself_and_changes_nothing(data, method):
 def test_normalised_images_are_what_the_network_sees(data):
     """The probe's views are cropped and flipped copies, not the images themselves, and un-jittered."""
     assert (CROP.jitter, CROP.gray, CROP.blur, CROP.solarize) == (0, 0, 0, 0)
-    views, labels = next(evaluate._augmented_features(nn.Flatten(), data, CROP, 0, 0, 16, 32, "cpu", "fp32"))
+    views, labels = next(evaluate._probe_epoch(nn.Flatten(), data, CROP, 0, 0, 16, 32, "cpu", "fp32"))
     plain, _ = extract(nn.Flatten(), data.train, MEAN, STD, device="cpu", precision="fp32")
     for label in range(3):  # the colour, and with it the class, survives
         ours = views[labels == label].view(-1, 3, 64).mean((0, 2))

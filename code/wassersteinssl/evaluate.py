@@ -6,6 +6,7 @@ C classes.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -221,13 +222,10 @@ def linear_probe(
             _check_same(state["settings"], settings)
             probe.load_state_dict(state["probe"])
             history = copy.deepcopy(state["history"])
-    forward_batch = forward_batch or forward_batch_size(data.train.size, device)
 
     for epoch in range(len(history), epochs):
         loss_sum = torch.zeros((), device=device)
-        for h, y in _augmented_features(
-            backbone, data, crop, seed, epoch, batch_size, forward_batch, device, precision
-        ):
+        for h, y in _probe_epoch(backbone, data, crop, seed, epoch, batch_size, forward_batch, device, precision):
             if should_stop is not None and should_stop():
                 return _result(history, epochs)
             loss_sum += probe.learn(h, y)
@@ -241,26 +239,46 @@ def linear_probe(
     return _result(history, epochs)
 
 
-def _augmented_features(
+def _probe_epoch(
     backbone: nn.Module,
     data: ImageSet,
     crop: augment.Augmentation,
     seed: int,
     epoch: int,
     batch_size: int,
-    forward_batch: int,
+    forward_batch: int | None,
     device: torch.device | str,
     precision: str,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of cropped and flipped training images as (features, labels), `forward_batch` images at a time."""
-    split = data.train
-    order = torch.randperm(len(split), generator=augment.generator(seed, epoch, 0, "probe order"))
-    batches_at_once = max(1, forward_batch // batch_size)
+    """One epoch of cropped and flipped training images in a new order."""
+    order = torch.randperm(len(data.train), generator=augment.generator(seed, epoch, 0, "probe order"))
+    return _augmented_features(
+        backbone, data.train, data, crop, order, functools.partial(augment.generator, seed, epoch, stream="probe crop"),
+        batch_size=batch_size, forward_batch=forward_batch, device=device, precision=precision,
+    )  # fmt: skip
+
+
+def _augmented_features(
+    backbone: nn.Module,
+    split: Split,
+    data: ImageSet,
+    augmentation: augment.Augmentation,
+    order: Tensor,
+    generator: Callable[[int], torch.Generator],
+    *,
+    batch_size: int = 256,
+    forward_batch: int | None = None,
+    device: torch.device | str,
+    precision: str,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(features, labels) of augmented images of a split, `forward_batch` at a time. generator(i) draws the augmentation
+    of the i-th batch: how many images go through the network at once is a matter of speed alone."""
+    batches_at_once = max(1, (forward_batch or forward_batch_size(split.size, device)) // batch_size)
     step = 0
     for images, y in split.batches(order.split(batches_at_once * batch_size), device):
         views = []
         for batch in images.split(batch_size):
-            views.append(_view(batch, crop, augment.generator(seed, epoch, step, "probe crop"), data))
+            views.append(_view(batch, augmentation, generator(step), data))
             step += 1
         with frozen(backbone):
             h = _encode(backbone, torch.cat(views), precision)
@@ -354,32 +372,17 @@ def measure(
     def features(split: Split) -> tuple[Tensor, Tensor]:
         return extract(method.backbone, split, data.mean, data.std, device=device, precision=precision)
 
+    def of_view(name: str) -> Tensor:
+        found = _augmented_features(
+            method.backbone, data.test, data, augmentation, torch.arange(len(data.test)),
+            functools.partial(augment.generator, seed, 0, stream=name), device=device, precision=precision,
+        )  # fmt: skip
+        return torch.cat([h for h, _ in found])
+
     train = data.train if train_limit is None or train_limit >= len(data.train) else data.train.take(train_limit)
     (train_h, train_y), (test_h, test_y) = features(train), features(data.test)
     knn1 = knn_accuracy(train_h, train_y, test_h, test_y, classes=len(data.classes))
     with frozen(method.projector):
         z = method.projector(test_h)
-        z_a, z_b = (
-            method.projector(_features_of_view(method.backbone, data, augmentation, seed, view, device, precision))
-            for view in ("alignment a", "alignment b")
-        )
+        z_a, z_b = (method.projector(of_view(name)) for name in ("alignment a", "alignment b"))
     return {"knn1": knn1, **representation_metrics(z, z_a, z_b)}, (z, z_a, z_b)
-
-
-def _features_of_view(
-    backbone: nn.Module,
-    data: ImageSet,
-    augmentation: augment.Augmentation,
-    seed: int,
-    stream: str,
-    device: torch.device | str,
-    precision: str,
-) -> Tensor:
-    """Features (n_test, d) of one augmented view of every test image, in their order."""
-    features = []
-    batches = data.test.batches(torch.arange(len(data.test)).split(256), device)
-    with frozen(backbone):
-        for step, (images, _) in enumerate(batches):
-            view = _view(images, augmentation, augment.generator(seed, 0, step, stream), data)
-            features.append(_encode(backbone, view, precision))
-    return torch.cat(features)

@@ -112,7 +112,9 @@ def pretrain(
                 if collapsed == 2:
                     bar.write("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2", file=sys.stderr)
                 if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
+                    monitoring = time.perf_counter()
                     line |= monitor()
+                    line["monitor_seconds"] = time.perf_counter() - monitoring
                 bar.set_postfix(_shown(epoch, means, term, collapsed))
                 if bar.disable:
                     left = (total - done) / steps * took / 60

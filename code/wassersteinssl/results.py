@@ -40,6 +40,14 @@ def read(folder: Path) -> dict:
     return result
 
 
+def log(folder: Path) -> list[dict]:
+    """The lines of the run's metrics.jsonl; none if there is no such file, or it is damaged."""
+    try:
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError, RecursionError):
+        return []
+
+
 def _epochs(folder: Path) -> int:
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0

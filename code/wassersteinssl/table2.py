@@ -213,6 +213,8 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
             minutes = mean((run["pretrain_seconds"] + run["evaluate_seconds"]) / 60 for run in row.runs)
             lines.append("| " + " | ".join([*cells, str(row.seeds), f"{minutes:.1f}"]) + " |")
         lines.append("")
+    if told := _monitoring(table):
+        lines += [told, ""]
     if unfinished := list(unfinished):
         lines += ["Not in the table:", "", *(f"- {run.folder.name}: {run.reason}" for run in unfinished), ""]
     return "\n".join(lines)
@@ -264,6 +266,18 @@ def latex(table: Table) -> str:
             lines.append(" & ".join(cells) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(parts) + "\n"
+
+
+def _monitoring(table: Table) -> str:
+    """What part of pre-training went into the measures between the epochs, where the runs have noted it."""
+    shares = []
+    for run in (run for row in table.rows for run in row.runs):
+        seconds = [line["monitor_seconds"] for line in results.log(run["folder"]) if "monitor_seconds" in line]
+        if seconds:
+            shares.append(100 * sum(seconds) / run["pretrain_seconds"])
+    if not shares:
+        return ""
+    return f"kNN, W2, L_U and A during training: {min(shares):.1f} to {max(shares):.1f} % of the time of pre-training."
 
 
 def _cell(table: Table, row: Row, column: str) -> str:

@@ -1,6 +1,5 @@
 """Pictures of a Table 2: every row beside the paper's, the spectra, and the measures against the epoch."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from wassersteinssl import results
 from wassersteinssl.files import reason
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save
 from wassersteinssl.results import COLUMNS
@@ -151,7 +151,7 @@ def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
     """The epochs (counted from 1) at which every run of a row has noted a measure, and its values (seeds, epochs)."""
     runs = []
     for run in row.runs:
-        lines = map(json.loads, (run["folder"] / "metrics.jsonl").read_text().splitlines())
+        lines = results.log(run["folder"])
         runs.append({line["epoch"] + 1: line[column] for line in lines if column in line})
     epochs = sorted(set.intersection(*map(set, runs)))
     return np.array(epochs), np.array([[run[epoch] for epoch in epochs] for run in runs])
