@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Each term with alignment alone (MSE) and with BYOL, side by side: python code/results/regularisers/table.py
 
-Writes regularisers.md and regularisers.png from the finished runs in search/ beside this file: of several weights of a
-term that with the best kNN accuracy.
+Writes regularisers.md and regularisers.png from the finished runs in search/ beside this file, of several weights of a
+term that with the best kNN accuracy, and mini.md from those in mini/, longer runs with the best weights.
 """
 
 import sys
@@ -31,9 +31,9 @@ SYMBOLS = {
 }
 
 
-def collect() -> tuple[str, dict[tuple[str, str], table2.Row], dict[tuple[str, str], int]]:
+def collect(folder: str) -> tuple[str, dict[tuple[str, str], table2.Row], dict[tuple[str, str], int]]:
     """The setting in words; (base, term) -> its best runs, and how many weights were tried."""
-    (table,), _ = table2.collect([HERE / "search"])
+    (table,), _ = table2.collect([HERE / folder])
     tried: dict[tuple[str, str], int] = {}
     for row in table.rows:
         key = BASES[row.method == "BYOL"], row.term
@@ -47,11 +47,12 @@ def value(row: table2.Row, name: str) -> float | None:
 
 
 def markdown(about: str, rows: dict[tuple[str, str], table2.Row], tried: dict[tuple[str, str], int]) -> str:
+    """A line a term that was run; with a star a weight of fewer than three that `tried` counts, if it counts any."""
     head = ["Term"]
     for base in BASES:
         head += [f"{base}: weight", *(heading for heading, _, _ in SHOWN.values())]
     lines = [head, ["---"] * len(head)]
-    for term in ("none", *TERMS):
+    for term in (term for term in ("none", *TERMS) if any((base, term) in rows for base in BASES)):
         cells = [NAMES.get(term, term)]
         for base in BASES:
             row = rows.get((base, term))
@@ -59,7 +60,7 @@ def markdown(about: str, rows: dict[tuple[str, str], table2.Row], tried: dict[tu
                 cells += [""] * (1 + len(SHOWN))
                 continue
             weight = row.runs[0]["config"]["settings"]["alpha_max"]
-            cells.append("" if weight is None else f"{weight:g}" + ("" if tried[base, term] > 2 else " *"))
+            cells.append("" if weight is None else f"{weight:g}" + (" *" if tried.get((base, term), 3) < 3 else ""))
             for name, (_, decimals, _) in SHOWN.items():
                 found = value(row, name)
                 cells.append("" if found is None else f"{found:.{decimals}f}")
@@ -93,9 +94,11 @@ def draw(rows: dict[tuple[str, str], table2.Row], path: Path) -> None:
 
 def main() -> None:
     Parser(__doc__).parse_args()
-    about, rows, tried = collect()
+    about, rows, tried = collect("search")
     (HERE / "regularisers.md").write_text(markdown(about, rows, tried))
     draw(rows, HERE / "regularisers")
+    about, rows, _ = collect("mini")
+    (HERE / "mini.md").write_text(markdown(about, rows, {}))
 
 
 if __name__ == "__main__":
