@@ -58,7 +58,6 @@ TABLE2 = tuple(FILES)[:4]
 TERMS = ("none", *settings.TERMS)
 STOPPED = 75
 RESERVE = 20  # seconds before the end of a time budget at which running cells are asked to stop
-DAMAGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of JSON that no run has written
 WORTHWHILE = 60  # no cell is started with less time left
 TORCHRUN = 30  # more of them: what torchrun leaves its processes before it kills them, which nobody else can
 SHOW = 2  # seconds between looks at how far the cells are
@@ -84,22 +83,12 @@ class Cell:
     def name(self) -> str:
         return f"{self.dataset}/{self.folder.name}"
 
-    def metrics(self) -> list[dict]:
-        """Finished epochs; a half-written last line is none."""
-        lines = []
-        with contextlib.suppress(OSError):
-            for line in (self.folder / "metrics.jsonl").read_text(errors="replace").splitlines():
-                with contextlib.suppress(*DAMAGE):
-                    epoch = json.loads(line)
-                    lines.append({**epoch, "seconds": float(epoch["seconds"])})
-        return lines
-
     def progress(self) -> int:
         """About how many epochs are done, told by the size of the files alone."""
         with contextlib.suppress(OSError):
             if (self.folder / "result.json").exists():
                 return self.epochs
-            return min(self.epochs, (self.folder / "metrics.jsonl").read_bytes().count(b"\n"))
+            return min(self.epochs, results.epochs(self.folder))
         return 0
 
     def result(self) -> dict | None:
@@ -110,7 +99,7 @@ class Cell:
 
     def other(self) -> str:
         """In what the run that lies in the folder differs from this cell, in words."""
-        with contextlib.suppress(OSError, *DAMAGE):
+        with contextlib.suppress(OSError, *results.DAMAGE):
             found = json.loads((self.folder / "config.json").read_text())["settings"]
             return "; ".join(settings.differences(found, self.settings)) if isinstance(found, dict) else ""
         return ""
@@ -294,7 +283,7 @@ def default_weights(method: str) -> dict:
 def status(grid: list[Cell], parallel: int = 1) -> str:
     lines = []
     for k, cell in enumerate(grid):
-        result, done = cell.result(), len(cell.metrics())
+        result, done = cell.result(), len(results.log(cell.folder))
         note = f"acc1 {result['acc1']:.2f}  w2 {result['w2']:.3f}" if result else f"{done}/{cell.epochs} epochs"
         if other := cell.other():
             note = f"the folder holds a run of other settings: {other}"
@@ -313,7 +302,7 @@ def left(grid: list[Cell], parallel: int = 1) -> str:
     seen: dict[str, list[float]] = {}
     evaluations = []
     for cell in grid:
-        seen.setdefault(cell.method, []).extend(line["seconds"] for line in cell.metrics())
+        seen.setdefault(cell.method, []).extend(line["seconds"] for line in results.log(cell.folder))
         if result := cell.result():
             evaluations.append(result["evaluate_seconds"])
     everything = [seconds for epochs in seen.values() for seconds in epochs]
@@ -325,7 +314,7 @@ def left(grid: list[Cell], parallel: int = 1) -> str:
     total = 0.0
     for cell in unfinished:
         epochs = seen[cell.method] or everything
-        total += (cell.epochs - len(cell.metrics())) * sum(epochs) / len(epochs)
+        total += (cell.epochs - len(results.log(cell.folder))) * sum(epochs) / len(epochs)
         total += sum(evaluations) / len(evaluations) if evaluations else 0
     minutes = total / 60 / parallel
     return f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.1f} hours"
@@ -413,7 +402,7 @@ class Runner:
                 remaining = left(self.grid, self.parallel)
                 write(f"{name}: done, acc1 {result['acc1']:.2f}, w2 {result['w2']:.3f}; left: {remaining}")
             elif code == STOPPED or self.stopping or cell.busy():
-                write(f"{name}: stopped after {len(cell.metrics())} of {cell.epochs} epochs")
+                write(f"{name}: stopped after {len(results.log(cell.folder))} of {cell.epochs} epochs")
                 self.waiting.append(cell)
             elif cell.tries < 2 and code != 2:
                 write(f"{name}: ended with status {code}, will be tried again ({self._last_line(cell)})")

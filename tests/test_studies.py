@@ -41,7 +41,7 @@ def test_rows_of_the_sphere_have_unit_length_and_its_moments():
 
 
 def test_chunks_hold_all_rows_and_the_sphere_of_one_dimension_is_two_points(monkeypatch):
-    monkeypatch.setattr(studies, "ROWS", 40)
+    monkeypatch.setattr(studies, "CHUNK", 40)
     chunks = list(studies.sphere_chunks(25, 4, studies.generator(0)))
     assert [len(chunk) for chunk in chunks] == [10, 10, 5]
     assert set(rows(50, 1).flatten().tolist()) == {-1.0, 1.0}

@@ -1,6 +1,6 @@
 """W2 and L_U against the collapse level eta: the share of coordinates that are zero (the paper's figure 3).
 
-For m = 200, 500, 1000 and eta = 0, 1, 2, 3, 5, 10, 15, ..., 100 %. The number of living coordinates is rounded, and the
+For m = 200, 500, 1000 and eta = 0, 1, 2, 3, 5, 10, 15, ..., 100 %. The number of active coordinates is rounded, and the
 file holds the eta that this gives. At 100 % no row has a direction, and both measures are left out.
 """
 

@@ -1,7 +1,7 @@
 """W2 and L_U against the dimension m = 2, 4, ..., 4096, of which 25, 50 or 75 % have collapsed (the paper's figure 4).
 
 m = 2 has only the 50 %. Neither measure depends on where the zeros are, and L_U not on how many there are: one sample
-with k living coordinates serves every (m, eta) that leaves k, so that a k is sampled and measured once.
+with k active coordinates serves every (m, eta) that leaves k, so that a k is sampled and measured once.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """SimSiam: predict one view's embedding from the other, with a stopped gradient in place of a target network.
 
-Chen & He, Exploring Simple Siamese Representation Learning, CVPR 2021. p = predictor(z), predictor with a bottleneck:
+Chen & He, Exploring Simple Siamese Representation Learning, CVPR 2021. p = predictor(z):
 
     loss = -(cos(p_a, stop(z_b)) + cos(p_b, stop(z_a))) / 2,  averaged over the batch.
 

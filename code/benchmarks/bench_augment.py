@@ -53,11 +53,12 @@ def ours(images: Tensor, apply: Callable) -> Callable[[], Any]:
 
     def call() -> list[Tensor]:
         step = next(calls)
-        views = []
-        for view in "ab":
-            drawn = augment.draw(settings, len(images), images.shape[2:], augment.generator(0, 0, step, view))
-            views.append(apply(images, drawn.to(images.device, non_blocking=True), settings, MEAN, STD))
-        return views
+        drawn = [
+            augment.draw(settings, len(images), images.shape[2:], augment.generator(0, 0, step, view)) for view in "ab"
+        ]
+        together = augment.joined(drawn)
+        repeated = images.repeat(2 // len(together), 1, 1, 1)
+        return [apply(repeated, p.to(images.device, non_blocking=True), settings, MEAN, STD) for p in together]
 
     return call
 

@@ -29,7 +29,7 @@ def measured(preset: str) -> tuple[dict[tuple[str, str], table2.Row], str]:
 
 
 def minutes(row: table2.Row | None) -> str:
-    return "" if row is None else f"{(row.value('pretrain_seconds') + row.value('evaluate_seconds')) / 60:.1f}"
+    return "" if row is None else f"{row.minutes:.1f}"
 
 
 def launchers(method: str) -> list[tuple[str, Path]]:

@@ -36,8 +36,10 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected images of shape (n, 3, H, W), got {tuple(images.shape)}")
-        if images.is_floating_point() and images.device.type == "cpu" and images.numel() and images.max() > 1:
-            raise ValueError(f"expected uint8 images or floats from 0 to 1, got floats up to {images.max():g}")
+        if images.is_floating_point() and images.device.type == "cpu" and images.numel():
+            least, most = images.min(), images.max()
+            if least < 0 or most > 1:
+                raise ValueError(f"expected uint8 images or floats from 0 to 1, got floats from {least:g} to {most:g}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"expected uint8 images or floats from 0 to 1, got {images.dtype}")
         pixels = images if images.dtype == torch.uint8 else 255 * images

@@ -14,7 +14,7 @@ from scipy.special import gammaln, hyp0f1, ive
 from torch import Tensor
 
 from wassersteinssl.numerics import result_dtype, wide_rows
-from wassersteinssl.w2 import FirstDerivative, check_matrix
+from wassersteinssl.w2 import FirstDerivative, check_matrix, wide_dtype
 
 BLOCK = 2048  # rows of a pairwise block: its distances take 16 MiB in float32, whatever n is
 
@@ -160,8 +160,7 @@ class _LogMeanKernel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor, t: float, normalize: bool) -> Tensor:
-        # float64 where the device has it: the sum runs over up to billions of pairs
-        wide = torch.float32 if z.device.type == "mps" else torch.float64
+        wide = wide_dtype(z.device)  # the sum runs over up to billions of pairs
         largest = torch.full((), -torch.inf, device=z.device, dtype=wide)
         total = torch.zeros((), device=z.device, dtype=wide)
         shift, scale = _standardise(z, normalize, wide)

@@ -1,5 +1,6 @@
 """A finished run's result.json: what it must hold to count. Loads no torch."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ COLUMNS = {
     "alignment": ("A ↓", 2),
     "knn1": ("kNN ↑", 2),
 }
+DAMAGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of JSON that no run has written
 NUMBERS = (*COLUMNS, "w2_floor", "pretrain_seconds", "evaluate_seconds")
 
 
@@ -19,7 +21,7 @@ def read(folder: Path) -> dict:
     """The result of the run in this folder; ValueError with the reason if it is not finished or damaged."""
     try:
         if not (path := folder / "result.json").exists():
-            why = "failed" if (folder / "failed.json").exists() else f"not finished, after epoch {_epochs(folder)}"
+            why = "failed" if (folder / "failed.json").exists() else f"not finished, after epoch {epochs(folder)}"
             raise ValueError(why)
     except OSError as error:  # no right to look
         raise ValueError(f"cannot be read: {error.strerror}") from None
@@ -35,19 +37,23 @@ def read(folder: Path) -> dict:
             raise ValueError("a name that is no text")
         if not all(isinstance(result[key], int) for key in ("seed", "n_test", "dim")):
             raise ValueError("a count that is no whole number")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (OSError, *DAMAGE) as error:
         raise ValueError(f"result.json cannot be used: {error}") from None
     return result
 
 
 def log(folder: Path) -> list[dict]:
-    """The lines of the run's metrics.jsonl; none if there is no such file, or it is damaged."""
-    try:
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError, RecursionError):
-        return []
+    """What a run's metrics.jsonl tells of its finished epochs; a half-written or damaged line is none."""
+    lines = []
+    with contextlib.suppress(OSError):
+        for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines():
+            with contextlib.suppress(*DAMAGE):
+                epoch = json.loads(line)
+                lines.append({**epoch, "seconds": float(epoch["seconds"])})
+    return lines
 
 
-def _epochs(folder: Path) -> int:
+def epochs(folder: Path) -> int:
+    """How many lines it has: about how many epochs are done, without reading them. OSError without the right to."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0

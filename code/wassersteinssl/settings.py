@@ -101,7 +101,9 @@ class Settings:
     uniformity: str = option("none", "the term to add to the loss", choices=("none", *TERMS))
     alpha_max: float | None = option(None, "its weight at the start (default: the method's)", check=not_negative)
     alpha_min: float | None = option(
-        None, "its weight at the end; linear in between (default: --alpha-max, or the method's)", check=not_negative
+        None,
+        "its weight after the last epoch; linear in between (default: --alpha-max, or the method's)",
+        check=not_negative,
     )
 
     epochs: int = option(500, "epochs of pre-training", check=count)

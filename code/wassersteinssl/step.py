@@ -20,6 +20,7 @@ from wassersteinssl.data import ImageSet
 from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.settings import Settings
+from wassersteinssl.w2 import wide_dtype
 
 NAMES = ("loss", "uniformity")  # of the terms: the method's own and the added one
 EAGER = 3  # ordinary steps before the capture, in which libraries choose their kernels and buffers get their memory
@@ -53,7 +54,7 @@ class TrainingStep:
         self.augmentation, self.mean, self.std = augmentation, data.mean, data.std
         self.device, self.bf16 = device, settings.precision == "bf16"
         self.alpha = torch.zeros((), device=device)
-        wide = torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
+        wide = wide_dtype(device)
         self.sums = torch.zeros(len(NAMES), dtype=wide, device=device)
         self.numbers = torch.zeros(len(NAMES) + 1, dtype=wide, device=device)  # the terms and the largest gradient
         self.finite = torch.ones((), dtype=torch.bool, device=device)  # all of them, in every step so far

@@ -28,7 +28,7 @@ from wassersteinssl.pairwise import lu_theory, lu_uniformity
 from wassersteinssl.settings import UserError
 from wassersteinssl.w2 import W2Metric, w2_floor
 
-ROWS = 2**24  # numbers of a chunk of samples: 64 MiB in float32
+CHUNK = 2**24  # numbers of a chunk of samples: 64 MiB in float32
 
 
 # ---- running ----
@@ -95,7 +95,7 @@ def collapsed_spheres(options: argparse.Namespace, m: int, percents: Sequence[in
 
 def sphere_chunks(n: int, m: int, random: torch.Generator) -> Iterator[Tensor]:
     """`sphere` in chunks of bounded memory."""
-    rows = max(1, ROWS // m)
+    rows = max(1, CHUNK // m)
     for start in range(0, n, rows):
         yield sphere(min(rows, n - start), m, random)
 
@@ -112,7 +112,7 @@ def moments(z: Tensor) -> W2Metric:
 
 
 def w2_padded(metric: W2Metric, m: int, *, clones: int = 1) -> float:
-    """W2 in R^m of rows whose living coordinates `metric` has seen, zero elsewhere, all features cloned.
+    """W2 in R^m of rows whose active coordinates `metric` has seen, zero elsewhere, all features cloned.
 
     With every feature present `clones` times (not renormalised) the mean square is `clones` times as large and the
     nuclear norm sqrt(clones) times, in clones * m dimensions: W2^2 = clones q + 1 - 2 ||Z_c||_* / sqrt(m n).
@@ -163,7 +163,7 @@ def spectrum_theory(n: int, m: int) -> np.ndarray:
 
 
 def beside_theory(metric: W2Metric, lu: float, m: int, k: int, *, clones: int = 1, blocks: int = 0) -> dict[str, float]:
-    """A line of a data file: W2 in R^((1 + blocks) m) of rows with k living coordinates, of which `metric` holds the
+    """A line of a data file: W2 in R^((1 + blocks) m) of rows with k active coordinates, of which `metric` holds the
     moments, and their L_U, beside what theory gives. `eta` is the share of zeros that was really drawn."""
     return {
         "m": m,

@@ -76,6 +76,11 @@ class Row:
     def seeds(self) -> int:
         return len(self.runs)
 
+    @property
+    def minutes(self) -> float:
+        """Pre-training and evaluation of a run."""
+        return (self.value("pretrain_seconds") + self.value("evaluate_seconds")) / 60
+
     def value(self, column: str) -> float:
         return mean(run[column] for run in self.runs)
 
@@ -210,8 +215,7 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
                 if column in compared:
                     number = row.published.get(column)
                     cells.append("" if number is None else f"{number:.2f}")
-            minutes = mean((run["pretrain_seconds"] + run["evaluate_seconds"]) / 60 for run in row.runs)
-            lines.append("| " + " | ".join([*cells, str(row.seeds), f"{minutes:.1f}"]) + " |")
+            lines.append("| " + " | ".join([*cells, str(row.seeds), f"{row.minutes:.1f}"]) + " |")
         lines.append("")
     if told := _monitoring(table):
         lines += [told, ""]

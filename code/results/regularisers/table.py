@@ -23,12 +23,11 @@ SHOWN = {
     "w2": ("W2 ↓", 2, plotting.SYMBOLS["w2"]),
     "alignment": ("A ↓", 2, r"alignment $\mathcal{A}$"),
 }
-NAMES = {"none": "no term", "w2": "W2", "lu": "L_U", "lu_calibrated": "L_U, calibrated"}
-SYMBOLS = {
-    "w2": plotting.SYMBOLS["w2"],
-    "lu": plotting.SYMBOLS["lu"],
-    "lu_calibrated": plotting.SYMBOLS["lu"] + ", calibrated",
-}
+NAMES = {
+    "none": "no term", "w2": "W2", "lu": "L_U", "lu_calibrated": "L_U, calibrated", "koleo": "KoLeo",
+    "mst": "MST length", "ssw": "SSW", "sigreg": "SIGReg", "frobenius": "Frobenius", "vicreg": "VICReg", "kl": "KL",
+    "reverse_kl": "reverse KL", "jeffreys": "Jeffreys", "bhattacharyya": "Bhattacharyya", "tcr": "TCR",
+}  # fmt: skip
 
 
 def collect(folder: str) -> tuple[str, dict[tuple[str, str], table2.Row], dict[tuple[str, str], int]]:
@@ -53,7 +52,7 @@ def markdown(about: str, rows: dict[tuple[str, str], table2.Row], tried: dict[tu
         head += [f"{base}: weight", *(heading for heading, _, _ in SHOWN.values())]
     lines = [head, ["---"] * len(head)]
     for term in (term for term in ("none", *TERMS) if any((base, term) in rows for base in BASES)):
-        cells = [NAMES.get(term, term)]
+        cells = [NAMES[term]]
         for base in BASES:
             row = rows.get((base, term))
             if row is None:
@@ -77,16 +76,20 @@ def draw(rows: dict[tuple[str, str], table2.Row], path: Path) -> None:
     for k, (axes, name) in enumerate(zip(panels, shown, strict=True)):
         for i, base in enumerate(BASES):
             style = plotting.line_style(i)
-            y = [at for at, term in enumerate(order) if (base, term) in rows]
-            x = [value(rows[base, order[at]], name) for at in y]
+            shown_terms = [(at, term) for at, term in enumerate(order) if (base, term) in rows]
+            x = [value(rows[base, term], name) for _, term in shown_terms]
+            y = [at + (0.15, -0.15)[i] for at, _ in shown_terms]  # beside each other where they are equal
             axes.plot(x, y, linestyle="", marker=style["marker"], color=style["color"], label=f"{base} + term")
             if (base, "none") in rows:
                 plain = value(rows[base, "none"], name)
                 axes.axvline(
                     plain, color=style["color"], linestyle=style["linestyle"], linewidth=1, label=f"{base} alone"
                 )
-        axes.set(title=f"({'abcd'[k]})", xlabel=SHOWN[name][2])
-        axes.set_yticks(range(len(order)), [SYMBOLS.get(term, term.replace("_", " ")) for term in order])
+        axes.set(title=f"({'abcd'[k]}) {SHOWN[name][0][-1]}", xlabel=SHOWN[name][2])
+        labels = [NAMES[term] for term in order]
+        for text, symbol in (("W2", plotting.SYMBOLS["w2"]), ("L_U", plotting.SYMBOLS["lu"])):
+            labels = [label.replace(text, symbol) for label in labels]
+        axes.set_yticks(range(len(order)), labels)
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     plotting.save(figure, path)
