@@ -12,6 +12,23 @@ for argument in "$@"; do
     --dataset | --dataset=* | -h | --help) exec "$python" "$@" ;;
   esac
 done
+for argument in "$@"; do
+  case $argument in
+    --run-dir | --run-dir=* | --dataset-name | --dataset-name=*)
+      echo "${1##*/}: error: ${argument%%=*} goes with --dataset: without it there are two runs" >&2
+      exit 2
+      ;;
+  esac
+done
 for dataset in cifar10 cifar100; do
-  "$python" "$@" --dataset "$dataset"
+  "$python" "$@" --dataset "$dataset" &
+  run=$!
+  trap 'asked=yes; kill -TERM "$run"' TERM USR1 USR2 # it writes a checkpoint
+  trap 'asked=yes' INT                               # a terminal's Ctrl-C has reached the run by itself
+  asked=yes status=0
+  while [ -n "$asked" ]; do # a signal has ended the wait, not the run
+    asked=""
+    wait "$run" && status=0 || status=$?
+  done
+  [ "$status" = 0 ] || exit "$status"
 done

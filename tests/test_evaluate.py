@@ -324,6 +324,20 @@ def test_forward_batch_is_a_matter_of_speed_alone(data, backbone):
             assert ours == pytest.approx(reference, rel=1e-4)
 
 
+def test_no_more_images_at_once_go_through_the_network_than_was_asked_for(data):
+    sizes = []
+
+    def network(images):
+        sizes.append(len(images))
+        return images.flatten(1)
+
+    features = [h for h, _ in evaluate._probe_epoch(network, data, CROP, 0, 0, 16, 5, "cpu", "fp32")]
+    assert sum(sizes) == len(data.train)
+    assert max(sizes) == 5
+    whole = [h for h, _ in evaluate._probe_epoch(nn.Flatten(), data, CROP, 0, 0, 16, 64, "cpu", "fp32")]
+    assert torch.equal(torch.cat(features), torch.cat(whole))
+
+
 def test_order_and_crops_change_with_seed_and_epoch(data, backbone):
     def first_features(seed, epoch):
         return next(evaluate._probe_epoch(backbone, data, CROP, seed, epoch, 16, 32, "cpu", "fp32"))

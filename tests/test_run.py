@@ -379,13 +379,38 @@ def test_without_options_a_launcher_runs_cifar10_then_cifar100(launcher, tmp_pat
     stub.write_text('#!/bin/sh\nprintf "<%s>" "$@"\necho\n')
     stub.chmod(0o755)
     shown = subprocess.run(
-        ["bash", str(code / launcher), "--run-dir", "my run"],
+        ["bash", str(code / launcher), "--data-dir", "my data"],
         cwd=tmp_path, env={**environment(), "PYTHON": str(stub)}, capture_output=True, text=True,
     )  # fmt: skip
     program, term = LAUNCHERS[launcher]
-    common = f"<{here / program}><--uniformity><{term}><--run-dir><my run>"
+    common = f"<{here / program}><--uniformity><{term}><--data-dir><my data>"
     expected = [f"{common}<--dataset><{name}>" for name in ("cifar10", "cifar100")]
     assert shown.stdout.splitlines() == expected, shown.stderr
+
+
+@pytest.mark.parametrize("option", ["--run-dir=here", "--dataset-name"])
+def test_one_name_for_two_runs_is_refused_before_the_first(option):
+    launcher = ["bash", str(BYOL.parent / "run_byol+w2.sh"), option, "name"]
+    shown = subprocess.run(launcher, env={**environment(), "PYTHON": "false"}, capture_output=True, text=True)
+    told = f"byol.py: error: {option.removesuffix('=here')} goes with --dataset: without it there are two runs\n"
+    assert (shown.returncode, shown.stderr) == (2, told)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_launcher_of_two_runs_hands_a_signal_on_and_ends_with_the_run_s_status(name, tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(
+        "#!/bin/sh\ntrap 'sleep 0.3; echo asked; exit 75' TERM\necho started\nwhile :; do sleep 0.05; done\n"
+    )
+    stub.chmod(0o755)
+    launched = subprocess.Popen(
+        ["bash", str(BYOL.parent / "run_byol+w2.sh")],
+        env={**environment(), "PYTHON": str(stub)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert launched.stdout.readline() == "started\n"
+    launched.send_signal(getattr(signal, name))
+    assert launched.communicate(timeout=20)[0] == "asked\n"  # and no second run
+    assert launched.returncode == 75
 
 
 def test_a_launcher_trains_from_any_folder_and_passes_options_on(tmp_path):

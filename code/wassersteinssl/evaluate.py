@@ -271,17 +271,17 @@ def _augmented_features(
     device: torch.device | str,
     precision: str,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(features, labels) of augmented images of a split, `forward_batch` at a time. generator(i) draws the augmentation
-    of the i-th batch: how many images go through the network at once is a matter of speed alone."""
-    batches_at_once = max(1, (forward_batch or forward_batch_size(split.size, device)) // batch_size)
-    step = 0
+    """(features, labels) of augmented images of a split, some batches at a time. generator(i) draws the augmentation of
+    the i-th batch; `forward_batch` images go through the network at once, a matter of speed and memory alone."""
+    forward_batch = forward_batch or forward_batch_size(split.size, device)
+    batches_at_once, step = max(1, forward_batch // batch_size), 0
     for images, y in split.batches(order.split(batches_at_once * batch_size), device):
         views = []
         for batch in images.split(batch_size):
             views.append(_view(batch, augmentation, generator(step), data))
             step += 1
         with frozen(backbone):
-            h = _encode(backbone, torch.cat(views), precision)
+            h = torch.cat([_encode(backbone, part, precision) for part in torch.cat(views).split(forward_batch)])
         yield h, y
 
 
@@ -316,7 +316,7 @@ def spectrum(z: Tensor) -> Tensor:
     S = (1/n) sum_i (z_i - mu)(z_i - mu)^T is positive semi-definite, so its singular values are its eigenvalues; those
     that rounding made negative are 0. The rows are taken as they are: normalise first if unit rows are meant.
     """
-    covariance = W2Metric(normalize=False).update(z).covariance
+    covariance = W2Metric(normalize=False).update(z).covariance.cpu()  # Apple GPUs have no eigenvalues
     return torch.linalg.eigvalsh(covariance).clamp(min=0).flip(0)
 
 
@@ -343,7 +343,9 @@ def every_measure(
     than 10,000 rows so many at most, evenly spaced: trees and neighbours take their square. `on_measure` is called
     after each."""
     every = -(-len(z_test) // 10_000)
-    z_test, z_view_a, z_view_b = z_test[::every], z_view_a[::every], z_view_b[::every]
+    z_test, z_view_a, z_view_b = (z[::every] for z in (z_test, z_view_a, z_view_b))
+    if z_test.device.type == "mps":  # Apple GPUs have neither eigenvalues nor float64
+        z_test, z_view_a, z_view_b = (z.cpu() for z in (z_test, z_view_a, z_view_b))
     found: dict[str, float | None] = {}
     for name, record in MEASURES.items():
         value = float(record.function(z_view_a, z_view_b) if record.needs_views else record.function(z_test))

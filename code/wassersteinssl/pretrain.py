@@ -91,7 +91,8 @@ def pretrain(
                 if device.type == "cpu" and not bar.disable:  # elsewhere once an epoch: reading the loss would stall
                     bar.set_postfix(_shown(epoch, train.sums / (step + 1), term, collapsed), refresh=False)
                 stopping = stop()
-                if done % steps and (stopping or pace.overdue()):
+                # Each process has a clock of its own; the first one writes, and is the first to tell of bad numbers.
+                if done % steps and (stopping or (first_process and pace.overdue())):
                     save_checkpoint()
                     if stopping:
                         return None
