@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sample", type=pair_size, default=2048, help="rows for pairs (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=12, help="of that sample and of the draws (default: %(default)s)")
     parser.add_argument(
-        "--drop-bad-rows", action="store_true", help="leave out rows with NaN, infinite or gigantic values"
+        "--drop-bad-rows", action="store_true", help="leave out rows with NaN, infinite, gigantic or vanishing values"
     )
     encoder = parser.add_argument_group("with --encoder and --timm")
     encoder.add_argument("--dataset", choices=DATASETS, help="default: the run's own; with --timm folder")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import re
 import subprocess
@@ -172,10 +173,72 @@ def test_the_dimensions_of_gaussian_rows_in_a_subspace_are_counted(n, k, m):
 
 def test_many_rows_of_few_values_are_judged():
     report = report_on(normal(2, M)[torch.arange(5000) % 2])
-    assert report["verdict"]["word"] == "collapsed, and clumped"
+    assert report["verdict"]["word"] == "collapsed"
     assert "4998 of 5000 rows repeat an earlier one; the floor is that of 5000 rows" in report["notes"]
-    few = report_on(normal(30, M)[torch.arange(5000) % 30])["verdict"]["word"]
-    assert few == "partly collapsed, and clumped"  # 30 rows do not lie evenly in 32 dimensions
+    few = report_on(normal(30, M)[torch.arange(5000) % 30])["verdict"]
+    assert few["word"] == "partly collapsed, and clumped"  # 30 rows do not lie evenly in 32 dimensions
+    assert "only 30 of the rows differ, too few to tell if that is because inputs were repeated" in few["why"]
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "word"), [(16, 2, "collapsed"), (100, 8, "collapsed"), (128, 30, "partly collapsed")]
+)
+def test_no_more_rows_than_features_are_judged_where_they_lie_in_far_fewer_dimensions(n, k, word):
+    verdict = report_on(normal(n, k) @ random_basis(128)[:k])["verdict"]
+    assert verdict["word"] == word
+    assert verdict["dimensions"] == pytest.approx(k, rel=0.15)
+
+
+@pytest.mark.parametrize("n", [3, 4, 8, 16, 64, 128])
+def test_uniform_rows_that_are_no_more_than_the_features_are_too_few(n):
+    for draw in range(5):
+        assert report_on(normal(n, 128, seed=draw))["verdict"]["word"] == "too few rows to tell"
+
+
+def test_gaussian_rows_with_one_strong_direction_or_on_a_line_are_not_clumped():
+    strong = torch.ones(64, dtype=torch.float64)
+    strong[0] = 100
+    for z in (normal(3000, 64) * strong, normal(500, 1) @ normal(1, 32)):
+        verdict = report_on(z)["verdict"]
+        assert (verdict["word"], verdict["clumped"]) == ("collapsed", False)
+
+
+def test_repeated_rows_are_weights_of_the_least_w2():
+    """Three points on an equator, each four times, and two poles, each three times, have mean 0 and covariance I/3."""
+    angles = 2 * math.pi * torch.arange(3, dtype=torch.float64) / 3
+    equator = torch.stack([angles.cos(), angles.sin(), 0 * angles], dim=1)
+    poles = torch.tensor([[0.0, 0, 1], [0, 0, -1]], dtype=torch.float64)
+    w2 = report_on(torch.cat([equator] * 4 + [poles] * 3))["w2"]
+    assert w2["w2"] == pytest.approx(0, abs=1e-6)
+    assert w2["minimum"] == 0
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(1e8, 1), (1e6, 1e-3), (1, 1e-9), (0, 1)])
+def test_the_deviation_of_norms_is_right_beside_a_large_mean(mean, deviation):
+    lengths = mean + deviation * normal(5000, 1).abs()
+    rows = torch.nn.functional.normalize(normal(5000, 4, seed=1)) * lengths
+    found = report_on(rows)["norms"]
+    assert found["std"] == pytest.approx(float(lengths.std(correction=0)), rel=1e-3)
+    assert found["mean"] == pytest.approx(float(lengths.mean()), rel=1e-12)
+
+
+def test_rows_whose_squares_vanish_are_told():
+    with pytest.raises(UserError, match=r"5 of 5 rows .* vanishing values"):
+        report_on(1e-200 * normal(5, 4))
+    lone = torch.zeros(10, 4, dtype=torch.float64)
+    lone[3] = 1
+    verdict = report_on(lone)["verdict"]
+    assert verdict["word"] == "collapsed"
+    assert verdict["why"].startswith("all rows but one are zero")
+
+
+def test_pandas_numbering_of_columns_is_a_header(tmp_path):
+    z = normal(40, 8).numpy()
+    path = tmp_path / "z.csv"
+    path.write_text(",".join(map(str, range(8))) + "\n" + "\n".join(",".join(map(repr, row)) for row in z.tolist()))
+    found = audit_files.read(path)
+    assert (found.n, found.m) == z.shape
+    assert "the first line, 0 to 7, was taken for a header" in found.notes
 
 
 def test_rows_that_point_one_way_have_no_dimensions():
@@ -464,7 +527,7 @@ def a_run(folder):
 
 
 REFUSED = {
-    "bad rows": (bad_rows, "z.npy", r"2 of 30 rows .* NaN, infinite or gigantic values: 3, 17"),
+    "bad rows": (bad_rows, "z.npy", r"2 of 30 rows .* NaN, infinite, gigantic or vanishing values: 3, 17"),
     "gigantic": (array(np.full((5, 4), 1e200)), "z.npy", "5 of 5 rows"),
     "one row": (array(np.ones((1, 4))), "z.npy", "1 rows of 4 features"),
     "one feature": (array(np.ones((4, 1))), "z.npy", "4 rows of 1 features"),

@@ -13,9 +13,9 @@ The verdict counts dimensions in use, in two ways; the smaller count decides.
     collapsed  under 10 % of m: for many rows W2 above 1.17       healthy  60 % or more: W2 below 0.67
     partly     between: half of the dimensions lost is W2 = 0.77
 
-No more than m rows cannot fill the dimensions: they are collapsed if they have less than 10 % of what as many uniform
-rows have; else the verdict is that there are too few rows to tell. Zero rows have no direction: they are counted and
-left out.
+No more than m rows cannot fill the dimensions: if at least a third as many are in use as there are rows, which uniform
+rows always have, the verdict is that there are too few to tell. Zero rows have no direction: they are counted and left
+out.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import W2Metric, eigenvalue_noise, w2_floor, w2_minimum
 
 COLLAPSED, HEALTHY = 0.1, 0.6  # shares of the dimensions
+FEW = 3  # of no more than m rows, those with more dimensions in use than this part of them may be uniform
 CLUMPED = 1 / 3  # nearest neighbours nearer than this share of what the two moments let expect
 DRAWS = 12  # of each law that the sample is compared with
 NEAREST = 20  # neighbours that vote on a label
@@ -85,8 +86,8 @@ def audit(
     rows = _Pass(features, index)
     if rows.bad and not drop_bad_rows:
         raise UserError(
-            f"{len(rows.bad)} of {n} rows of {features.name} hold NaN, infinite or gigantic values: {_first(rows.bad)} "
-            "(counted from 0); --drop-bad-rows leaves them out"
+            f"{len(rows.bad)} of {n} rows of {features.name} hold NaN, infinite, gigantic or vanishing values: "
+            f"{_first(rows.bad)} (counted from 0); --drop-bad-rows leaves them out"
         )
     if rows.n < 2 or len(rows.sample) < 2:
         raise UserError(f"{features.name}: {rows.n} finite rows are left; an audit needs two")
@@ -97,7 +98,8 @@ def audit(
         "notes": [*features.notes, *(f"views: {note}" for note in (views.notes if views else ()))],
     }  # fmt: skip
     distinct = rows.distinct()
-    flat = distinct == 1 or not bool(moments_of(rows.metric, normalize=False).covariance.any())
+    directed = rows.n - rows.zero
+    flat = min(distinct, directed) <= 1 or not bool(moments_of(rows.metric, normalize=False).covariance.any())
     if flat:  # what rounding may have left of their covariance are no directions
         moments = rows.metric.state_dict()
         rows.metric.load_state_dict(moments | {"scatter": torch.zeros_like(moments["scatter"])})
@@ -110,12 +112,13 @@ def audit(
     counted = distinct - (0 < rows.zero < rows.n)
     counted = counted if counted > m else rows.metric.n
     report["rows"]["in_floor"] = counted
-    report["w2"] = _w2(rows.metric, counted)
+    report["w2"] = {**_w2(rows.metric, counted), "minimum": w2_minimum(rows.metric.n, m)}  # repeats are weights
     if flat:
         report["w2"]["dimensions"] = 0.0
     eigenvalues, vectors = torch.linalg.eigh(rows.metric.covariance)
     report["spectrum"] = _spectrum(rows.metric, eigenvalues, counted)
-    root = vectors * eigenvalues.clamp(min=0).sqrt()  # root @ root.T is the covariance
+    present = torch.where(eigenvalues > eigenvalue_noise(eigenvalues), eigenvalues, 0)
+    root = vectors * present.sqrt()  # root @ root.T is the covariance
     report["beyond"], nearest = _beyond(z, rows.metric.mean, root, seed)
     report["verdict"] = _verdict(report)
     if features.labels is not None:
@@ -138,14 +141,15 @@ class _Pass:
         self.n = 0  # with the zero rows
         self.bad: list[int] = []
         self.low, self.high = torch.full((2, features.m), torch.inf, dtype=torch.float64) * torch.tensor([[1], [-1]])
-        self.zero, self.shortest, self.longest, self.length, self.square = 0, math.inf, 0.0, 0.0, 0.0
+        self.zero, self.shortest, self.longest = 0, math.inf, 0.0
+        self.mean_norm, self.square = 0.0, 0.0  # mean of the norms, and the sum of their squared distances to it
         self.fingerprints = np.empty(features.n, np.uint64)
         sample, kept, start = [], [], 0
         with tqdm(total=features.n, desc="reading", unit="row", unit_scale=True, delay=2, disable=None) as bar:
             for chunk in features.chunks():
                 rows = chunk.double()
                 norms = torch.linalg.vector_norm(rows, dim=1)
-                good = norms < LENGTH_LIMIT  # not so for NaN
+                good = (norms < LENGTH_LIMIT) & ~_vanishing(rows, norms)  # not so for NaN
                 self.bad += (start + torch.nonzero(~good).flatten()).tolist()
                 here = index[(index >= start) & (index < start + len(rows))] - start
                 here = here[good[here]]
@@ -175,20 +179,22 @@ class _Pass:
         self.zero += int((norms == 0).sum())
         self.shortest = min(self.shortest, float(norms.min()))
         self.longest = max(self.longest, float(norms.max()))
-        self.length += float(norms.sum())
-        self.square += float(norms.square().sum())
+        mean = float(norms.mean())
+        step, share = mean - self.mean_norm, len(norms) / self.n  # of Chan, Golub & LeVeque 1983
+        self.square += float((norms - mean).square().sum()) + step**2 * share * (self.n - len(norms))
+        self.mean_norm += step * share
 
     def distinct(self) -> int:
-        """How many different rows there are."""
+        """How many different rows there are; of two that differ in their length alone, both count."""
         found = self.fingerprints[: self.n]
         found.sort()
         return 1 + int(np.count_nonzero(found[1:] != found[:-1]))
 
     def norm_statistics(self) -> dict[str, float]:
-        n = self.n
-        mean = self.length / n
-        deviation = math.sqrt(max(0.0, self.square / n - mean**2))
-        return {"min": self.shortest, "mean": mean, "std": deviation, "max": self.longest, "zero_rows": self.zero}
+        deviation = math.sqrt(self.square / self.n)
+        return {
+            "min": self.shortest, "mean": self.mean_norm, "std": deviation, "max": self.longest, "zero_rows": self.zero
+        }  # fmt: skip
 
     def feature_statistics(self) -> dict[str, Any]:
         """Features that are constant over all rows, and those that are a multiple of an earlier one in every row: with
@@ -207,6 +213,12 @@ class _Pass:
             "dead": int(dead.sum()), "first_dead": dead.nonzero().flatten()[:NAMED].tolist(),
             "repeated": int(repeated.sum()), "first_pairs": pairs,
         }  # fmt: skip
+
+
+def _vanishing(rows: Tensor, norms: Tensor) -> Tensor:
+    """Rows so short that their squares vanish, though they are not zero."""
+    short = norms < 1 / LENGTH_LIMIT
+    return short & rows.any(dim=1) if bool(short.any()) else short
 
 
 def _cosines(gram: Tensor, dead: Tensor) -> Tensor:
@@ -239,7 +251,7 @@ def _w2(metric: W2Metric, n: int) -> dict[str, float]:
     m = metric.dim
     floor = w2_floor(n, m)
     return {
-        "w2": math.sqrt(square), "floor": floor, "minimum": w2_minimum(n, m), "collapse": math.sqrt(2),
+        "w2": math.sqrt(square), "floor": floor, "collapse": math.sqrt(2),
         "mean_part": mean, "covariance_part": max(0.0, square - mean),
         # squares, because these grow about linearly with k
         "dimensions": _dimensions((2 - square) ** 2, lambda k: k / m * (2 - w2_floor(n, k) ** 2) ** 2, m),
@@ -288,17 +300,18 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     """The word, and the sentence that says why; see the head of this file."""
     m, w2, spectrum, beyond = report["m"], report["w2"], report["spectrum"], report["beyond"]
     directed, zeros = report["n"] - report["norms"]["zero_rows"], report["norms"]["zero_rows"] / report["n"]
-    rank_share = spectrum["effective_rank"] / spectrum["uniform_effective_rank"]
-    w2_share = ((2 - w2["w2"] ** 2) / (2 - w2["floor"] ** 2)) ** 2
     used = min(w2["dimensions"], spectrum["dimensions"])
     word = "collapsed" if used < COLLAPSED * m else "partly collapsed" if used < HEALTHY * m else "healthy"
+    different = report["rows"]["distinct"] - (0 < zeros < 1)
     if report["rows"]["one_direction"]:
-        why = "all rows are equal" if report["rows"]["distinct"] == 1 else "all rows point the same way"
-    elif directed <= m and min(rank_share, w2_share) >= COLLAPSED:
+        why = "all rows but one are zero" if directed == 1 else "all rows point the same way"
+        if report["rows"]["distinct"] == 1:
+            why = "all rows are equal"
+    elif directed <= m and used >= directed / FEW:
         word = "too few rows to tell"
         why = (
-            f"{directed} rows lie in fewer of the {m} dimensions whatever they are; they "
-            f"do not look collapsed beside as many uniform rows: take several times {m} rows"
+            f"{directed} rows lie in fewer of the {m} dimensions whatever they are, and uniform ones could look like "
+            f"these: take several times {m} rows"
         )
     else:
         why = (
@@ -307,17 +320,20 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         )
         if w2["mean_part"] > 0.5:  # of the 1 that unit rows have
             why += f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way"
-    if beyond["clumped"]:
+        if different <= m < directed:
+            why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
+    clumped = beyond["clumped"] and word != "collapsed"  # a few directions are no place to look for clumps
+    if clumped:
         word += " in two moments, but clumped" if word == "healthy" else ", and clumped"
         why += (
             f"; W2 cannot see that rows lie in clumps, nearest neighbours {beyond['nearest']:.2g} apart instead of the "
             f"{beyond['gaussian']['nearest']:.2g} of Gaussian rows with their mean and covariance: right if clumps are "
             "classes, wrong if they are repeated inputs or a code of few values"
         )
-    if 0.01 < zeros < 1:
+    if 0.01 < zeros < 1 and directed > 1:
         word += ", without the zero rows"
         why += f"; {percent(zeros)} of the rows are zero"
-    return {"word": word, "why": why, "dimensions": used, "share": used / m, "clumped": beyond["clumped"]}
+    return {"word": word, "why": why, "dimensions": used, "share": used / m, "clumped": clumped}
 
 
 def _beyond(z: Tensor, mean: Tensor, root: Tensor, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -373,10 +389,12 @@ def _labels(z: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
 
 def _views(z: Tensor, other: Tensor, name: str, seed: int) -> dict[str, Any]:
     """Every measure of two views, on the sampled rows; and of `unrelated` ones, the second shuffled."""
-    good = torch.linalg.vector_norm(other, dim=1) < LENGTH_LIMIT
+    norms = torch.linalg.vector_norm(other, dim=1)
+    good = (norms < LENGTH_LIMIT) & ~_vanishing(other, norms)
     if not bool(good.all()):
         raise UserError(
-            f"{int((~good).sum())} of {len(other)} sampled rows of {name} hold NaN, infinite or gigantic values"
+            f"{int((~good).sum())} of {len(other)} sampled rows of {name} hold NaN, infinite, gigantic or vanishing "
+            "values"
         )
     functions = {key: record.function for key, record in MEASURES.items() if record.needs_views}
     shuffled = other[torch.randperm(len(other), generator=studies.generator(seed))]

@@ -253,12 +253,14 @@ def _npz(path: Path, key: str | None, ndim: int) -> Stored:
 
 
 def _csv(path: Path, key: str | None, ndim: int) -> Stored:
-    """Numbers separated by comma, semicolon or tab, a row a line; a first line that is no numbers is a header."""
+    """Numbers separated by comma, semicolon or tab, a row a line; a first line that is no numbers is a header, and one
+    that counts 0, 1, 2, ..."""
     with path.open(encoding=TEXT) as file:
         first = next((line for line in file if line.strip()), "")
     delimiter = _delimiter(first)
     names = [cell.strip().strip('"') for cell in first.split(delimiter)]
-    header = not all(map(_is_number, names))
+    numbered = len(names) > 1 and names == [str(k) for k in range(len(names))]  # as pandas names columns
+    header = numbered or not all(map(_is_number, names))
     index = int(header and names[0] in INDEX)
 
     def lines() -> Iterator[str]:
@@ -291,8 +293,10 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
                 raise ValueError(f"{rows.shape[1]} columns after {shape[1]}")
             yield rows
 
-    notes = ("the first column, which has no name, was taken for an index and left out",) if index else ()
-    return Stored(shape, "float64", chunks, notes)
+    notes = ["the first column, which has no name, was taken for an index and left out"] if index else []
+    if numbered:
+        notes.append(f"the first line, 0 to {len(names) - 1}, was taken for a header")
+    return Stored(shape, "float64", chunks, tuple(notes))
 
 
 FORMATS: dict[str, Callable[[Path, str | None, int], Stored]] = {

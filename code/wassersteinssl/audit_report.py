@@ -63,7 +63,7 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("repeated rows", str(rows["repeated"]), f"{rows['distinct']} are distinct"),
     ]  # fmt: skip
     if rows["dropped"]:
-        found.append(("dropped rows", str(rows["dropped"]), "NaN, infinite or gigantic"))
+        found.append(("dropped rows", str(rows["dropped"]), "NaN, infinite, gigantic or vanishing"))
     if "labels" in report:
         labels = report["labels"]
         asked = f"of {labels['asked']} sampled rows, {labels['classes']} classes"

@@ -92,7 +92,7 @@ def moments_of(z: Tensor | W2Metric, normalize: bool) -> Moments:
             mean, covariance = mean + rest, centred.T @ centred / n
     spread = covariance.detach().diagonal().sum()
     noise = (4 * torch.finfo(mean.dtype).eps) ** 2 * mean.detach().square().sum()
-    return Moments(n, mean, torch.where(spread <= noise, 0, covariance), dtype)
+    return Moments(n, mean, torch.where((spread <= noise) & spread.isfinite(), 0, covariance), dtype)
 
 
 def present_eigenvalues(symmetric: Tensor) -> Tensor:
@@ -112,8 +112,9 @@ def exp_entropy(values: Tensor) -> Tensor:
 
 
 def participation(covariance: Tensor) -> Tensor:
-    square = covariance.square().sum()
-    return torch.where(square == 0, 0, covariance.diagonal().sum().square() / torch.where(square == 0, 1, square))
+    total = covariance.diagonal().sum()
+    share = covariance / torch.where(total == 0, 1, total)  # squares of large and small numbers overflow
+    return torch.where(total == 0, 0, 1 / torch.where(total == 0, 1, share.square().sum()))
 
 
 def cholesky(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,8 @@ def sigreg(
     average; about 1.05 n when all rows are equal to one unit vector, 0.40205 n when all are 0.
     Balestriero & LeCun, LeJEPA, arXiv 2511.08544.
     """
+    if knots < 2:
+        raise ValueError(f"the trapezoidal rule needs at least 2 knots, not {knots}")
     rows = wide_rows(z, normalize) * z.shape[1] ** 0.5
     n = len(rows)
     t = torch.linspace(0, 3, knots, dtype=rows.dtype, device=rows.device)
@@ -87,7 +89,9 @@ def _parts(directions: Tensor, numbers: int) -> tuple[Tensor, ...]:
 
 
 def _directions(count: int, slices: int, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(count, m, slices): for each slice `count` orthonormal directions, uniformly distributed."""
+    """(count, m, slices): for each slice `count` orthonormal directions, uniformly distributed. ValueError for none."""
+    if slices < 1:
+        raise ValueError(f"a mean over slices needs at least 1, not {slices}")
     if generator is None:
         return _fixed(count, slices, rows.shape[1], rows.device, rows.dtype)
     return _draw(count, slices, rows.shape[1], rows.dtype, generator).to(rows.device)
