@@ -12,8 +12,8 @@ make_environment() {
     files+=("$root/$name") lists+=(-r "$root/$name")
   done
   if [ -n "${PYTHON_ENV:-}" ]; then
-    python=$PYTHON_ENV/bin/python
-    "$python" -c 'import torch' || { echo "error: no torch in PYTHON_ENV=$PYTHON_ENV" >&2; return 1; }
+    python=$(cd "$PYTHON_ENV" 2>/dev/null && pwd)/bin/python
+    "$python" -c 'import torch' 2>/dev/null || { echo "error: no torch in PYTHON_ENV=$PYTHON_ENV" >&2; return 1; }
     export PYTHONPATH=$root/code${PYTHONPATH:+:$PYTHONPATH}
     return
   fi
@@ -22,7 +22,8 @@ make_environment() {
   if [ -x "$python" ] && grep -qxF "$wanted" "$stamp" 2>/dev/null; then
     return
   fi
-  if ! "$python" -c '' 2>/dev/null; then
+  # Also where making it was interrupted.
+  if ! { "$python" -c '' && { command -v uv || "$python" -m pip --version; }; } >/dev/null 2>&1; then
     local candidates=(python3 python3.13 python3.12 python3.11)
     [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
     for candidate in "${candidates[@]}"; do

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
-from wassersteinssl.settings import DATASETS, Parser, UserError, pair_size, seed
+from wassersteinssl.settings import DATASETS, Parser, UserError, in_a_line, pair_size, seed
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -64,43 +64,37 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(options: argparse.Namespace) -> int:
-    try:
-        check_writable(options.report)
-        from wassersteinssl import (  # torch and matplotlib take seconds to load
-            audit,
-            audit_encoders,
-            audit_files,
-            audit_report,
-        )
+    return in_a_line("audit.py", run, options)
 
-        if options.encoder is not None:
-            features = audit_encoders.of_run(
-                options.encoder, options.dataset, options.data_dir, options.split, options.layer
-            )
-        elif options.timm is not None:
-            features = audit_encoders.of_timm(options.timm, options.dataset, options.data_dir, options.split)
-        else:
-            features = audit_files.read(options.features, options.key)
-        features = audit_files.with_labels(features, options.labels)
-        views = options.views and audit_files.read(options.views, options.key)
-        if options.key is not None:
-            audit_files.check_key([path for path in (options.features, options.views) if path is not None])
-        found = audit.audit(
-            features, views=views, sample=options.sample, seed=options.seed, drop_bad_rows=options.drop_bad_rows
+
+def run(options: argparse.Namespace) -> int:
+    check_writable(options.report)
+    from wassersteinssl import audit, audit_encoders, audit_files, audit_report  # torch and matplotlib take seconds
+
+    if options.encoder is not None:
+        features = audit_encoders.of_run(
+            options.encoder, options.dataset, options.data_dir, options.split, options.layer
         )
-        print(audit_report.text(found.report), end="")
-        if options.report is not None:
-            try:
-                written = audit_report.save(found, options.report)
-            except OSError as error:
-                raise UserError(f"cannot write into {options.report}: {error.strerror}") from None
-            print("wrote " + ", ".join(map(str, written)))
-    except UserError as error:
-        print(f"audit.py: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # no right to look at it, say, or a name that is too long
-        print(f"audit.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+    elif options.timm is not None:
+        features = audit_encoders.of_timm(options.timm, options.dataset, options.data_dir, options.split)
+    else:
+        features = audit_files.read(options.features, options.key)
+    features = audit_files.with_labels(features, options.labels)
+    views = options.views and audit_files.read(options.views, options.key)
+    if options.key is not None:
+        audit_files.check_key([path for path in (options.features, options.views) if path is not None])
+    found = audit.audit(
+        features, views=views, sample=options.sample, seed=options.seed, drop_bad_rows=options.drop_bad_rows
+    )
+    written = []
+    if options.report is not None:
+        try:
+            written = audit_report.save(found, options.report)
+        except OSError as error:
+            raise UserError(f"cannot write into {options.report}: {error.strerror}") from None
+    print(audit_report.text(found.report), end="")
+    if written:
+        print("wrote " + ", ".join(map(str, written)))
     return 0
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
+from wassersteinssl.files import reason
 from wassersteinssl.settings import Parser
 
 REPOSITORY = CODE.parent
@@ -54,8 +55,8 @@ def main() -> int:
         print(f"[{k}/{len(chosen)}] {names[study]}", flush=True)
         try:
             pictures = make(study, (options.out / names[study]).resolve().parent, paper=options.paper)
-        except (OSError, RuntimeError) as error:
-            print(f"figures.py: error: {study.name}: {error}", file=sys.stderr)
+        except Exception as error:  # of a study, a notebook or a kernel; the other figures can still be made
+            print(f"figures.py: error: {study.name}: {reason(error)}", file=sys.stderr)
             failed += 1
             continue
         for picture in pictures:
@@ -88,7 +89,7 @@ def execute(notebook: Path, folder: Path):
     paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as scratch:  # of IPython's profile and the kernel's sockets
         kernel = {"connection_file": f"{scratch}/kernel.json"}
-        if os.name == "posix":
+        if os.name == "posix" and len(scratch) < 80:  # of a socket's path, which has 107 characters at most
             kernel["transport"] = "ipc"  # no open port, and no warning of one
         client = NotebookClient(
             content, timeout=600, kernel_name="python3", record_timing=False, config=Config(KernelManager=kernel),

@@ -46,6 +46,7 @@ from wassersteinssl.settings import (
     Parser,
     UserError,
     count,
+    in_a_line,
     not_negative,
     positive,
     seed,
@@ -412,8 +413,9 @@ class Runner:
                 self.failed.append(cell)
 
     def _last_line(self, cell: Cell) -> str:
-        with open(f"{cell.folder}.log", errors="replace") as log:
+        with contextlib.suppress(OSError), open(f"{cell.folder}.log", errors="replace") as log:
             return (log.read().strip().splitlines() or ["no output"])[-1]
+        return "its log is gone"
 
     def _stop(self, *_) -> None:
         if not self.stopping:
@@ -487,29 +489,25 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    options, rest = parse()
-    try:
-        grid = cells(options, rest)
-        if options.action == "status":
-            print(status(grid, options.parallel))
-            return 0
-        if options.action == "run" and options.slurm:
-            return submit(grid, options)
-        if options.action == "run-one":
-            if options.index >= len(grid):
-                raise UserError(f"--index {options.index}: there are cells 0 to {len(grid) - 1}")
-            grid = [grid[options.index]]
-        done = sum(cell.result() is not None for cell in grid)
-        print(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}", flush=True)
-        reserve = RESERVE + (TORCHRUN if options.gpus and options.gpus > 1 else 0)
-        runner = Runner(grid, options.parallel, options.time_budget, reserve)
-        code = runner.run()
-    except UserError as error:
-        print(f"grid.py: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"grid.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+    return in_a_line("grid.py", run, *parse())
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> int:
+    grid = cells(options, rest)
+    if options.action == "status":
+        print(status(grid, options.parallel))
+        return 0
+    if options.action == "run" and options.slurm:
+        return submit(grid, options)
+    if options.action == "run-one":
+        if options.index >= len(grid):
+            raise UserError(f"--index {options.index}: there are cells 0 to {len(grid) - 1}")
+        grid = [grid[options.index]]
+    done = sum(cell.result() is not None for cell in grid)
+    print(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}", flush=True)
+    reserve = RESERVE + (TORCHRUN if options.gpus and options.gpus > 1 else 0)
+    runner = Runner(grid, options.parallel, options.time_budget, reserve)
+    code = runner.run()
     print(status(grid, options.parallel))
     if code == STOPPED:
         print("the same command goes on with what is left")

@@ -73,7 +73,9 @@ class Pair:
             command += ["--time-budget", f"{left:.3f}"]
         command += [*BASES[self.base][2:], *self.rest]
         status, told = self.grids.run(command)
-        if status not in (0, STOPPED):
+        if status == 2:  # grid.py has told the mistake; every other one would repeat it
+            self.grids.stop()
+        elif status not in (0, STOPPED):
             print(f"{self.base} + {self.term}, {stage}: {told or f'ended with status {status}'}", flush=True)
         return status
 

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
 from wassersteinssl import table2
-from wassersteinssl.settings import Parser, UserError
+from wassersteinssl.settings import Parser, UserError, in_a_line
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -27,20 +27,13 @@ def main() -> int:
     parser.add_argument("--spectra", action="store_true", help="also draw the spectra of the embeddings")
     parser.add_argument("--best", action="store_true", help="of several weights of a term, show the best by kNN")
     options = parser.parse_args()
-    try:
-        written = build(options.runs, options.out or options.runs[0], options.spectra, options.best)
-    except UserError as error:
-        print(f"table2.py: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"table2.py: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    print("wrote " + ", ".join(str(path) for path in written))
+    text, written = build(options.runs, options.out or options.runs[0], options.spectra, options.best)
+    print(text + "\nwrote " + ", ".join(str(path) for path in written))
     return 0
 
 
-def build(runs: list[Path], out: Path, spectra: bool, best: bool) -> list[Path]:
-    """Print the tables and write all files; their paths. The CSV has the rows that --best leaves out, too."""
+def build(runs: list[Path], out: Path, spectra: bool, best: bool) -> tuple[str, list[Path]]:
+    """Write all files; the tables in Markdown, and the paths. The CSV has the rows that --best leaves out, too."""
     for folder in runs:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
@@ -52,10 +45,9 @@ def build(runs: list[Path], out: Path, spectra: bool, best: bool) -> list[Path]:
     texts = [table2.markdown(table) for table in tables[:-1]] + [table2.markdown(tables[-1], unfinished)]
     if best:
         texts.append(table2.BEST)
-    print("\n\n".join(texts))
     out.mkdir(parents=True, exist_ok=True)
     contents = {
-        "table2.md": "\n\n".join(texts) + "\n",
+        "table2.md": (text := "\n\n".join(texts) + "\n"),
         "table2.csv": table2.to_csv(complete),
         "table2.tex": "\n\n".join(table2.latex(table) for table in tables),
     }
@@ -69,8 +61,8 @@ def build(runs: list[Path], out: Path, spectra: bool, best: bool) -> list[Path]:
         written += table2_figures.draw_table(table, out / f"table2{suffix}")
         if spectra:
             written += plotting.save(table2_figures.draw_spectra(table), out / f"spectra{suffix}")
-    return written
+    return text, written
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_a_line("table2.py", main))

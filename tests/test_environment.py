@@ -1,6 +1,7 @@
 """The environment that the shell scripts make, with a stand-in for the installer."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -64,6 +65,24 @@ def test_what_is_installed_is_not_installed_again(make):
     assert make(*few) == []
     assert len(make(*more)) == 2
     assert make(*more) == []
+
+
+def test_an_environment_whose_making_was_interrupted_is_made_anew(tmp_path):
+    """python -m venv links the interpreter first and installs pip last."""
+    log, base, half = tmp_path / "log", tmp_path / "python", tmp_path / ".venv" / "bin" / "python"
+    for path, pip in ((base, 0), (half, 1)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'#!/bin/sh\n[ "$1" = -c ] || echo "$@" >>"{log}"\n[ "$2" != pip ] || exit {pip}\n')
+        path.chmod(0o755)
+    for name in ("pyproject.toml", "requirements.txt"):
+        (tmp_path / name).write_text(name)
+    for tool in ("bash", "sh", "cat", "cksum", "grep", "mv"):  # and no uv
+        (tmp_path / "tools").mkdir(exist_ok=True)
+        (tmp_path / "tools" / tool).symlink_to(shutil.which(tool))
+    script = f'set -euo pipefail; root=$ROOT; . "{REPOSITORY}/environment.sh"; make_environment requirements.txt'
+    environment = {"PATH": str(tmp_path / "tools"), "ROOT": str(tmp_path), "PYTHON": str(base)}
+    subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert f"-m venv --clear {tmp_path}/.venv" in log.read_text()
 
 
 def test_help_from_another_folder():

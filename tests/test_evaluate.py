@@ -338,6 +338,19 @@ def test_no_more_images_at_once_go_through_the_network_than_was_asked_for(data):
     assert torch.equal(torch.cat(features), torch.cat(whole))
 
 
+def test_monitoring_looks_at_fewer_pairs_and_else_says_the_same(data, backbone):
+    method = SimpleNamespace(backbone=backbone, projector=nn.Linear(16, 8))
+    options = {"train_limit": None, "seed": 1, "device": "cpu"}
+    whole, z = evaluate.measure(method, data, CROP, pairs_limit=None, **options)
+    some, few = evaluate.measure(method, data, CROP, pairs_limit=6, **options)
+    assert [len(x) for x in z] == 3 * [len(data.test)]
+    assert [len(x) for x in few] == [len(data.test), 6, 6]
+    assert {name: some[name] for name in some if name != "alignment"} == {
+        name: whole[name] for name in whole if name != "alignment"
+    }
+    assert some["alignment"] == pytest.approx(evaluate.alignment(*few[1:]).item())
+
+
 def test_order_and_crops_change_with_seed_and_epoch(data, backbone):
     def first_features(seed, epoch):
         return next(evaluate._probe_epoch(backbone, data, CROP, seed, epoch, 16, 32, "cpu", "fp32"))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_grid import grid_module, stand_in  # noqa: F401
 
-from wassersteinssl import audit_files, checkpoint, data, run, run_folder, table2
+from wassersteinssl import audit_files, checkpoint, data, results, run, run_folder, table2, table2_figures
 from wassersteinssl.settings import Settings, UserError, parse
 
 fuzz = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -117,11 +117,13 @@ def test_any_config_is_refused_by_a_line(tmp_path, content):
 
 
 @fuzz
-@given(lines=st.lists(BYTES | JSON.map(lambda seconds: json.dumps({"seconds": seconds}).encode()), max_size=3))
+@given(
+    lines=st.lists(BYTES | JSON.map(lambda seconds: json.dumps({"epoch": 0, "seconds": seconds}).encode()), max_size=3)
+)
 def test_any_metrics_are_read_by_the_grid(grid_module, tmp_path, lines):  # noqa: F811
     cell = grid_module.Cell("byol", "none", "digits", 12, tmp_path, 3, [])
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b'{"epoch": 2, "sec')
-    assert all(isinstance(line["seconds"], float) for line in cell.metrics())
+    assert all(isinstance(line["seconds"], (int, float)) for line in results.log(tmp_path))
     assert grid_module.status([cell])
 
 
@@ -201,6 +203,75 @@ def test_a_finished_checkpoint_of_something_else_is_refused(tmp_path, state):
         checkpoint.save(tmp_path / "run", 2, {"probe": None, **state})
     with pytest.raises(UserError, match="does not fit"):
         run.execute(module.BYOL, chosen)
+
+
+def image_folder(path, count, shade=0):
+    for split in ("train", "test"):
+        for label in "ab":
+            (path / split / label).mkdir(parents=True)
+            for k in range(count):
+                pixels = np.random.default_rng([count, shade, k]).integers(shade, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path / split / label / f"{k}.png")
+    return path
+
+
+def test_a_run_is_not_continued_on_other_images_but_on_the_same_elsewhere(tmp_path):
+    module, folders = load(BYOL), {}
+    for name, count, shade in (("first", 8, 0), ("moved", 8, 0), ("larger", 12, 0), ("brighter", 8, 60)):
+        folders[name] = image_folder(tmp_path / name, count, shade)
+    options = [*TINY[4:], "--batch-size", "8", "--stage", "pretrain", "--run-dir", str(tmp_path / "run")]
+
+    def start(name):
+        chosen = parse(module.BYOLSettings, "", ["--dataset", "folder", "--data-dir", str(folders[name]), *options])
+        return run.execute(module.BYOL, chosen)
+
+    assert start("first")
+    assert start("moved")
+    for name in ("larger", "brighter"):
+        with pytest.raises(UserError, match="another configuration: other images"):
+            start(name)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "..", "two\nlines", "a|b"])
+def test_a_name_that_leads_elsewhere_is_refused(name, capsys):
+    with pytest.raises(SystemExit):
+        parse(load(BYOL).BYOLSettings, "", ["--dataset", "folder", "--dataset-name", name])
+    told = capsys.readouterr().err
+    assert "is no name" in told
+    assert told.count("\n") == 1
+
+
+def test_a_reader_that_has_gone_costs_no_run(byol, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(BYOL), *TINY, "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment(), stdout=writer, stderr=subprocess.PIPE, text=True, timeout=180)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert results.read(tmp_path / "run")["complete"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"acc1": "59.9"}, {"pretrain_seconds": "1"}, {"knn1": None}, {"alpha_max": "x"}, {"alpha_max": [1]},
+        {"uniform_weight": None},
+    ],
+)  # fmt: skip
+def test_a_result_with_text_for_a_number_is_left_out_or_shown(tmp_path, wrong):
+    settings = RESULT["config"]["settings"] | {"align_weight": 1.0} | wrong
+    content = RESULT | {"method": "AlignUniform", "config": RESULT["config"] | {"settings": settings}} | wrong
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    (tmp_path / "metrics.jsonl").write_text(
+        'null\n5\n{"epoch": 0, "seconds": 1, "monitor_seconds": "a"}\n{"epoch": 1, "seconds": 1, "w2": null}\n'
+    )
+    (tmp_path / "measures.json").write_text('{"kl": 1' + 400 * "0" + "}")
+    tables, unfinished = table2.collect([tmp_path])
+    assert len(tables) + len(unfinished) == 1
+    for table in tables:
+        assert table2.markdown(table)
+        assert table2_figures.draw_curves(table, ["w2"])
 
 
 def png():

@@ -91,7 +91,7 @@ def read(path: Path, key: str | None = None) -> Features:
         return _read_file(path, key)
     if (path / "encoder.safetensors").exists():
         raise UserError(f"{path} is the folder of a run: audit it with --encoder")
-    files = sorted((file for file in path.iterdir() if file.suffix in FORMATS), key=_natural)
+    files = sorted((file for file in path.iterdir() if file.suffix in FORMATS and file.name[0] != "."), key=_natural)
     if not files:
         raise UserError(f"no features in {path}: it holds none of {', '.join(FORMATS)}")
     shards = [_read_file(file, key) for file in files]
@@ -199,8 +199,8 @@ def _torch(path: Path, key: str | None, ndim: int) -> Stored:
     found = tensors()
     name, notes = _choose({name: value.ndim for name, value in found.items()}, key, ndim)
     array = found[name]
-    if array.layout != torch.strided or array.is_quantized:
-        raise ValueError("the tensor is sparse or quantised")
+    if array.layout != torch.strided or array.is_quantized or array.is_meta:
+        raise ValueError("the tensor is sparse, quantised or without its numbers")
     shape = tuple(array.shape)
     rows = _slices(lambda part: tensors()[name][part], shape)
     return Stored(shape, str(array.dtype).removeprefix("torch."), rows, notes)
@@ -258,7 +258,7 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     with path.open(encoding=TEXT) as file:
         first = next((line for line in file if line.strip()), "")
     delimiter = _delimiter(first)
-    names = [cell.strip().strip('"') for cell in first.split(delimiter)]
+    names = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
     numbered = len(names) > 1 and names == [str(k) for k in range(len(names))]  # as pandas names columns
     header = numbered or not all(map(_is_number, names))
     index = int(header and names[0] in INDEX)

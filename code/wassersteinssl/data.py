@@ -13,10 +13,13 @@ STL-10), data_cache.py (what is kept of them).
 Shapes: n images, b of them in a batch, H x W pixels, channels r, g, b first.
 """
 
+import hashlib
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,6 +124,16 @@ class ImageSet:
     std: Channels
     unlabeled: Split | None = None
 
+    def record(self) -> dict[str, Any]:
+        """What tells these images from others, wherever they lie: counts, classes, labels, statistics."""
+        splits = {"train": self.train, "test": self.test} | ({"unlabeled": self.unlabeled} if self.unlabeled else {})
+        labels = hashlib.sha256(b"".join(split.labels.numpy().tobytes() for split in splits.values())).hexdigest()[:16]
+        return {
+            **{name: len(split) for name, split in splits.items()},
+            "size": list(self.train.size), "classes": len(self.classes), "labels": labels,
+            "mean": [round(x, 4) for x in self.mean], "std": [round(x, 4) for x in self.std],
+        }  # fmt: skip
+
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "data"
 
@@ -151,7 +164,7 @@ def load(
     if not data_dir and name == "folder":
         raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
     try:
-        classes, splits = _read(name, Path(data_dir or DEFAULT_FOLDER).expanduser(), stream, allow_download)
+        classes, splits = _read(name, Path(os.path.expanduser(data_dir or DEFAULT_FOLDER)), stream, allow_download)
     except OSError as error:  # a folder without permission, a link to nowhere, a broken disk
         raise UserError(f"cannot read the data set {name}: {error}") from None
     mean, std = STATISTICS.get(name if normalization == "dataset" else "cifar10") or _statistics(splits["train"])

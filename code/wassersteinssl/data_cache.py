@@ -81,9 +81,9 @@ def _sha256(array: np.ndarray) -> str:
 def _read(folder: Path, name: str, source: dict) -> tuple[list[str], Arrays] | None:
     """The cached arrays, their checksums verified; None when there are none, or of another source, or damaged."""
     path = folder / CACHE / f"{name}.json"
-    if not path.exists():
-        return None
     try:
+        if not path.exists():
+            return None
         record = json.loads(path.read_text())
         if record["version"] != 1 or not source.items() <= record["source"].items():
             return None
@@ -96,7 +96,12 @@ def _read(folder: Path, name: str, source: dict) -> tuple[list[str], Arrays] | N
                 if _sha256(pair[-1]) != digests[part]:
                     raise ValueError("wrong checksum")
             arrays[split] = (pair[0], pair[1])
+        if not arrays.keys() >= {"train", "test"}:
+            raise ValueError("a split is missing")
         return list(record["classes"]), arrays
+    except PermissionError:
+        print(f"{path} of another user cannot be read; decoding again", file=sys.stderr)
+        return None
     except Exception as error:  # damaged bytes can fail anywhere in numpy and json
         print(f"the cache file {path} is damaged ({reason(error)}); decoding again", file=sys.stderr)
         return None

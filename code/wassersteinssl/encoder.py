@@ -34,11 +34,11 @@ class Encoder(nn.Module):
         self.projector = projector(self.backbone.feature_dim, settings["hidden_dim"], settings["dim"])
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3:
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(f"expected images of shape (n, 3, H, W), got {tuple(images.shape)}")
         if images.is_floating_point() and images.device.type == "cpu" and images.numel():
             least, most = images.min(), images.max()
-            if least < 0 or most > 1:
+            if not (least >= 0 and most <= 1):  # nor NaN
                 raise ValueError(f"expected uint8 images or floats from 0 to 1, got floats from {least:g} to {most:g}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"expected uint8 images or floats from 0 to 1, got {images.dtype}")
@@ -65,9 +65,9 @@ def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encode
     gradients (`requires_grad_()` brings them back). ValueError, one line, if there is no such encoder. Nothing in the
     file is executed."""
     path = Path(path)
-    if path.is_dir():
-        path /= "encoder.safetensors"
     try:
+        if path.is_dir():
+            path /= "encoder.safetensors"
         with safetensors.safe_open(path, framework="pt") as file:
             stored = file.metadata() or {}
             metadata = {key: json.loads(stored[key]) for key in ("config", "mean", "std")}

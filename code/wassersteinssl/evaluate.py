@@ -359,16 +359,18 @@ def measure(
     data: ImageSet,
     augmentation: augment.Augmentation,
     *,
-    train_limit: int | None,
+    train_limit: int | None = None,
+    pairs_limit: int | None = None,
     seed: int,
     device: torch.device | str,
     precision: str = "fp32",
 ) -> tuple[dict[str, float], tuple[Tensor, Tensor, Tensor]]:
-    """Table 2's measures and kNN accuracy of a method with `backbone` and `projector`, and their z (n_test, m).
+    """Table 2's measures and kNN accuracy of a method with `backbone` and `projector`, and z (n, m) of the test images
+    and of both views.
 
     knn1: test images by their neighbours among the training images (at most `train_limit`, balanced over classes). w2,
-    lu: of the z of un-augmented test images, the first z; alignment: of two augmented views of each, the same at every
-    call.
+    lu: of the z of un-augmented test images, the first z; alignment: of two augmented views of each, or of at most
+    `pairs_limit`, the same at every call.
     """
 
     def features(split: Split) -> tuple[Tensor, Tensor]:
@@ -376,12 +378,15 @@ def measure(
 
     def of_view(name: str) -> Tensor:
         found = _augmented_features(
-            method.backbone, data.test, data, augmentation, torch.arange(len(data.test)),
+            method.backbone, pairs, data, augmentation, torch.arange(len(pairs)),
             functools.partial(augment.generator, seed, 0, stream=name), device=device, precision=precision,
         )  # fmt: skip
         return torch.cat([h for h, _ in found])
 
-    train = data.train if train_limit is None or train_limit >= len(data.train) else data.train.take(train_limit)
+    def at_most(split: Split, limit: int | None) -> Split:
+        return split if limit is None or limit >= len(split) else split.take(limit)
+
+    train, pairs = at_most(data.train, train_limit), at_most(data.test, pairs_limit)
     (train_h, train_y), (test_h, test_y) = features(train), features(data.test)
     knn1 = knn_accuracy(train_h, train_y, test_h, test_y, classes=len(data.classes))
     with frozen(method.projector):

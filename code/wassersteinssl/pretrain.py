@@ -13,6 +13,7 @@ from tqdm import tqdm
 from wassersteinssl import augment, checkpoint, distributed
 from wassersteinssl.data import ImageSet
 from wassersteinssl.device import fits, peak_memory
+from wassersteinssl.files import tell
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
 from wassersteinssl.settings import TERMS, Settings, UserError
@@ -111,7 +112,8 @@ def pretrain(
                 if collapsed > 1:
                     line["collapsed_epochs"] = collapsed
                 if collapsed == 2:
-                    bar.write("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2", file=sys.stderr)
+                    told = "collapse: since two epochs W2 of a batch is within 1 % of sqrt 2"
+                    bar.write(told, file=sys.stderr) if not bar.disable else tell(told, sys.stderr)
                 if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
                     monitoring = time.perf_counter()
                     line |= monitor()
@@ -119,7 +121,7 @@ def pretrain(
                 bar.set_postfix(_shown(epoch, means, term, collapsed))
                 if bar.disable:
                     left = (total - done) / steps * took / 60
-                    print("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {left:.1f} min", flush=True)
+                    tell("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {left:.1f} min")
                 log(line)
             train.sums.zero_()
             stopping = stop()

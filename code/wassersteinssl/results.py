@@ -3,6 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 # result.json's name of a measure -> heading, decimals
 COLUMNS = {
@@ -29,10 +30,12 @@ def read(folder: Path) -> dict:
         result = json.loads(path.read_text())
         if result["complete"] is not True:
             raise ValueError("not complete")
-        if not all(abs(float(result[name])) < float("inf") for name in NUMBERS):
+        if not all(_finite(result[name]) for name in NUMBERS):
             raise ValueError("a number that is not finite")
-        if not isinstance(result["config"]["settings"], dict):
+        if not isinstance(settings := result["config"]["settings"], dict):
             raise ValueError("no settings")
+        if not all(settings.get(name) is None or _finite(settings[name]) for name in ("alpha_max", "alpha_min")):
+            raise ValueError("a weight that is no number")
         if not all(isinstance(result[key], str) for key in ("method", "uniformity", "dataset", "device")):
             raise ValueError("a name that is no text")
         if not all(isinstance(result[key], int) for key in ("seed", "n_test", "dim")):
@@ -42,6 +45,10 @@ def read(folder: Path) -> dict:
     return result
 
 
+def _finite(number: Any) -> bool:
+    return isinstance(number, (int, float)) and abs(float(number)) < float("inf")
+
+
 def log(folder: Path) -> list[dict]:
     """What a run's metrics.jsonl tells of its finished epochs; a half-written or damaged line is none."""
     lines = []
@@ -49,7 +56,8 @@ def log(folder: Path) -> list[dict]:
         for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines():
             with contextlib.suppress(*DAMAGE):
                 epoch = json.loads(line)
-                lines.append({**epoch, "seconds": float(epoch["seconds"])})
+                if _finite(epoch["seconds"]) and isinstance(epoch["epoch"], int):
+                    lines.append(epoch)
     return lines
 
 

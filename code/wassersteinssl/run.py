@@ -22,11 +22,11 @@ from tqdm import tqdm
 from wassersteinssl import augment, checkpoint, data, distributed, evaluate
 from wassersteinssl.device import find_device, hardware, out_of_memory
 from wassersteinssl.encoder import save_encoder
-from wassersteinssl.files import reason
+from wassersteinssl.files import reason, tell
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
 from wassersteinssl.run_folder import RunFolder, run_path
-from wassersteinssl.settings import MONITOR_IMAGES, Settings, UserError
+from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, Settings, UserError
 from wassersteinssl.uniformity import MEASURES
 
 STOPPED = 75  # "temporary failure": a scheduler may start the same command again
@@ -61,7 +61,7 @@ def _exit(status: int, kind: str, why: Any, *, everywhere: bool = True) -> NoRet
     """Say why in one line and exit. `everywhere` False: every process raises the same error, and process 0 prints."""
     if everywhere or distributed.first():
         where = "" if distributed.first() else f" (process {distributed.rank()})"
-        print(f"{Path(sys.argv[0]).name}: {kind}{where}: {why}", file=sys.stderr, flush=True)
+        tell(f"{Path(sys.argv[0]).name}: {kind}{where}: {why}", sys.stderr)
     sys.exit(status)
 
 
@@ -76,7 +76,7 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
                 stack.enter_context(job.folder)
         if distributed.from_first(job.folder.finished):
             if distributed.first():
-                print(f"done already: {_told(job.folder.path, json.loads(job.folder.result.read_text()))}")
+                tell(f"done already: {_told(job.folder.path, json.loads(job.folder.result.read_text()))}")
             distributed.leave()
             return True
         signals = stack.enter_context(Signals())
@@ -84,10 +84,9 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
         job.state = distributed.from_first(job.restored)
         if distributed.first():
             images = f"{len(job.images.unlabeled or job.images.train)} training and {len(job.images.test)} test images"
-            print(
+            tell(
                 f"{name}, uniformity {settings.uniformity}: {images} of {settings.dataset_name or settings.dataset}, "
-                f"epochs: {settings.epochs}, {hardware(job.device)}; run folder {job.folder.path}",
-                flush=True,
+                f"epochs: {settings.epochs}, {hardware(job.device)}; run folder {job.folder.path}"
             )
         try:
             finished = job.pretrain()
@@ -101,7 +100,7 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
                 job.folder.fail(str(error))
             raise
         if not finished:
-            print(f"{job.folder.path}: stopped, checkpoint written; the same command continues it", file=sys.stderr)
+            tell(f"{job.folder.path}: stopped, checkpoint written; the same command continues it", sys.stderr)
         return finished
 
 
@@ -126,7 +125,7 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     folder = run_path(name, settings)
     if settings.stage == "evaluate" and not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no finished pre-training to evaluate")
-    return Job(method, images, settings, device, RunFolder(folder, name, settings))
+    return Job(method, images, settings, device, RunFolder(folder, name, settings, images.record()))
 
 
 @dataclasses.dataclass
@@ -165,7 +164,7 @@ class Job:
             self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
         seconds = pretrain(
             self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
-            save=self.folder.save, log=self.folder.log, monitor=lambda: self.measure(MONITOR_IMAGES)[0],
+            save=self.folder.save, log=self.folder.log, monitor=lambda: self.measure(MONITOR_IMAGES, MONITOR_PAIRS)[0],
             stop=self.stop,
         )  # fmt: skip
         if seconds is None:
@@ -224,7 +223,7 @@ class Job:
         if not probe["complete"]:
             return False
         with tqdm(total=1 + len(MEASURES), desc="measures", disable=None) as bar:
-            measures, embeddings = self.measure(None)
+            measures, embeddings = self.measure(None, None)
             bar.update()
             self.folder.save_spectrum(embeddings[0])
             self.folder.save_measures(evaluate.every_measure(*embeddings, on_measure=bar.update))
@@ -248,14 +247,16 @@ class Job:
             "config": self.folder.config,
         }
         self.folder.finish(result)
-        print(_told(self.folder.path, result))
+        tell(_told(self.folder.path, result))
         return True
 
-    def measure(self, train_limit: int | None) -> tuple[dict[str, float], tuple[torch.Tensor, ...]]:
+    def measure(
+        self, train_limit: int | None, pairs_limit: int | None
+    ) -> tuple[dict[str, float], tuple[torch.Tensor, ...]]:
         try:
             return evaluate.measure(
-                self.method, self.images, self.augmentation, train_limit=train_limit, seed=self.settings.seed,
-                device=self.device, precision=self.settings.precision,
+                self.method, self.images, self.augmentation, train_limit=train_limit,
+                pairs_limit=pairs_limit, seed=self.settings.seed, device=self.device, precision=self.settings.precision,
             )  # fmt: skip
         except ValueError as error:  # rows that are not finite
             raise FloatingPointError(f"embeddings of the test images: {error}") from None

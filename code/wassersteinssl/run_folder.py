@@ -5,6 +5,7 @@ not finite; lock, held while a process works in it."""
 import dataclasses
 import io
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -30,13 +31,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class RunFolder:
-    """The files of one run. Refuses a folder of another configuration, and a second writer."""
+    """The files of one run. Refuses a folder of another configuration or other `images` (ImageSet.record), and a second
+    writer."""
 
-    def __init__(self, path: Path, method: str, settings: Settings):
+    def __init__(self, path: Path, method: str, settings: Settings, images: dict | None = None):
         self.path, self.result = path, path / "result.json"
         self.config = {
             "method": method,
             "settings": dataclasses.asdict(settings),
+            "images": images,
             "processes": distributed.size(),
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
             "versions": versions(),
@@ -75,7 +78,10 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
         new = {"method": self.config["method"], **self.config["settings"]}  # type: ignore[dict-item]
-        if differing := differences(old, {**dict.fromkeys(old), **new}):
+        differing = differences(old, {**dict.fromkeys(old), **new})
+        if before.get("images") not in (None, self.config["images"]):  # the data may have moved
+            differing.append("other images")
+        if differing:
             raise UserError(
                 f"{self.path} belongs to another configuration: {'; '.join(differing)}; choose another --run-dir"
             )
@@ -100,6 +106,8 @@ class RunFolder:
     def log(self, line: dict) -> None:
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before a checkpoint that counts it
 
     def truncate_metrics(self, logged: int) -> None:
         """Keep the first `logged` lines: those of epochs that will be trained again go, and half a line of a kill."""
@@ -136,7 +144,7 @@ def _early(name: str) -> bool:
 def run_path(method: str, settings: Settings) -> Path:
     """Where a run lies: --run-dir, or a folder named after what it is."""
     if settings.run_dir:
-        return Path(settings.run_dir)
+        return Path(os.path.expanduser(settings.run_dir))
     s = settings
     run = f"{method.lower()}+{s.uniformity}-w{s.width}-e{s.epochs}-s{s.seed}"
     return REPOSITORY / "runs" / (s.dataset_name or s.dataset) / run.replace("+none", "")

@@ -6,6 +6,7 @@ subclassing `Settings`; each field is an option of the same name with dashes.
 
 import argparse
 import io
+import os
 import re
 import signal
 import sys
@@ -15,7 +16,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-MONITOR_IMAGES = 10_000  # of training that the kNN looks at during pre-training; the final one uses all
+# During pre-training the kNN looks at so many training images, and A at so many test images; in the end both at all.
+MONITOR_IMAGES, MONITOR_PAIRS = 10_000, 5_000
 COMPILE = ("no", "augmentation", "all")
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyimagenet", "digits", "folder")
 # The measures of uniformity.py that can be added to a loss; the paper's two first.
@@ -30,6 +32,22 @@ LARGEST, LARGEST_FLOAT = 2**53, 3e38  # whole numbers of a float64, numbers of a
 
 class UserError(Exception):
     """A mistake of the user's, told in one line; a program that meets it exits with status 2."""
+
+
+def in_a_line(program: str, function: Callable[..., int], *arguments: Any) -> int:
+    """A program's function and its exit status; mistakes, and files that cannot be used, are one line and status 2."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        why = str(error)
+    except BrokenPipeError as error:
+        with open(os.devnull, "w") as nowhere:  # else Python would try again at its end
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        why = str(error.strerror)
+    except OSError as error:  # no right to look at it, say, or a name that is too long
+        why = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
+    print(f"{program}: error: {why}", file=sys.stderr)
+    return 2
 
 
 def option(default: Any, help: str, *, check: Callable[[str], Any] | None = None, choices: tuple = ()) -> Any:
@@ -79,6 +97,13 @@ def share(text: str) -> float:
     return _number(text, float, 0, above=False, most=1)
 
 
+def name(text: str) -> str:
+    """What may be part of a path without leading elsewhere, and of a table."""
+    if text in (".", "..") or not text.isprintable() or any(mark in text for mark in ("/", "|", os.sep)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: no slashes, bars or line breaks")
+    return text
+
+
 def pair_size(text: str) -> int:
     """A whole number, at least 2: batch-norm and W2 need two rows, SSW two dimensions."""
     return _number(text, int, 2, above=False)
@@ -91,7 +116,7 @@ class Settings:
     dataset: str = option(
         "cifar10", "the images; digits: tiny, no download (--width 16 --epochs 20: minutes)", choices=DATASETS
     )
-    dataset_name: str = option("", "what results call the images of --dataset folder (default: folder)")
+    dataset_name: str = option("", "what results call the images of --dataset folder (default: folder)", check=name)
     data_dir: str = option("", "where data sets lie or are downloaded to (default: data/ of the repository)")
     limit_train: int | None = option(None, "train on this many images only, balanced over classes", check=count)
     normalization: str = option(
@@ -256,5 +281,5 @@ def _argument(entry: Field) -> dict[str, Any]:
     return {
         **argument,
         "type": entry.metadata["check"],
-        "metavar": "TEXT" if entry.metadata["check"] is str else metavar,
+        "metavar": "TEXT" if entry.metadata["check"] in (str, name) else metavar,
     }

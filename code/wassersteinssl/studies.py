@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wassersteinssl import __version__
-from wassersteinssl.device import out_of_memory
-from wassersteinssl.files import reason, write_atomically
+from wassersteinssl.device import find_device, out_of_memory
+from wassersteinssl.files import write_atomically
 from wassersteinssl.pairwise import lu_theory, lu_uniformity
 from wassersteinssl.settings import UserError
 from wassersteinssl.w2 import W2Metric, w2_floor
@@ -38,10 +38,7 @@ def main(study: Callable[[argparse.Namespace], Path], options: argparse.Namespac
     """Run `study(options)`, which returns the file it wrote; `options` as `study_options` gave them. Mistakes and what
     does not fit into memory end in one line and status 2."""
     try:
-        try:
-            torch.zeros(1, device=options.device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"--device {options.device} cannot be used: {reason(error)[:200]}") from None
+        options.device = str(find_device(options.device))
         _check_writable(options.out)
         try:
             print(f"wrote {study(options)}")

@@ -59,7 +59,7 @@ class Row:
     @property
     def aligned_only(self) -> bool:
         """Whether the loss is alignment alone, a method that the paper's table has not."""
-        return self.method == "AlignUniform" and self.own["uniform_weight"] == 0
+        return self.method == "AlignUniform" and self.own.get("uniform_weight") == 0
 
     @property
     def name(self) -> str:
@@ -151,7 +151,7 @@ def _measures(path: Path) -> dict[str, float]:
     """What the file says of MEASURES; nothing of those that are not finite, nor if there is no such file."""
     try:
         return {name: float(value) for name, value in json.loads(path.read_text()).items() if value is not None}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+    except (OSError, AttributeError, *results.DAMAGE):
         return {}
 
 
@@ -276,8 +276,8 @@ def _monitoring(table: Table) -> str:
     """What part of pre-training went into the measures between the epochs, where the runs have noted it."""
     shares = []
     for run in (run for row in table.rows for run in row.runs):
-        seconds = [line["monitor_seconds"] for line in results.log(run["folder"]) if "monitor_seconds" in line]
-        if seconds:
+        noted = [line.get("monitor_seconds") for line in results.log(run["folder"])]
+        if seconds := [s for s in noted if isinstance(s, float)]:
             shares.append(100 * sum(seconds) / run["pretrain_seconds"])
     if not shares:
         return ""

@@ -14,7 +14,6 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
-import wordllama
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -42,6 +41,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cifar10", type=Path, metavar="IMAGES")
     options = parser.parse_args()
+    import wordllama  # not among the project's packages
+
     if options.folder.exists() and not options.folder.is_dir():
         parser.error(f"{options.folder} is no folder")
     options.folder.mkdir(parents=True, exist_ok=True)

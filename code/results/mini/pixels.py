@@ -46,6 +46,8 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        sys.exit(print(__doc__))
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit(f"{Path(sys.argv[0]).name}: error: give the folder that holds train/<class>/* and test/<class>/*")
     main(sys.argv[1])
