@@ -284,5 +284,5 @@ def test_an_absent_gpu_is_told_in_a_line(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         start(monkeypatch, tmp_path, "--device", "cuda")
     error = capsys.readouterr().err
-    assert error.startswith("study.py: error: --device cuda cannot be used: ")
+    assert error.startswith("study.py: error: --device cuda cannot be used here: ")
     assert error.count("\n") == 1
