@@ -1,4 +1,4 @@
-"""One style for every figure: fonts that come with matplotlib, legible at column width, told apart without colour."""
+"""One style for every figure: fonts that come with matplotlib, legible at text width, told apart without colour."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ plt.rcParams.update(
         "font.size": 8,
         "axes.titlesize": 8,
         "legend.fontsize": 7,
+        "legend.handlelength": 3.5,  # of every dash more than one period
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -46,8 +47,8 @@ def line_style(k: int) -> dict:
 
 
 def compare(axes: Axes, x: Sequence, points: Sequence, theory: Sequence, k: int, label: str) -> None:
-    """The k-th series: what was measured as markers, its theory as a line, both in one entry of the legend."""
-    style = line_style(k)
+    """The k-th series: what was measured as hollow markers, its theory as a line, both in one entry of the legend."""
+    style = line_style(k) | {"markerfacecolor": "none", "markeredgewidth": 0.8}
     axes.plot(x, theory, **(style | {"marker": ""}))
     axes.plot(x, points, **(style | {"linestyle": ""}))
     axes.plot([], [], **style, label=label)
@@ -65,7 +66,7 @@ def lu_and_w2(data: Mapping[str, np.ndarray], x: str, by: str, label: str) -> tu
             if name == "w2":
                 axes.plot(data[x][row], -data["w2_theory"][row], **MANY_ROWS)
             compare(axes, data[x][row], -data[name][row], -data[theory][row], k, label.format(value))
-        axes.set(title=f"({letter}) $-${SYMBOLS[name]}", ylabel=f"$-${SYMBOLS[name]}")
+        axes.set(title=f"({letter})", ylabel=f"$-${SYMBOLS[name]}")
     panels[1].plot([], [], **MANY_ROWS, label="many rows")
     return figure, list(panels)
 
