@@ -488,7 +488,7 @@ def test_the_picture_can_be_drawn_of_extremes(name):
     found = audit.audit(audit_files.of_rows(EMBEDDINGS[name][0][:40], "x"))
     figure = audit_report.draw(found)
     assert [axes.get_xlabel() for axes in figure.axes] == [
-        "% of the dimensions", "index, largest first", "distance of unit rows", "norm of a row",
+        "% of the dimensions", "index, largest first", "distance between unit rows", "norm of a row",
     ]  # fmt: skip
     audit_report.plt.close(figure)
 

@@ -15,6 +15,7 @@ from wassersteinssl.audit_files import Features
 from wassersteinssl.encoder import load_encoder
 from wassersteinssl.files import reason
 from wassersteinssl.settings import UserError
+from wassersteinssl.table2 import TERMS
 
 
 def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, layer: str) -> Features:
@@ -31,7 +32,7 @@ def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, 
         raise UserError(str(error)) from None
     settings, method = encoder.config["settings"], encoder.config["method"]
     images, part = _images(dataset or settings["dataset"], data_dir or settings["data_dir"], split)
-    term = "" if settings["uniformity"] == "none" else f" + {settings['uniformity']}"
+    term = TERMS.get(settings["uniformity"], f" + {settings['uniformity']}")
     return Features(
         name=f"{layer} of {method}{term} on the {len(part)} {split} images of {images.name}",
         n=len(part), m=settings["dim"] if layer == "projector" else encoder.backbone.feature_dim, dtype="float32",

@@ -119,12 +119,13 @@ def _named(items: list, number: int) -> str:
 
 def draw(audit: Audit) -> Figure:
     """Dimensions in use, the spectrum, nearest neighbours, norms."""
-    figure, panels = plt.subplots(2, 2, figsize=(2.2 * COLUMN, 5.2))
+    figure, panels = plt.subplots(2, 2, figsize=(2.2 * COLUMN, 5.4))
     _draw_dimensions(panels[0, 0], audit.report)
     _draw_spectrum(panels[0, 1], audit.report["spectrum"])
     _draw_nearest(panels[1, 0], audit.nearest)
     panels[1, 1].hist(audit.norms, bins=_bins(audit.norms), color=COLORS[0])
     panels[1, 1].set(title="(d) Norms before scaling to unit length", xlabel="norm of a row", ylabel="sampled rows")
+    figure.legend(*panels[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     name, report = printable(audit.report["name"]), audit.report
     name = name if len(name) <= LONGEST else "..." + name[-LONGEST:]
     figure.suptitle(
@@ -142,16 +143,18 @@ def _draw_dimensions(axes: Axes, report: dict[str, Any]) -> None:
         axes.axvspan(100 * left, 100 * right, color=grey, linewidth=0, zorder=0)
         place = (100 * right - 1, "right") if name == "collapsed" else (50 * (left + right), "center")
         axes.text(place[0], 1.62, name, ha=place[1], va="center", rotation=90 if name == "collapsed" else 0, fontsize=7)
-    rank = f"rank {spectrum['effective_rank']:.1f}, uniform {spectrum['uniform_effective_rank']:.1f}"
+    uniform = f"{spectrum['uniform_effective_rank']:,.{0 if m > 999 else 1}f}"
+    rank = f"effective rank {spectrum['effective_rank']:,.1f} (uniform rows {uniform})"
     bars = {
-        f"by {SYMBOLS['w2']}": (w2["dimensions"], f"{SYMBOLS['w2']} {w2['w2']:.3f}, floor {w2['floor']:.3f}"),
+        f"by {SYMBOLS['w2']}": (w2["dimensions"], f"{SYMBOLS['w2']} = {w2['w2']:.3f} (floor {w2['floor']:.3f})"),
         "by rank": (spectrum["dimensions"], rank),
     }
     for y, (used, label) in zip((1, 0), bars.values(), strict=True):
         axes.barh(y, 100 * used / m, height=0.32, color=COLORS[0])
-        axes.text(14, y - 0.33, f"{label}: {count(used)} of {m} dimensions", ha="left", va="center", fontsize=7)
+        text = f"{label}:\n{count(used)} of {m:,} dimensions"
+        axes.text(14, y - 0.21, text, ha="left", va="top", fontsize=7, linespacing=1.3)
     axes.set_yticks((1, 0), list(bars))
-    axes.set(title="(a) Dimensions in use", xlabel="% of the dimensions", xlim=(0, 100), ylim=(-0.6, 2.0))
+    axes.set(title="(a) Dimensions in use", xlabel="% of the dimensions", xlim=(0, 100), ylim=(-0.75, 2.0))
     axes.grid(False)
 
 
@@ -159,14 +162,13 @@ def _draw_spectrum(axes: Axes, spectrum: dict[str, Any]) -> None:
     values, law = np.array(spectrum["eigenvalues"]), np.array(spectrum["marchenko_pastur"])
     index = np.arange(1, len(values) + 1)
     bottom = max(1e-12, 1e-9 * law.max())  # what lies below is rounding
-    axes.plot(index, values.clip(bottom), color=COLORS[0], label="these rows")
-    color, dashes, name = LAWS["uniform"]
-    axes.plot(index, np.where(law > 0, law, np.nan), color=color, linestyle=dashes, label=f"{name} (Marchenko-Pastur)")
+    axes.plot(index, values.clip(bottom), color=COLORS[0])
+    color, dashes, _ = LAWS["uniform"]  # that of Marchenko and Pastur
+    axes.plot(index, np.where(law > 0, law, np.nan), color=color, linestyle=dashes)
     bottom = max(bottom, 0.5 * min(values.clip(bottom).min(), law.max()))
-    top = max(values.max(), law.max())
     axes.set(title="(b) Spectrum of the covariance", xlabel="index, largest first", ylabel="eigenvalue",
-             yscale="log", ylim=(bottom, 2 * top * (top / bottom) ** 0.3))  # fmt: skip  # above: room for the legend
-    axes.legend(loc="upper right")
+             xscale="log" if len(values) > 100 else "linear",
+             yscale="log", ylim=(bottom, 2 * max(values.max(), law.max())))  # fmt: skip
 
 
 def _draw_nearest(axes: Axes, nearest: dict[str, np.ndarray]) -> None:
@@ -176,9 +178,7 @@ def _draw_nearest(axes: Axes, nearest: dict[str, np.ndarray]) -> None:
         weights = np.full(len(nearest[law]), len(nearest["these rows"]) / len(nearest[law]))
         style: dict[str, Any] = {"color": color, "linestyle": dashes, "linewidth": 1.3, "label": name}
         axes.hist(nearest[law], bins=bins, weights=weights, histtype="step", **style)
-    axes.set(title="(c) Distance to the nearest neighbour", xlabel="distance of unit rows", ylabel="sampled rows")
-    axes.margins(y=0.5)  # room for the legend
-    axes.legend()
+    axes.set(title="(c) Distance to the nearest neighbour", xlabel="distance between unit rows", ylabel="sampled rows")
 
 
 def _bins(values: np.ndarray) -> list[float]:

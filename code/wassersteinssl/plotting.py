@@ -1,9 +1,10 @@
-"""One style for every figure: fonts that come with matplotlib, legible at column width, told apart without colour."""
+"""One style for every figure: fonts that come with matplotlib, legible at text width, told apart without colour."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,9 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; with markers and dashes also in grey.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (4, 1, 1, 1)))
+COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888",
+    "#882255", "#999933", "#332288",  # of Tol
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p", ">")
+DASHES: tuple[Any, ...] = (
+    "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (4, 1, 1, 1)),
+    (0, (3, 1)), (0, (6, 1, 2, 1)), (0, (2, 2)),
+)  # fmt: skip
 SYMBOLS = {"w2": r"$\mathcal{W}_2$", "lu": r"$\mathcal{L_U}$"}
 MANY_ROWS = {"color": "black", "linewidth": 0.8, "linestyle": (0, (2, 4)), "zorder": 3}  # above lines that it meets
 COLUMN = 3.3  # inches: one column of a two-column page
@@ -24,6 +31,7 @@ plt.rcParams.update(
         "font.size": 8,
         "axes.titlesize": 8,
         "legend.fontsize": 7,
+        "legend.handlelength": 3.5,  # of every dash more than one period
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -46,8 +54,8 @@ def line_style(k: int) -> dict:
 
 
 def compare(axes: Axes, x: Sequence, points: Sequence, theory: Sequence, k: int, label: str) -> None:
-    """The k-th series: what was measured as markers, its theory as a line, both in one entry of the legend."""
-    style = line_style(k)
+    """The k-th series: what was measured as hollow markers, its theory as a line, both in one entry of the legend."""
+    style = line_style(k) | {"markerfacecolor": "none", "markeredgewidth": 0.8}
     axes.plot(x, theory, **(style | {"marker": ""}))
     axes.plot(x, points, **(style | {"linestyle": ""}))
     axes.plot([], [], **style, label=label)
@@ -65,7 +73,7 @@ def lu_and_w2(data: Mapping[str, np.ndarray], x: str, by: str, label: str) -> tu
             if name == "w2":
                 axes.plot(data[x][row], -data["w2_theory"][row], **MANY_ROWS)
             compare(axes, data[x][row], -data[name][row], -data[theory][row], k, label.format(value))
-        axes.set(title=f"({letter}) $-${SYMBOLS[name]}", ylabel=f"$-${SYMBOLS[name]}")
+        axes.set(title=f"({letter})", ylabel=f"$-${SYMBOLS[name]}")
     panels[1].plot([], [], **MANY_ROWS, label="many rows")
     return figure, list(panels)
 

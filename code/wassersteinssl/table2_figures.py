@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ AXIS = {  # what a run's metrics.jsonl follows
     **SYMBOLS,
     "alignment": r"$\mathcal{A}$",
 }
+NO_TERM = "no term"
+UNIFORM: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "label": "uniform, 1/$m$"}
 FLOOR: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "linestyle": ":", "label": "floor: uniform rows"}
 
 
 def draw_table(table: Table, path: Path) -> list[Path]:
-    """Acc@1 and W2, a line a row, two panels a data set: ours filled (with the deviation), the paper's hollow."""
+    """Acc@1 and W2, a line a row, two panels a data set: ours (with the deviation), the paper's hollow below it."""
     datasets = table.datasets()
     rows = {dataset: [row for row in table.rows if row.dataset == dataset] for dataset in datasets}
     height = 1.1 + 0.19 * max(map(len, rows.values()))
@@ -35,19 +38,20 @@ def draw_table(table: Table, path: Path) -> list[Path]:
     )
     for k, (dataset, column) in enumerate((d, c) for d in datasets for c in ("acc1", "w2")):
         panel, shown = axes[0, k], rows[dataset]
+        shift = 0.17 if any(row.published for row in shown) else 0
         for y, row in enumerate(shown):
-            color = COLORS[list(TERMS).index(row.term) if row.term in TERMS else 3]
-            panel.errorbar(row.value(column), y, xerr=row.deviation(column) or 0, fmt="o", color=color, capsize=2)
+            color, deviation = _color(row), row.deviation(column) or 0
+            panel.errorbar(row.value(column), y - shift, xerr=deviation, fmt="o", color=color, capsize=2)
             number = row.published.get(column)
             if number is not None:
-                panel.plot(number, y, "D", markerfacecolor="none", color=color, markersize=5)
+                panel.plot(number, y + shift, "D", markerfacecolor="none", color=color, markersize=4.5)
         if column == "w2":
             panel.axvline(shown[0].value("w2_floor"), **FLOOR)
             panel.set_xlim(left=0)
         panel.set_yticks(range(len(shown)), [_symbols(row.name) for row in shown] if column == "acc1" else [])
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.set_title(_symbols(f"({_letter(k)}) {DATASETS.get(dataset, dataset)}: {COLUMNS[column][0]}"))
-        panel.set_xlabel("%" if column == "acc1" else AXIS["w2"])
+        panel.set_xlabel("linear accuracy (%)" if column == "acc1" else AXIS["w2"])
     handles = [plt.Line2D([], [], marker="o", linestyle="", color="0.3", label="ours")]
     if any(row.published for row in table.rows):
         paper_label = "paper (width 64, 500 epochs)"
@@ -55,53 +59,77 @@ def draw_table(table: Table, path: Path) -> list[Path]:
             plt.Line2D([], [], marker="D", linestyle="", color="0.3", markerfacecolor="none", label=paper_label)
         )
     handles.append(plt.Line2D([], [], **FLOOR))
+    terms = {_color(row): _label(row.term) if row.term in TERMS else "another term" for row in table.rows}
+    handles += [
+        plt.Line2D([], [], marker="s", linestyle="", color=color, label=terms[color])
+        for color in sorted(terms, key=COLORS.index)
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return save(figure, path)
+
+
+def _color(row: Row) -> str:
+    return COLORS[list(TERMS).index(row.term) if row.term in TERMS else len(TERMS)]
+
+
+def _label(term: str) -> str:
+    return _symbols(TERMS.get(term, f" + {term}").strip() or NO_TERM)
 
 
 @dataclass
 class Panel:
     """Curves that belong together."""
 
+    dataset: str
     title: str
     rows: list[Row]
-    styles: list[int]
+    labels: list[str]  # what tells the rows apart
+    styles: list[dict]  # one for each label in all panels; no method has that of a term
 
 
-def panels_of(table: Table) -> list[Panel]:
+def panels_of(table: Table) -> list[list[Panel]]:
     """For each data set a panel of all methods without a term, if there are several, then one for each method with
     several rows (or for each, if only one has none)."""
+    methods, terms = list(METHODS.values()), list(map(_label, TERMS))  # labels in the order of their styles
     found = []
     for dataset in table.datasets():
         name = DATASETS.get(dataset, dataset)
         here = [row for row in table.rows if row.dataset == dataset]
         vanilla = [row for row in here if row.term == "none"]
+        line = []
         if len(vanilla) > 1:
-            found.append(Panel(f"{name}, no term", vanilla, list(range(len(vanilla)))))
-        for method in dict.fromkeys(row.method for row in here):
-            rows = [row for row in here if row.method == method]
+            labels = [_symbols(row.name) for row in vanilla]
+            line.append(Panel(name, NO_TERM, vanilla, labels, _styles(labels, methods, len(terms))))
+        for key in dict.fromkeys(row.method for row in here):
+            rows, method = [row for row in here if row.method == key], METHODS.get(key, key)
             if len(rows) > 1 or len(vanilla) < 2:
-                found.append(Panel(f"{name}, {METHODS.get(method, method)}", rows, list(map(_style, rows))))
+                labels = [_symbols(row.name.removeprefix(method).strip()) or NO_TERM for row in rows]
+                line.append(Panel(name, method, rows, labels, _styles(labels, terms, 0)))
+        found.append(line)
     return found
 
 
+def _styles(labels: Sequence[str], order: list[str], first: int) -> list[dict]:
+    """Styles from the first on, by the place in `order`, to which new labels are added."""
+    order += [label for label in labels if label not in order]
+    return [line_style(first + order.index(label)) for label in labels]
+
+
 def draw_spectra(table: Table) -> Figure:
-    """Eigenvalues of the covariance of the l2-normalised test embeddings, a panel for each of `panels_of` (the paper's
-    figure 7). All panels have one scale."""
-    panels = panels_of(table)
-    figure, axes = _axes([*panels], 2)
+    """Eigenvalues of the covariance of the l2-normalised test embeddings, a line of `panels_of` for each data set (the
+    paper's figure 7). All panels have one scale."""
+    figure, grid = _axes(panels_of(table))
     least, most = 1.0, 0.0
-    for k, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
+    for axis, panel in chain.from_iterable(grid):
         for row, style in zip(panel.rows, panel.styles, strict=True):
             values = _spectrum(row.runs[0]["folder"] / "spectrum.npy")
             least, most = min(least, values.min()), max(most, values.max())
-            index = np.arange(1, len(values) + 1)
-            axis.plot(index, values, label=_symbols(row.name), markevery=max(1, len(values) // 8), **line_style(style))
-        axis.axhline(1 / panel.rows[0].runs[0]["dim"], color="0.4", linewidth=0.8, label="uniform, 1/m")
-        axis.set(xlabel="index", ylabel="eigenvalue of cov(z)", yscale="log", title=_title(k, len(panels), panel.title))
-        _legend_below(axis, 2)
-    for axis in axes:
-        axis.set_ylim(least / 2, 2 * most)
+            axis.plot(np.arange(1, len(values) + 1), values, markevery=max(1, len(values) // 6), **style)
+        axis.axhline(1 / panel.rows[0].runs[0]["dim"], **UNIFORM)
+        axis.set(xlabel="index", yscale="log")
+    for line in grid:
+        line[0][0].set(ylabel=f"{line[0][1].dataset}\neigenvalue of cov($z$)", ylim=(least / 2, 2 * most))
+    _legends(figure, grid, UNIFORM)
     return figure
 
 
@@ -116,35 +144,41 @@ def _spectrum(path: Path) -> np.ndarray:
 
 
 def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
-    """Measures of `AXIS` against the epoch, for each measure the panels of `panels_of` (the paper's figures 15-17).
+    """Measures of `AXIS` against the epoch, for each measure the lines of `panels_of` (the paper's figures 15-17), all
+    of one scale.
 
     Mean over seeds, with a band from the least to the largest. A tick at each epoch that was measured, if they are few.
     """
-    panels = panels_of(table)
-    across = len(panels) if len(panels) <= 4 else 3
-    blank: list[tuple[str, Panel] | None] = [None] * (-len(panels) % across)
-    wanted = [entry for column in columns for entry in [*((column, panel) for panel in panels), *blank]]
-    figure, axes = _axes(wanted, across)
-    shown = [entry for entry in wanted if entry is not None]
-    for k, (axis, (column, panel)) in enumerate(zip(axes, shown, strict=True)):
-        measured: set[int] = set()
-        for row, number in zip(panel.rows, panel.styles, strict=True):
-            epochs, values = _followed(row, column)  # (epochs,), (seeds, epochs)
-            measured.update(epochs)
-            style = line_style(number)
-            axis.plot(epochs, values.mean(0), label=_symbols(row.name), **style)
-            if len(values) > 1:
-                axis.fill_between(epochs, values.min(0), values.max(0), color=style["color"], alpha=0.2, linewidth=0)
-        if column == "w2":
-            axis.axhline(panel.rows[0].value("w2_floor"), **FLOOR)
-            axis.set_ylim(0, 2**0.5)
-        axis.set(xlabel="epoch", ylabel=AXIS[column], title=_title(k, len(shown), panel.title))
-        axis.xaxis.set_major_locator(
-            MaxNLocator(integer=True, steps=[1, 2, 5, 10]) if len(measured) > 8 else FixedLocator(sorted(measured))
-        )
-        _legend_below(axis, 1 if across > 2 and len(panel.rows) < 4 else 2)
-        axis.locator_params(axis="y", nbins=6)  # a number that follows the layout, which follows it, cuts labels off
+    lines = panels_of(table)
+    figure, grid = _axes(lines * len(columns))
+    for k, column in enumerate(columns):
+        here = grid[k * len(lines) : (k + 1) * len(lines)]
+        for axis, panel in chain.from_iterable(here):
+            _draw_curves(axis, panel, column)
+        limits = [line[0][0].get_ylim() for line in here]
+        for line in here:
+            line[0][0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            line[0][0].set_ylabel(f"{line[0][1].dataset}\n{AXIS[column]}")
+    _legends(figure, grid, *([FLOOR] if "w2" in columns else []))
     return figure
+
+
+def _draw_curves(axis: Axes, panel: Panel, column: str) -> None:
+    measured: set[int] = set()
+    for row, style in zip(panel.rows, panel.styles, strict=True):
+        epochs, values = _followed(row, column)  # (epochs,), (seeds, epochs)
+        measured.update(epochs)
+        axis.plot(epochs, values.mean(0), **style)
+        if len(values) > 1:
+            axis.fill_between(epochs, values.min(0), values.max(0), color=style["color"], alpha=0.2, linewidth=0)
+    if column == "w2":
+        axis.axhline(panel.rows[0].value("w2_floor"), **FLOOR)
+        axis.set_ylim(0, 2**0.5)
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(
+        MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]) if len(measured) > 6 else FixedLocator(sorted(measured))
+    )
+    axis.locator_params(axis="y", nbins=6)  # a number that follows the layout, which follows it, cuts labels off
 
 
 def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -157,32 +191,36 @@ def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(epochs), np.array([[run[epoch] for epoch in epochs] for run in runs])
 
 
-def _legend_below(panel: Axes, columns: int) -> None:
-    """Curves may be anywhere in a panel."""
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=columns)
-
-
-def _style(row: Row) -> int:
-    return list(TERMS).index(row.term) if row.term in TERMS else len(TERMS)
-
-
-def _axes(entries: Sequence[Any], columns: int) -> tuple[Figure, list[Axes]]:
-    """Axes for each entry that is not None, in lines of `columns`, each half a text width wide, or less if there are
-    more than two in a line."""
-    columns = min(columns, len(entries))
-    lines = -(-len(entries) // columns)
-    width, height = (COLUMN, 2.3) if columns <= 2 else (COLUMN * 0.72, 2.6)
-    figure, axes = plt.subplots(lines, columns, figsize=(width * columns, height * lines), squeeze=False)
-    wanted = [*(entry is not None for entry in entries), *[False] * (axes.size - len(entries))]
-    for axis, kept in zip(axes.flat, wanted, strict=True):
-        if not kept:
+def _axes(lines: Sequence[list[Panel]]) -> tuple[Figure, list[list[tuple[Axes, Panel]]]]:
+    """Titled axes for the panels. Up to five fit into a text's width."""
+    columns = max(map(len, lines))
+    width = min(COLUMN, 2.2 * COLUMN / min(columns, 5))
+    size = (width * columns, (2 if columns > 2 else 2.3) * len(lines) + 0.7)
+    figure, axes = plt.subplots(len(lines), columns, figsize=size, squeeze=False, sharey="row")
+    several, letters = sum(map(len, lines)) > 1, map(_letter, count())
+    grid: list[list[tuple[Axes, Panel]]] = []
+    for places, panels in zip(axes, lines, strict=True):
+        for axis in places[len(panels) :]:
             axis.remove()
-    return figure, [axis for axis, kept in zip(axes.flat, wanted, strict=True) if kept]
+        for axis, panel in zip(places, panels, strict=False):
+            axis.set_title(f"({next(letters)}) {panel.title}" if several else panel.title)
+        grid.append(list(zip(places, panels, strict=False)))
+    return figure, grid
 
 
-def _title(k: int, count: int, title: str) -> str:
-    """A panel's title, with its letter if it is not the only one."""
-    return f"({_letter(k)}) {title}" if count > 1 else title
+def _legends(figure: Figure, grid: list[list[tuple[Axes, Panel]]], *others: dict[str, Any]) -> None:
+    """Below the panels: at the left the methods, at the right the terms, with `others`."""
+    methods: dict[str, dict] = {}
+    terms: dict[str, dict] = {}
+    for _, panel in chain.from_iterable(grid):
+        (methods if panel.title == NO_TERM else terms).update(zip(panel.labels, panel.styles, strict=True))
+    kinds = [[{"label": label, **style} for label, style in kind.items()] for kind in (methods, terms)]
+    kinds[1 if terms else 0] += others
+    for kind, side in zip(kinds, ("left", "right"), strict=True):
+        place: Any = f"outside lower {side if methods and terms else 'center'}"
+        if kind:
+            handles = [plt.Line2D([], [], **style) for style in kind]
+            figure.legend(handles=handles, loc=place, ncols=3 if kind is kinds[0] else 2)
 
 
 def _symbols(text: str) -> str:
