@@ -112,8 +112,8 @@ def pretrain(
                 if collapsed > 1:
                     line["collapsed_epochs"] = collapsed
                 if collapsed == 2:
-                    told = "collapse: since two epochs W2 of a batch is within 1 % of sqrt 2"
-                    bar.write(told, file=sys.stderr) if not bar.disable else tell(told, sys.stderr)
+                    with bar.external_write_mode(file=sys.stderr):
+                        tell("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2", sys.stderr)
                 if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
                     monitoring = time.perf_counter()
                     line |= monitor()
