@@ -209,6 +209,17 @@ def _option_names(parser: Parser, rest: list[str]) -> list[str]:
     return names
 
 
+def _without_weights(rest: list[str]) -> list[str]:
+    """The options of every run but --alpha-max and --alpha-min, which a run without a term does not take."""
+    kept, options = [], iter(rest)
+    for text in options:
+        if text.partition("=")[0] not in ("--alpha-max", "--alpha-min"):
+            kept.append(text)
+        elif "=" not in text:
+            next(options, None)  # its value
+    return kept
+
+
 def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     """All cells in the order in which they are run; options that the grid does not know go to every program."""
     methods = list(FILES) if "all" in options.methods else options.methods
@@ -262,7 +273,8 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                 command = [sys.executable, *launcher, str(CODE / FILES[method])]
                 command += [*images, "--uniformity", term, *chosen]
                 command += [] if weight is None else ["--alpha-max", str(weight)]
-                command += ["--seed", str(number), "--run-dir", str(folder), *rest]
+                command += ["--seed", str(number), "--run-dir", str(folder)]
+                command += rest if term != "none" else _without_weights(rest)
                 chosen_settings = vars(settings.shared(command[1 + len(launcher) + 1 :]))
                 found.append(
                     Cell(method, term, dataset, number, folder, chosen_settings["epochs"], command, chosen_settings)

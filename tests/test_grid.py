@@ -320,6 +320,13 @@ def test_terms_of_any_method_and_several_weights(grid_module, monkeypatch):
     assert "--alpha-max 2.0" in found["simsiam+ssw-2-s12"]
 
 
+def test_a_weight_for_all_runs_is_not_given_to_those_without_a_term(grid_module, monkeypatch):
+    for given in (["--alpha-max", "3", "--alpha-min=1"], ["--alpha-max=3", "--alpha-min", "1"]):
+        found = commands(grid_module, monkeypatch, "--methods", "byol", "--terms", "none", "w2", *given, "--width", "8")
+        assert found["byol-s12"].endswith("byol-s12 --width 8")
+        assert found["byol+w2-s12"].endswith(" ".join([*given, "--width 8"]))
+
+
 def test_without_terms_the_grid_is_that_of_table_2(grid_module, monkeypatch):
     found = commands(grid_module, monkeypatch, "--methods", "all")
     assert len(found) == 4 * 3 + 4
