@@ -232,6 +232,16 @@ def test_rows_whose_squares_vanish_are_told():
     assert verdict["why"].startswith("all rows but one are zero")
 
 
+def test_rows_without_a_label_are_told(tmp_path):
+    path = tmp_path / "labels.npy"
+    np.save(path, np.array([0.0, np.nan, 1.0]))
+    with pytest.raises(UserError, match="holds no label for 1 of 3 rows"):
+        audit_files.read_labels(path, 3)
+    path.with_suffix(".csv").write_text("cat\ndog\nNaN\n")
+    with pytest.raises(UserError, match="no label for 1 of 3 rows"):
+        audit_files.read_labels(path.with_suffix(".csv"), 3)
+
+
 def test_pandas_numbering_of_columns_is_a_header(tmp_path):
     z = normal(40, 8).numpy()
     path = tmp_path / "z.csv"

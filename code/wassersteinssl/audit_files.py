@@ -125,6 +125,9 @@ def read_labels(path: Path, n: int) -> Tensor:
             values = np.concatenate([np.asarray(chunk) for chunk in stored.chunks()])
     if values.shape != (n,):
         raise UserError(f"{path} holds labels of shape {values.shape} for {n} rows of features")
+    empty = np.isnan(values) if values.dtype.kind == "f" else np.isin(values, ("", "nan", "NaN"))
+    if bool(empty.any()):
+        raise UserError(f"{path} holds no label for {int(empty.sum())} of {n} rows")
     return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
 
 
