@@ -125,9 +125,13 @@ def read_labels(path: Path, n: int) -> Tensor:
             values = np.concatenate([np.asarray(chunk) for chunk in stored.chunks()])
     if values.shape != (n,):
         raise UserError(f"{path} holds labels of shape {values.shape} for {n} rows of features")
-    empty = np.isnan(values) if values.dtype.kind == "f" else np.isin(values, ("", "nan", "NaN"))
-    if bool(empty.any()):
-        raise UserError(f"{path} holds no label for {int(empty.sum())} of {n} rows")
+    empty = 0
+    if values.dtype.kind == "f":
+        empty = int(np.isnan(values).sum())
+    elif values.dtype.kind in "US":
+        empty = int(np.isin(values, ("", "nan", "NaN")).sum())
+    if empty:
+        raise UserError(f"{path} holds no label for {empty} of {n} rows")
     return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
 
 
