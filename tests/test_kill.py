@@ -66,12 +66,12 @@ def killed(monkeypatch, owner, name, n, action, work):
 
 
 # Where the run is killed, one after the other: function, number of its call, what happens then, the step of the newest
-# checkpoint that is left; epochs of the linear evaluation are counted as further steps. A checkpoint
-# takes two calls of fsync, of the file and of its folder.
+# checkpoint that is left; epochs of the linear evaluation are counted as further steps. An epoch
+# takes three calls of fsync, of its line in the metrics, of its checkpoint and of the folder.
 KILLS = {
     "writing its configuration": (os, "fsync", 1, die_half_way, None),
     "before the first checkpoint": (step.TrainingStep, "__call__", 2, die, None),
-    "writing the second checkpoint": (os, "fsync", 3, die_half_way, 2),
+    "writing the second checkpoint": (os, "fsync", 5, die_half_way, 2),
     "in the third epoch": (step.TrainingStep, "__call__", 4, die, 4),
     "in the linear evaluation": (evaluate.LinearProbe, "learn", 2, die, 8),
     "before the result": (run_folder.RunFolder, "finish", 1, die, 9),

@@ -75,7 +75,7 @@ def study(options: argparse.Namespace) -> Path:
     z = torch.empty(options.samples, M, device=options.device)
     rows = []
     for name, (mean_share, draw) in studies.progress(laws(random).items(), "laws"):
-        for chunk in z.split(studies.ROWS // M):
+        for chunk in z.split(studies.CHUNK // M):
             torch.nn.functional.normalize(draw(chunk, random), out=chunk)
         expected = None if mean_share is None else w2_expected(options.samples, mean_share)
         rows.append({"law": name, **studies.measures(z, M), "w2_expected": expected})

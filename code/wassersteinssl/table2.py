@@ -217,7 +217,7 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
                     cells.append("" if number is None else f"{number:.2f}")
             lines.append("| " + " | ".join([*cells, str(row.seeds), f"{row.minutes:.1f}"]) + " |")
         lines.append("")
-    if told := _monitoring(table):
+    if told := monitoring(table):
         lines += [told, ""]
     if unfinished := list(unfinished):
         lines += ["Not in the table:", "", *(f"- {run.folder.name}: {run.reason}" for run in unfinished), ""]
@@ -272,7 +272,7 @@ def latex(table: Table) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _monitoring(table: Table) -> str:
+def monitoring(table: Table) -> str:
     """What part of pre-training went into the measures between the epochs, where the runs have noted it."""
     shares = []
     for run in (run for row in table.rows for run in row.runs):

@@ -38,7 +38,8 @@ def collect(folder: str) -> tuple[str, dict[tuple[str, str], table2.Row], dict[t
         key = BASES[row.method == "BYOL"], row.term
         tried[key] = tried.get(key, 0) + 1
     best = table2.best(table)
-    return table2.describe(table), {(BASES[row.method == "BYOL"], row.term): row for row in best.rows}, tried
+    about = f"{table2.describe(table)} {table2.monitoring(table)}".strip()
+    return about, {(BASES[row.method == "BYOL"], row.term): row for row in best.rows}, tried
 
 
 def value(row: table2.Row, name: str) -> float | None:
