@@ -57,4 +57,4 @@ def test_the_table_of_terms_is_that_of_the_runs_beside_it():
     assert TERMS.markdown(about, longer, {}) == (TERMS.HERE / "mini.md").read_text(encoding="utf-8")
     assert len(rows) == len(TERMS.BASES) * (1 + len(TERMS.TERMS))
     for term in TERMS.TERMS:
-        assert tried["MSE", term] == 3
+        assert tried["MSE", term] >= 3

@@ -38,7 +38,9 @@ def collect(folder: str) -> tuple[str, dict[tuple[str, str], table2.Row], dict[t
         key = BASES[row.method == "BYOL"], row.term
         tried[key] = tried.get(key, 0) + 1
     best = table2.best(table)
-    about = f"{table2.describe(table)} {table2.monitoring(table)}".strip()
+    about = table2.describe(table)
+    if folder != "search":  # whose few epochs are not what measuring between them is meant for
+        about = f"{about} {table2.monitoring(table)}".strip()
     return about, {(BASES[row.method == "BYOL"], row.term): row for row in best.rows}, tried
 
 
