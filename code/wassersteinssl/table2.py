@@ -281,10 +281,8 @@ def monitoring(table: Table) -> str:
             shares.append(100 * sum(seconds) / run["pretrain_seconds"])
     if not shares:
         return ""
-    return (
-        f"kNN, W2, L_U and A during training: {min(shares):.1f} to {max(shares):.1f} % of the time of pre-training, by "
-    )
-    f"{len(shares)} runs."
+    span = f"{min(shares):.1f} to {max(shares):.1f} %"
+    return f"kNN, W2, L_U and A during training: {span} of the time of pre-training, by {len(shares)} of the runs."
 
 
 def _cell(table: Table, row: Row, column: str) -> str:
