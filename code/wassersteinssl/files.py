@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -35,16 +35,6 @@ def sweep(folder: Path) -> None:
     """Remove what a writer that was killed has left. Only while nobody else writes into the folder."""
     for orphan in folder.glob(".*.part"):
         orphan.unlink()
-
-
-def tell(text: str, stream: TextIO | None = None) -> None:
-    """Print a line. A reader that has gone, of a pipe say, costs the line and not the program."""
-    stream = stream or sys.stdout
-    try:
-        print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        with open(os.devnull, "w") as nowhere:  # else Python would try again at its end
-            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def reason(error: BaseException) -> str:

@@ -40,10 +40,9 @@ def lu_theory(m: int, *, t: float = 2.0) -> float:
     The same as log(e^(-2t) Gamma(m/2) t^(1 - m/2) I_(m/2 - 1)(2t)); as a 0F1 it does not underflow at large m, and as a
     Bessel function not overflow at large t.
     """
-    bessel = ive(m / 2 - 1, 2 * t)
-    if t < 100 or bessel == 0:
-        return float(-2 * t + math.log(hyp0f1(m / 2, t * t)))
-    return float(gammaln(m / 2) + (1 - m / 2) * math.log(t) + math.log(bessel))
+    if t >= 100 and (bessel := ive(m / 2 - 1, 2 * t)) > 0:
+        return float(gammaln(m / 2) + (1 - m / 2) * math.log(t) + math.log(bessel))
+    return float(-2 * t + math.log(hyp0f1(m / 2, t * t)))
 
 
 def lu_calibrated(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:

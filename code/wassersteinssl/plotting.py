@@ -47,6 +47,11 @@ plt.rcParams.update(
 )
 
 
+def symbols(text: str) -> str:
+    """W2 and L_U in a text as all figures write them."""
+    return text.replace("W2", SYMBOLS["w2"]).replace("L_U", SYMBOLS["lu"])
+
+
 def line_style(k: int) -> dict:
     """Colour, dash and marker of the k-th series."""
     k %= len(COLORS)

@@ -13,10 +13,9 @@ from tqdm import tqdm
 from wassersteinssl import augment, checkpoint, distributed
 from wassersteinssl.data import ImageSet
 from wassersteinssl.device import fits, peak_memory
-from wassersteinssl.files import tell
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
-from wassersteinssl.settings import TERMS, Settings, UserError
+from wassersteinssl.settings import TERMS, Settings, UserError, tell
 from wassersteinssl.step import NAMES, TrainingStep
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import w2_uniformity

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from wassersteinssl import augment, checkpoint, data, distributed, evaluate
 from wassersteinssl.device import find_device, hardware, out_of_memory
 from wassersteinssl.encoder import save_encoder
-from wassersteinssl.files import reason, tell
+from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
 from wassersteinssl.run_folder import RunFolder, run_path
-from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, Settings, UserError
+from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, Settings, UserError, tell
 from wassersteinssl.uniformity import MEASURES
 
 STOPPED = 75  # "temporary failure": a scheduler may start the same command again
@@ -223,7 +223,7 @@ class Job:
         if not probe["complete"]:
             return False
         with tqdm(total=1 + len(MEASURES), desc="measures", disable=None) as bar:
-            measures, embeddings = self.measure(None, None)
+            measures, embeddings = self.measure()
             bar.update()
             self.folder.save_spectrum(embeddings[0])
             self.folder.save_measures(evaluate.every_measure(*embeddings, on_measure=bar.update))
@@ -251,7 +251,7 @@ class Job:
         return True
 
     def measure(
-        self, train_limit: int | None, pairs_limit: int | None
+        self, train_limit: int | None = None, pairs_limit: int | None = None
     ) -> tuple[dict[str, float], tuple[torch.Tensor, ...]]:
         try:
             return evaluate.measure(

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 # During pre-training the kNN looks at so many training images, and A at so many test images; in the end both at all.
 MONITOR_IMAGES, MONITOR_PAIRS = 10_000, 5_000
@@ -34,6 +34,21 @@ class UserError(Exception):
     """A mistake of the user's, told in one line; a program that meets it exits with status 2."""
 
 
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Print a line. A reader that has gone, of a pipe say, costs the line and not the program."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is still to be written vanish; Python itself would try again at its end."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
 def in_a_line(program: str, function: Callable[..., int], *arguments: Any) -> int:
     """A program's function and its exit status; mistakes, and files that cannot be used, are one line and status 2."""
     try:
@@ -41,8 +56,7 @@ def in_a_line(program: str, function: Callable[..., int], *arguments: Any) -> in
     except UserError as error:
         why = str(error)
     except BrokenPipeError as error:
-        with open(os.devnull, "w") as nowhere:  # else Python would try again at its end
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        _silence(sys.stdout)
         why = str(error.strerror)
     except OSError as error:  # no right to look at it, say, or a name that is too long
         why = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
@@ -97,7 +111,7 @@ def share(text: str) -> float:
     return _number(text, float, 0, above=False, most=1)
 
 
-def name(text: str) -> str:
+def plain_name(text: str) -> str:
     """What may be part of a path without leading elsewhere, and of a table."""
     if text in (".", "..") or not text.isprintable() or any(mark in text for mark in ("/", "|", os.sep)):
         raise argparse.ArgumentTypeError(f"{text!r} is no name: no slashes, bars or line breaks")
@@ -116,7 +130,9 @@ class Settings:
     dataset: str = option(
         "cifar10", "the images; digits: tiny, no download (--width 16 --epochs 20: minutes)", choices=DATASETS
     )
-    dataset_name: str = option("", "what results call the images of --dataset folder (default: folder)", check=name)
+    dataset_name: str = option(
+        "", "what results call the images of --dataset folder (default: folder)", check=plain_name
+    )
     data_dir: str = option("", "where data sets lie or are downloaded to (default: data/ of the repository)")
     limit_train: int | None = option(None, "train on this many images only, balanced over classes", check=count)
     normalization: str = option(
@@ -281,5 +297,5 @@ def _argument(entry: Field) -> dict[str, Any]:
     return {
         **argument,
         "type": entry.metadata["check"],
-        "metavar": "TEXT" if entry.metadata["check"] in (str, name) else metavar,
+        "metavar": "TEXT" if entry.metadata["check"] in (str, plain_name) else metavar,
     }

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from wassersteinssl import results
 from wassersteinssl.files import reason
-from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save
+from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save, symbols
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import MONITOR_IMAGES, UserError
 from wassersteinssl.table2 import DATASETS, METHODS, TERMS, Row, Table
@@ -48,9 +48,9 @@ def draw_table(table: Table, path: Path) -> list[Path]:
         if column == "w2":
             panel.axvline(shown[0].value("w2_floor"), **FLOOR)
             panel.set_xlim(left=0)
-        panel.set_yticks(range(len(shown)), [_symbols(row.name) for row in shown] if column == "acc1" else [])
+        panel.set_yticks(range(len(shown)), [symbols(row.name) for row in shown] if column == "acc1" else [])
         panel.set_ylim(len(shown) - 0.5, -0.5)
-        panel.set_title(_symbols(f"({_letter(k)}) {DATASETS.get(dataset, dataset)}: {COLUMNS[column][0]}"))
+        panel.set_title(symbols(f"({_letter(k)}) {DATASETS.get(dataset, dataset)}: {COLUMNS[column][0]}"))
         panel.set_xlabel("linear accuracy (%)" if column == "acc1" else AXIS["w2"])
     handles = [plt.Line2D([], [], marker="o", linestyle="", color="0.3", label="ours")]
     if any(row.published for row in table.rows):
@@ -73,7 +73,7 @@ def _color(row: Row) -> str:
 
 
 def _label(term: str) -> str:
-    return _symbols(TERMS.get(term, f" + {term}").strip() or NO_TERM)
+    return symbols(TERMS.get(term, f" + {term}").strip() or NO_TERM)
 
 
 @dataclass
@@ -98,12 +98,12 @@ def panels_of(table: Table) -> list[list[Panel]]:
         vanilla = [row for row in here if row.term == "none"]
         line = []
         if len(vanilla) > 1:
-            labels = [_symbols(row.name) for row in vanilla]
+            labels = [symbols(row.name) for row in vanilla]
             line.append(Panel(name, NO_TERM, vanilla, labels, _styles(labels, methods, len(terms))))
         for key in dict.fromkeys(row.method for row in here):
             rows, method = [row for row in here if row.method == key], METHODS.get(key, key)
             if len(rows) > 1 or len(vanilla) < 2:
-                labels = [_symbols(row.name.removeprefix(method).strip()) or NO_TERM for row in rows]
+                labels = [symbols(row.name.removeprefix(method).strip()) or NO_TERM for row in rows]
                 line.append(Panel(name, method, rows, labels, _styles(labels, terms, 0)))
         found.append(line)
     return found
@@ -221,11 +221,6 @@ def _legends(figure: Figure, grid: list[list[tuple[Axes, Panel]]], *others: dict
         if kind:
             handles = [plt.Line2D([], [], **style) for style in kind]
             figure.legend(handles=handles, loc=place, ncols=3 if kind is kinds[0] else 2)
-
-
-def _symbols(text: str) -> str:
-    """W2 and L_U as the other figures write them."""
-    return text.replace("W2", SYMBOLS["w2"]).replace("L_U", SYMBOLS["lu"])
 
 
 def _letter(k: int) -> str:

@@ -89,10 +89,7 @@ def draw(rows: dict[tuple[str, str], table2.Row], path: Path) -> None:
                     plain, color=style["color"], linestyle=style["linestyle"], linewidth=1, label=f"{base} alone"
                 )
         axes.set(title=f"({'abcd'[k]}) {SHOWN[name][0][-1]}", xlabel=SHOWN[name][2])
-        labels = [NAMES[term] for term in order]
-        for text, symbol in (("W2", plotting.SYMBOLS["w2"]), ("L_U", plotting.SYMBOLS["lu"])):
-            labels = [label.replace(text, symbol) for label in labels]
-        axes.set_yticks(range(len(order)), labels)
+        axes.set_yticks(range(len(order)), [plotting.symbols(NAMES[term]) for term in order])
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     plotting.save(figure, path)
