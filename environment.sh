@@ -12,7 +12,7 @@ make_environment() {
     files+=("$root/$name") lists+=(-r "$root/$name")
   done
   if [ -n "${PYTHON_ENV:-}" ]; then
-    python=$(cd "$PYTHON_ENV" 2>/dev/null && pwd)/bin/python
+    case $PYTHON_ENV in /*) python=$PYTHON_ENV/bin/python ;; *) python=$PWD/$PYTHON_ENV/bin/python ;; esac
     "$python" -c 'import torch' 2>/dev/null || { echo "error: no torch in PYTHON_ENV=$PYTHON_ENV" >&2; return 1; }
     export PYTHONPATH=$root/code${PYTHONPATH:+:$PYTHONPATH}
     return
@@ -22,8 +22,9 @@ make_environment() {
   if [ -x "$python" ] && grep -qxF "$wanted" "$stamp" 2>/dev/null; then
     return
   fi
-  # Also where making it was interrupted.
-  if ! { "$python" -c '' && { command -v uv || "$python" -m pip --version; }; } >/dev/null 2>&1; then
+  # Also where making it was interrupted, which leaves no activate. One that uv made has no pip.
+  if ! { "$python" -c '' && { command -v uv || "$python" -m pip --version ||
+    { [ -e "$root/.venv/bin/activate" ] && "$python" -m ensurepip; }; }; } >/dev/null 2>&1; then
     local candidates=(python3 python3.13 python3.12 python3.11)
     [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
     for candidate in "${candidates[@]}"; do

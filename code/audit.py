@@ -63,10 +63,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main(options: argparse.Namespace) -> int:
-    return in_a_line("audit.py", run, options)
-
-
 def run(options: argparse.Namespace) -> int:
     check_writable(options.report)
     from wassersteinssl import audit, audit_encoders, audit_files, audit_report  # torch and matplotlib take seconds
@@ -110,4 +106,4 @@ def check_writable(folder: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse()))
+    sys.exit(in_a_line(run, parse()))

@@ -37,7 +37,13 @@ def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument("studies", nargs="*", metavar="NAME", help="part of a script's path (default: all studies)")
     parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "figures", metavar="FOLDER")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=REPOSITORY / "runs" / "figures",
+        metavar="FOLDER",
+        help="where data, notebooks and figures go (default: runs/figures)",
+    )
     options = parser.parse_args()
     if runs := os.environ.get("RUNS"):
         if not any(Path(runs).rglob("result.json")):

@@ -46,10 +46,12 @@ from wassersteinssl.settings import (
     Parser,
     UserError,
     count,
+    home,
     in_a_line,
     not_negative,
     positive,
     seed,
+    tell,
     whole,
 )
 
@@ -62,6 +64,7 @@ RESERVE = 20  # seconds before the end of a time budget at which running cells a
 WORTHWHILE = 60  # no cell is started with less time left
 TORCHRUN = 30  # more of them: what torchrun leaves its processes before it kills them, which nobody else can
 SHOW = 2  # seconds between looks at how far the cells are
+FOR_SLURM = ("partition", "account", "time", "cpus")
 # Options of a run that are not for all runs of a grid to share.
 SET_HERE = {"--dataset", "--dataset-name", "--seed", "--uniformity", "--run-dir", "--stage", "--resume"}
 
@@ -161,7 +164,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         metavar="NAME=PATH",
         help="read the data set NAME from an image folder: train/<class>/*, test/<class>/*",
     )
-    parser.add_argument("--runs", type=Path, help="where runs lie (default: runs/grid/PRESET of the repository)")
+    parser.add_argument("--runs", type=home, help="where runs lie (default: runs/grid/PRESET of the repository)")
     parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")
     parser.add_argument("--parallel", type=count, default=1, metavar="K", help="cells at a time (default: 1)")
     parser.add_argument("--index", type=whole, help="of the cell for run-one, as status numbers them")
@@ -173,8 +176,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--partition", metavar="NAME", help="(default: the cluster's)")
     parser.add_argument("--account", metavar="NAME", help="(default: yours)")
-    parser.add_argument("--time", type=count, metavar="MINUTES", default=240, help="of a job (default: %(default)s)")
-    parser.add_argument("--cpus", type=count, metavar="N", default=8, help="of a cell (default: %(default)s)")
+    parser.add_argument("--time", type=count, metavar="MINUTES", help="of a job (default: 240)")
+    parser.add_argument("--cpus", type=count, metavar="N", help="of a cell (default: 8)")
     options, rest = parser.parse_known_args()
     names = _option_names(parser, rest)
     for text in names:  # the rest is for the programs, which know their options; a slip of the pen is not
@@ -191,8 +194,14 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
                 parser.error(f"{text} is an option neither of the grid nor of {FILES[method]}")
     if options.action == "run-one" and options.index is None:
         parser.error("run-one needs --index")
-    if options.slurm and sys.argv[1] != "run":
+    if options.action != "run-one" and options.index is not None:
+        parser.error("--index goes with run-one")
+    if options.slurm and options.action != "run":
         parser.error("--slurm goes with run: grid.py run --slurm ...")
+    if options.action == "run" and not options.slurm:  # a cell of an array has those of the command that submitted it
+        for name in FOR_SLURM:
+            if getattr(options, name) is not None:
+                parser.error(f"--{name} is for --slurm, without which the cells run here")
     return options, rest
 
 
@@ -351,15 +360,20 @@ class Runner:
         total = sum(cell.epochs for cell in self.grid)
         try:
             with tqdm(total=total, desc="grid", unit="epoch", disable=None, smoothing=0) as bar:
+
+                def write(line: str) -> None:
+                    with bar.external_write_mode():
+                        tell(line)
+
                 bar.update(self._epochs())
                 bar.unpause()
                 shown = time.monotonic()
                 while self.running or (self.waiting and not self.stopping):
                     self._start()
                     if not self.running and not self.stopping:
-                        bar.write(f"{', '.join(cell.name for cell in self.waiting)}: another process works on it")
+                        write(f"{', '.join(cell.name for cell in self.waiting)}: another process works on it")
                         break
-                    self._reap(bar.write)
+                    self._reap(write)
                     if time.monotonic() > self.end - self.reserve:
                         self._stop()
                     if time.monotonic() > self.end:  # too late: their last checkpoints remain
@@ -482,10 +496,11 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
     try:
         # "Timed out" is also what submitit calls a job that was preempted within its first minutes: no limit on that.
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=10**6)
+        minutes = options.time or 240
         given = {"slurm_partition": options.partition, "slurm_account": options.account, "gpus_per_node": options.gpus}
         executor.update_parameters(
-            name="wassersteinssl", timeout_min=options.time, cpus_per_task=options.cpus,
-            slurm_signal_delay_s=min(120, 20 * options.time), slurm_additional_parameters={"requeue": True},
+            name="wassersteinssl", timeout_min=minutes, cpus_per_task=options.cpus or 8,
+            slurm_signal_delay_s=min(120, 20 * minutes), slurm_additional_parameters={"requeue": True},
             **{key: value for key, value in given.items() if value is not None},
         )  # fmt: skip
         with executor.batch():
@@ -501,7 +516,7 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    return in_a_line("grid.py", run, *parse())
+    return in_a_line(run, *parse())
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
@@ -516,15 +531,15 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
             raise UserError(f"--index {options.index}: there are cells 0 to {len(grid) - 1}")
         grid = [grid[options.index]]
     done = sum(cell.result() is not None for cell in grid)
-    print(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}", flush=True)
+    tell(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}")
     reserve = RESERVE + (TORCHRUN if options.gpus and options.gpus > 1 else 0)
     runner = Runner(grid, options.parallel, options.time_budget, reserve)
     code = runner.run()
-    print(status(grid, options.parallel))
+    tell(status(grid, options.parallel))
     if code == STOPPED:
-        print("the same command goes on with what is left")
+        tell("the same command goes on with what is left")
     if runner.failed:
-        print(f"failed: {', '.join(cell.name for cell in runner.failed)}; each one's log lies beside its folder")
+        tell(f"failed: {', '.join(cell.name for cell in runner.failed)}; each one's log lies beside its folder")
     return code
 
 

@@ -27,7 +27,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl.machine import cpus
-from wassersteinssl.settings import PRESETS, TERMS, Parser, count, positive
+from wassersteinssl.settings import PRESETS, TERMS, Parser, count, home, positive
 
 BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
 WEIGHTS: dict[str, tuple[float, ...]] = {
@@ -126,10 +126,17 @@ class Grids:
 
 def main() -> int:
     parser = Parser(__doc__)
-    parser.add_argument("runs", type=Path, metavar="RUNS")
+    parser.add_argument("runs", type=home, metavar="RUNS", help="the folder for search/ and final/")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="mini", help="of the runs (default: %(default)s)")
     parser.add_argument("--search", choices=tuple(PRESETS), default="search", help="(default: %(default)s)")
-    parser.add_argument("--terms", nargs="+", choices=("none", *TERMS), default=["none", *TERMS], metavar="TERM")
+    parser.add_argument(
+        "--terms",
+        nargs="+",
+        choices=("none", *TERMS),
+        default=["none", *TERMS],
+        metavar="TERM",
+        help=f"of none, {', '.join(TERMS)} (default: all)",
+    )
     parser.add_argument("--bases", nargs="+", choices=tuple(BASES), default=list(BASES), help="(default: mse byol)")
     parser.add_argument("--parallel", type=count, default=1, metavar="K", help="runs at a time (default: 1)")
     parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Table 2 from finished runs, beside the paper's numbers; and their spectra.
 
-    python code/table2.py [RUNS ...] [--out FOLDER] [--spectra] [--best]
+    python code/table2.py [RUNS ...] [--out FOLDER] [--spectra] [--curves] [--best]
 
 RUNS are run folders or folders of them (default: runs). Prints the table and writes table2.md, .csv, .tex, .png and
-.pdf into --out; with --spectra also spectra.png and .pdf. A cell is the mean over seeds, with the standard deviation
-if there are several, and the gain against the vanilla method in parentheses. Runs of different settings get tables of
-their own; unfinished, failed and damaged runs are listed below and never averaged in.
+.pdf into --out; with --spectra and --curves also pictures of these names and of the loss. A cell is the mean over
+seeds, with the standard deviation if there are several, and the gain against the vanilla method in parentheses. Runs of
+different settings get tables of their own; unfinished, failed and damaged runs are listed below and never averaged in.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -25,15 +26,17 @@ def main() -> int:
     parser.add_argument("runs", nargs="*", type=Path, default=[REPOSITORY / "runs"], metavar="RUNS")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go (default: the first of RUNS)")
     parser.add_argument("--spectra", action="store_true", help="also draw the spectra of the embeddings")
+    parser.add_argument("--curves", action="store_true", help="also draw loss, kNN, W2, L_U and A against the epoch")
     parser.add_argument("--best", action="store_true", help="of several weights of a term, show the best by kNN")
     options = parser.parse_args()
-    text, written = build(options.runs, options.out or options.runs[0], options.spectra, options.best)
-    print(text + "\nwrote " + ", ".join(str(path) for path in written))
+    written = build(options)
+    print("\nwrote " + ", ".join(map(str, written)))
     return 0
 
 
-def build(runs: list[Path], out: Path, spectra: bool, best: bool) -> tuple[str, list[Path]]:
-    """Write all files; the tables in Markdown, and the paths. The CSV has the rows that --best leaves out, too."""
+def build(options: argparse.Namespace) -> list[Path]:
+    """Print the tables and write all files; their paths. The CSV has the rows that --best leaves out, too."""
+    runs, out, best = options.runs, options.out or options.runs[0], options.best
     for folder in runs:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
@@ -53,16 +56,21 @@ def build(runs: list[Path], out: Path, spectra: bool, best: bool) -> tuple[str, 
     }
     for name, content in contents.items():
         (out / name).write_text(content, encoding="utf-8")
+    print(text, end="")
     written = [out / name for name in contents]
     from wassersteinssl import plotting, table2_figures  # matplotlib takes a second to load
 
     for k, table in enumerate(tables):
         suffix = f"-{k + 1}" if len(tables) > 1 else ""
         written += table2_figures.draw_table(table, out / f"table2{suffix}")
-        if spectra:
+        if options.spectra:
             written += plotting.save(table2_figures.draw_spectra(table), out / f"spectra{suffix}")
-    return text, written
+        if options.curves:
+            measures = [name for name in table2_figures.AXIS if name != "loss"]
+            written += plotting.save(table2_figures.draw_curves(table, measures), out / f"curves{suffix}")
+            written += plotting.save(table2_figures.draw_curves(table, ["loss"]), out / f"loss{suffix}")
+    return written
 
 
 if __name__ == "__main__":
-    sys.exit(in_a_line("table2.py", main))
+    sys.exit(in_a_line(main))

@@ -67,6 +67,14 @@ def test_what_is_installed_is_not_installed_again(make):
     assert make(*more) == []
 
 
+@pytest.mark.parametrize("given", ["nowhere", "/nowhere"])
+def test_an_environment_that_is_not_there_is_told(given, tmp_path):
+    script = f'set -euo pipefail; root=$ROOT; . "{REPOSITORY}/environment.sh"; make_environment requirements.txt'
+    environment = {"PATH": os.environ["PATH"], "ROOT": str(tmp_path), "PYTHON_ENV": given, "CDPATH": "/"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, f"error: no torch in PYTHON_ENV={given}\n")
+
+
 def test_an_environment_whose_making_was_interrupted_is_made_anew(tmp_path):
     """python -m venv links the interpreter first and installs pip last."""
     log, base, half = tmp_path / "log", tmp_path / "python", tmp_path / ".venv" / "bin" / "python"

@@ -349,6 +349,8 @@ def test_monitoring_looks_at_fewer_pairs_and_else_says_the_same(data, backbone):
         name: whole[name] for name in whole if name != "alignment"
     }
     assert some["alignment"] == pytest.approx(evaluate.alignment(*few[1:]).item())
+    _, one_each = evaluate.measure(method, data, CROP, pairs_limit=1, **options)  # there are more classes
+    assert len(one_each[1]) == len(data.test.labels.unique()) > 1
 
 
 def test_order_and_crops_change_with_seed_and_epoch(data, backbone):

@@ -228,7 +228,7 @@ def test_a_run_is_not_continued_on_other_images_but_on_the_same_elsewhere(tmp_pa
     assert start("first")
     assert start("moved")
     for name in ("larger", "brighter"):
-        with pytest.raises(UserError, match="another configuration: other images"):
+        with pytest.raises(UserError, match=r"another configuration: other images \(\w+"):
             start(name)
 
 
@@ -249,6 +249,23 @@ def test_a_reader_that_has_gone_costs_no_run(byol, tmp_path):
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
     assert results.read(tmp_path / "run")["complete"]
+
+
+def test_a_reader_that_has_gone_is_no_traceback():
+    for merged in ("", "2>&1 "):
+        program = f"{sys.executable} {REPOSITORY}/code/table2.py {REPOSITORY}/code/results/none {merged}| true"
+        done = subprocess.run(["bash", "-c", program], env=environment(), capture_output=True, text=True, timeout=60)
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+    code = "from wassersteinssl.settings import in_a_line; import sys; sys.exit(in_a_line(lambda: print(1) or 0))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    for error in (subprocess.PIPE, writer):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment(), stdout=writer, stderr=error, text=True, timeout=60)
+        assert done.returncode == 2
+        assert (done.stderr or "\n").count("\n") == 1
+    os.close(writer)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +289,7 @@ def test_a_result_with_text_for_a_number_is_left_out_or_shown(tmp_path, wrong):
     for table in tables:
         assert table2.markdown(table)
         assert table2_figures.draw_curves(table, ["w2"])
+        assert table2_figures.draw_curves(table, ["loss"])
 
 
 def png():

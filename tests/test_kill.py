@@ -183,11 +183,13 @@ def test_a_nan_batch_stops_the_run_before_the_update_and_it_can_continue(tmp_pat
         nth_call(patch, step.TrainingStep, "__call__", 4, poison)
         with pytest.raises(step.NonFiniteLoss) as error:
             execute("BYOL", tmp_path / "run")
-    assert str(error.value) == "not finite at step 3: loss nan, uniformity nan, gradient nan"
+    told, last = str(error.value).split("; last good checkpoint: ")
+    assert told == "not finite at step 3: loss nan, uniformity nan, gradient nan"
     assert all(torch.equal(a, b) for a, b in zip(weights["before"], weights["method"].parameters(), strict=True))
     failed = json.loads((tmp_path / "run" / "failed.json").read_text())
-    assert failed["reason"] == str(error.value)
+    assert failed["reason"] == told
     assert failed["last_checkpoint"].startswith("checkpoint-000000002-")
+    assert last == f"{failed['last_checkpoint']} in {tmp_path / 'run'}"
     assert execute("BYOL", tmp_path / "run")
     assert not (tmp_path / "run" / "failed.json").exists()
 

@@ -46,6 +46,31 @@ def finished(module, tmp_path_factory):
     return folder
 
 
+def test_tensorboard_shows_each_epoch_once(module, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def shown():
+        board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+        return [(event.step, event.value) for event in board.Scalars("loss")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Signals, "stop", lambda self: (tmp_path / "run" / "metrics.jsonl").exists())  # first epoch
+        assert not execute(module, tmp_path / "run", "--tensorboard", "yes")
+    first = shown()
+    assert execute(module, tmp_path / "run", "--tensorboard", "yes")  # is continued
+    lines = [(line["epoch"] + 1, pytest.approx(line["loss"])) for line in metrics(tmp_path / "run")]
+    assert shown() == lines
+    assert len(first) == 1 < len(lines)
+    assert shown()[:1] == first
+
+
+def test_tensorboard_that_is_not_installed_is_told_before_anything_is_written(module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        execute(module, tmp_path / "run", "--tensorboard", "yes")
+    assert not (tmp_path / "run").exists()
+
+
 def outcome(folder):
     """All that a run computed, without times."""
     result = timeless(json.loads((folder / "result.json").read_text()))

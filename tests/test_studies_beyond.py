@@ -116,6 +116,7 @@ def test_the_constraints_are_as_theory_has_them(properties):
     assert {name for name, verdict in turned.items() if verdict == "on average"} == {"ssw", "sigreg", "sigreg_per_row"}
 
 
+@pytest.mark.parametrize("properties", ["committed", "reduced"], indirect=True)
 def test_what_sees_collapse_and_what_sees_more_than_two_moments(properties):
     cells, settings = properties
     for name in ("w2", "rankme", "tcr", "frobenius", "lu", "mst"):
@@ -135,6 +136,7 @@ def test_what_sees_collapse_and_what_sees_more_than_two_moments(properties):
             assert cells[name, question][1] == "seen"
 
 
+@pytest.mark.parametrize("properties", ["committed", "reduced"], indirect=True)
 def test_bias_and_cost_follow_theory(properties):
     cells, _ = properties
     assert cells["w2", "bias_n"][0] == pytest.approx(-0.5, abs=0.05)  # the floor, sqrt(m / 4n)
@@ -147,10 +149,14 @@ def test_bias_and_cost_follow_theory(properties):
         assert cells[name, "cost_n"][0] < 1.6
 
 
-def test_properties_are_computed_and_not_asserted():
+def test_properties_are_computed_and_not_asserted(monkeypatch):
     """A measure that lacks every property is found out."""
     module = load(STUDIES["properties"].script)
     random = studies.generator(0)
+    monkeypatch.setattr(module, "LABELS", {"none": ""})
+    monkeypatch.setitem(module.FUNCTIONS, "none", lambda z, normalize: z[0, 0] * len(z))
+    found = {row["question"]: row["verdict"] for row in module.properties(64, 8, random)}
+    assert found == dict.fromkeys(("ipc", "icc", "fcc", "fbc", "rotation", "scale"), "no")
     assert module.verdict("icc", [0.0, 1e-3]) == "no"
     assert module.verdict("fcc", [0.1, -0.1]) == "mixed"
     assert module.verdict("fbc", [np.inf, np.inf]) == "infinite"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, environment
 
-from wassersteinssl import table2
-from wassersteinssl.settings import Settings
+from wassersteinssl import table2, table2_figures
+from wassersteinssl.settings import TERMS, Settings
 
 DEFAULTS = {name: entry.default for name, entry in Settings.__dataclass_fields__.items()}
 
@@ -68,7 +68,7 @@ def test_the_papers_numbers_stand_beside_ours(make, tmp_path):
     (table,), _ = table2.collect([tmp_path])
     text = table2.markdown(table)
     papers = next(line for line in text.splitlines() if line.startswith("| MoCo v2 + W2")).split("|")
-    assert [papers[k].strip() for k in (3, 5, 7, 9, 11)] == ["91.41", "99.68", "0.33", "-3.84", "0.63"]
+    assert [papers[k].strip() for k in (3, 6, 8, 10, 12)] == ["91.41", "99.68", "0.33", "-3.84", "0.63"]
 
 
 def test_every_row_of_the_papers_table_is_known():
@@ -148,13 +148,24 @@ def test_an_unfinished_and_a_failed_run_are_listed(make, tmp_path):
 
 
 def test_csv_and_latex_hold_the_same_numbers(make, tmp_path):
-    make(acc1=12.345)
+    make(acc1=12.346, best_acc1=13.0)
+    make(term="w2", acc1=10.0, w2=0.5, lu=-3.25)
+    make(term="w2", acc1=11.0, w2=0.5, lu=-3.25, seed=13)
     (table,), _ = table2.collect([tmp_path])
     lines = list(csv.DictReader(io.StringIO(table2.to_csv([table]))))
-    assert next(float(line["mean"]) for line in lines if line["measure"] == "acc1") == 12.345
-    assert next(float(line["paper"]) for line in lines if line["measure"] == "acc1") == 89.53
-    tex = table2.latex(table)
-    assert "12.35 (89.53)" in tex or "12.34 (89.53)" in tex
+    found = {(line["uniformity"], line["measure"]): line for line in lines}
+    assert float(found["none", "acc1"]["mean"]) == 12.346
+    assert float(found["none", "acc1"]["paper"]) == 89.53
+    assert found["none", "acc1"]["gain"] == ""
+    assert float(found["w2", "acc1"]["gain"]) == pytest.approx(10.5 - 12.346)
+    assert float(found["w2", "w2"]["floor"]) == 0.08
+    tex, text = table2.latex(table), table2.markdown(table)
+    assert cell(text, "BYOL", "best epoch ↑") == "13.00"
+    assert r"BYOL & 12.35 & 89.53 & 13.00 & 99.00 & 99.71 &" in tex
+    assert r"BYOL + $\mathcal{W}_2$ & 10.50 $\pm$ 0.71 ($-$1.85) & 90.31 &" in tex
+    assert r"& 0.500 $\pm$ 0.000 ($-$0.500) & 0.38 & $-$3.25 $\pm$ 0.00 & $-$3.90 &" in tex
+    assert r"$\mathcal{W}_2$'s floor 0.080} \\" in tex
+    assert len({line.count("&") for line in tex.splitlines() if "&" in line}) == 1
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
 
 
@@ -204,6 +215,21 @@ def test_the_best_of_several_weights_and_all_measures(make, tmp_path):
     assert sum(line["measure"] == "w2" for line in lines) == 4
 
 
+def test_no_two_curves_look_alike(make, tmp_path):
+    for method in table2.METHODS:
+        for term in ("none", *TERMS):
+            if method == "BYOL" or term == "none":
+                make(method=method, term=term, options={"alpha_max": None if term == "none" else 1.0})
+    (table,), _ = table2.collect([tmp_path])
+    (panels,) = table2_figures.panels_of(table)
+    looks = {}
+    for panel in panels:
+        for label, style in zip(panel.labels, panel.styles, strict=True):
+            looks.setdefault(repr(style), set()).add(label)
+    assert len(looks) == len(table2.METHODS) + 1 + len(TERMS)
+    assert all(len(labels) == 1 for labels in looks.values())
+
+
 def program(*arguments):
     command = [sys.executable, str(REPOSITORY / "code" / "table2.py"), *map(str, arguments)]
     return subprocess.run(command, env=environment(), capture_output=True, text=True)
@@ -213,10 +239,11 @@ def test_the_program_writes_all_files(make, tmp_path):
     make()
     make(term="w2")
     make(dataset="cifar100")
-    done = program(tmp_path, "--out", tmp_path / "out", "--spectra")
+    done = program(tmp_path, "--out", tmp_path / "out", "--spectra", "--curves")
     assert done.returncode == 0, done.stderr
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {f"table2.{kind}" for kind in ("md", "csv", "tex", "png", "pdf")} | {"spectra.png", "spectra.pdf"}
+    pictures = {f"{name}.{kind}" for name in ("table2", "spectra", "curves", "loss") for kind in ("png", "pdf")}
+    assert written == {f"table2.{kind}" for kind in ("md", "csv", "tex")} | pictures
     assert "CIFAR-100" in done.stdout
 
 

@@ -37,10 +37,8 @@ from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES, effective_rank, lu_uniformity
 from wassersteinssl.w2 import w2_minimum, w2_uniformity
 
-LABELS = {
-    "w2": "W2", "kl": "KL", "bhattacharyya": "Bhattacharyya", "frobenius": "Frobenius",
-    "lu_calibrated": "L_U calibrated", "ssw": "SSW", "sigreg": "SIGReg", "mst": "MST length",
-}  # fmt: skip
+SHOWN = ("w2", "kl", "bhattacharyya", "frobenius", "lu_calibrated", "ssw", "sigreg", "mst")
+LABELS = {name: MEASURES[name].label for name in SHOWN}
 RATES = [10.0**k for k in range(-5, 3)]  # a row's step is the rate times n times its gradient
 LEAST = 16  # rows
 KEPT = 48  # points of a trajectory, besides its start

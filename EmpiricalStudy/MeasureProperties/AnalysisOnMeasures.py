@@ -42,15 +42,6 @@ LEAST = 64  # samples
 SAME = 1e-6  # relative change that counts as none
 SEEN = 3  # deviations of uniform rows from which on an arrangement counts as seen
 SLICED = ("ssw", "sigreg", "sigreg_per_row")
-LABELS = {
-    "w2": "W2", "w2_unbiased": "W2, 1/(n-1)", "lu": "L_U", "lu_calibrated": "L_U calibrated", "koleo": "KoLeo",
-    "mst": "MST length", "ssw": "SSW", "sigreg": "SIGReg", "sigreg_per_row": "SIGReg / n", "frobenius": "Frobenius",
-    "vicreg": "VICReg terms", "kl": "KL", "reverse_kl": "reverse KL", "jeffreys": "Jeffreys",
-    "bhattacharyya": "Bhattacharyya", "hellinger": "Hellinger²", "tcr": "-TCR", "rankme": "RankMe",
-    "rankme_share": "RankMe / m", "effective_rank": "effective rank", "participation_ratio": "participation ratio",
-    "stable_rank": "stable rank", "alpha_req": "alpha-ReQ", "isoscore": "IsoScore", "barlow": "Barlow term (2 views)",
-    "mmcr": "MMCR (2 views)", "lidar": "LiDAR (2 views)",
-}  # fmt: skip
 PROPERTIES = {"ipc": "IPC", "icc": "ICC", "fcc": "FCC", "fbc": "FBC", "rotation": "rotation", "scale": "scale"}
 SENSITIVITY = {"eighth": "d' 1/8", "half": "d' 1/2", "half_axes": "d' 1/2, axes", "eighth_few": "d' 1/8, n < m"}
 BLIND_SPOTS = {
@@ -71,10 +62,27 @@ def w2_unbiased(z: Tensor, *, normalize: bool = True) -> Tensor:
     return torch.tensor(metric.compute(), dtype=torch.float64)
 
 
-FUNCTIONS = {name: record.function for name, record in MEASURES.items()} | {
-    "w2_unbiased": w2_unbiased,
-    "sigreg_per_row": partial(sigreg, per_row=True),
+VARIANTS = {  # of a measure: what it is called, and how it is computed
+    "w2": ("w2_unbiased", "W2, 1/(n-1)", w2_unbiased),
+    "sigreg": ("sigreg_per_row", "SIGReg / n", partial(sigreg, per_row=True)),
 }
+FUNCTIONS = {name: record.function for name, record in MEASURES.items()} | {
+    name: function for name, _, function in VARIANTS.values()
+}
+
+
+def _labels() -> dict[str, str]:
+    """Of all that is studied: every measure but the two that ask for a pair's agreement."""
+    found = {}
+    for name, record in MEASURES.items():
+        if name not in ("alignment", "align_uniform"):
+            found[name] = record.label + (" (2 views)" if record.needs_views else "")
+        if name in VARIANTS:
+            found[VARIANTS[name][0]] = VARIANTS[name][1]
+    return found
+
+
+LABELS = _labels()
 
 
 class Sample:

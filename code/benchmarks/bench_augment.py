@@ -47,10 +47,10 @@ class TwoViews(Dataset):
         return self.transform(self.images[index]), self.transform(self.images[index])
 
 
-def ours(images: Tensor, apply: Callable, *, join: bool = True) -> Callable[[], Any]:
-    """A training step's augmentation: random numbers drawn on the CPU, then both views on the images' device; `join` as
-    in TrainingStep."""
+def ours(images: Tensor, apply: Callable) -> Callable[[], Any]:
+    """A training step's augmentation: random numbers drawn on the CPU, then both views on the images' device."""
     settings, calls = augment.Augmentation(), iter(range(10**9))
+    join = apply is augment.apply or images.device.type != "cpu"  # as in TrainingStep
 
     def call() -> list[Tensor]:
         step = next(calls)
@@ -129,7 +129,7 @@ def compile_cold(images: Tensor) -> tuple[Callable | None, float]:
     compiled = torch.compile(augment.apply, dynamic=False)
     start = time.perf_counter()
     try:
-        ours(images, compiled, join=images.device.type != "cpu")()
+        ours(images, compiled)()
     except Exception as error:  # no compiler
         print(f"no compiled variant: {reason(error)[:200]}", file=sys.stderr)
         return None, float("nan")
@@ -160,7 +160,7 @@ def main(args) -> None:
     compiling = float("nan")
     if not args.no_compile:
         compiled, compiling = compile_cold(on_device)
-        calls["ours, compiled"] = compiled and ours(on_device, compiled, join=device.type != "cpu")
+        calls["ours, compiled"] = compiled and ours(on_device, compiled)
     calls = {name: call for name, call in calls.items() if call is not None}
     with tqdm(desc="calls", disable=None, unit=" calls") as bar:
         counted = {name: (lambda call=call: (call(), bar.update())) for name, call in calls.items()}

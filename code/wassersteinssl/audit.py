@@ -149,7 +149,7 @@ class _Pass:
             for chunk in features.chunks():
                 rows = chunk.double()
                 norms = torch.linalg.vector_norm(rows, dim=1)
-                good = (norms < LENGTH_LIMIT) & ~_vanishing(rows, norms)  # not so for NaN
+                good = _usable(rows, norms)
                 self.bad += (start + torch.nonzero(~good).flatten()).tolist()
                 here = index[(index >= start) & (index < start + len(rows))] - start
                 here = here[good[here]]
@@ -215,10 +215,11 @@ class _Pass:
         }  # fmt: skip
 
 
-def _vanishing(rows: Tensor, norms: Tensor) -> Tensor:
-    """Rows so short that their squares vanish, though they are not zero."""
+def _usable(rows: Tensor, norms: Tensor) -> Tensor:
+    """Rows that are finite, not gigantic, and not so short that their squares vanish though they are not zero."""
+    good = norms < LENGTH_LIMIT  # not so for NaN
     short = norms < 1 / LENGTH_LIMIT
-    return short & rows.any(dim=1) if bool(short.any()) else short
+    return good & ~(short & rows.any(dim=1)) if bool(short.any()) else good
 
 
 def _cosines(gram: Tensor, dead: Tensor) -> Tensor:
@@ -308,7 +309,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         why = "all rows but one are zero" if directed == 1 else "all rows point the same way"
         if report["rows"]["distinct"] == 1:
             why = "all rows are equal"
-    elif directed <= m and used >= directed / FEW:
+    elif directed <= m and (directed <= FEW or used >= directed / FEW):
         word = "too few rows to tell"
         why = (
             f"{directed} rows lie in fewer of the {m} dimensions whatever they are, and uniform ones could look like "
@@ -391,7 +392,7 @@ def _labels(z: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
 def _views(z: Tensor, other: Tensor, name: str, seed: int) -> dict[str, Any]:
     """Every measure of two views, on the sampled rows; and of `unrelated` ones, the second shuffled."""
     norms = torch.linalg.vector_norm(other, dim=1)
-    good = (norms < LENGTH_LIMIT) & ~_vanishing(other, norms)
+    good = _usable(other, norms)
     if not bool(good.all()):
         raise UserError(
             f"{int((~good).sum())} of {len(other)} sampled rows of {name} hold NaN, infinite, gigantic or vanishing "

@@ -129,7 +129,7 @@ def read_labels(path: Path, n: int) -> Tensor:
     if values.dtype.kind == "f":
         empty = int(np.isnan(values).sum())
     elif values.dtype.kind in "US":
-        empty = int(np.isin(values, ("", "nan", "NaN")).sum())
+        empty = int(np.isin(values, np.array(["", "nan", "NaN"], values.dtype.kind)).sum())
     if empty:
         raise UserError(f"{path} holds no label for {empty} of {n} rows")
     return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
@@ -261,12 +261,12 @@ def _npz(path: Path, key: str | None, ndim: int) -> Stored:
 
 def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     """Numbers separated by comma, semicolon or tab, a row a line; a first line that is no numbers is a header, and one
-    that counts 0, 1, 2, ..."""
+    that counts 0, 1, 2, ... further than 0,1, which may be a code."""
     with path.open(encoding=TEXT) as file:
         first = next((line for line in file if line.strip()), "")
     delimiter = _delimiter(first)
     names = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
-    numbered = len(names) > 1 and names == [str(k) for k in range(len(names))]  # as pandas names columns
+    numbered = len(names) > 2 and names == [str(k) for k in range(len(names))]  # as pandas names columns
     header = numbered or not all(map(_is_number, names))
     index = int(header and names[0] in INDEX)
 

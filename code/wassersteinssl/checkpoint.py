@@ -20,7 +20,7 @@ import torch
 
 from wassersteinssl.device import out_of_memory
 from wassersteinssl.files import reason, sweep, write_atomically
-from wassersteinssl.settings import UserError
+from wassersteinssl.settings import UserError, tell
 
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d+)-([0-9a-f]{16})\.pt")
@@ -39,10 +39,10 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         missing = max(0, len(content) - shutil.disk_usage(folder).free) / 2**20
-        print(
+        tell(
             f"no checkpoint written: the disk of {folder} is full, {missing:.1f} MiB more are needed; "
             "the previous checkpoint is kept, the run goes on",
-            file=sys.stderr,
+            sys.stderr,
         )
         return False
     for _, old in _found(folder)[KEPT:]:
@@ -100,7 +100,7 @@ def load(folder: Path) -> dict[str, Any] | None:
                 return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             except Exception as error:  # a whole file that no run has written
                 raise UserError(f"{path} is no checkpoint: {reason(error)[:200]}") from None
-        print(f"{path} is damaged (its SHA-256 differs from its name); trying an older one", file=sys.stderr)
+        tell(f"{path} is damaged (its SHA-256 differs from its name); trying an older one", sys.stderr)
     if found:
         raise UserError(f"every checkpoint in {folder} is damaged: remove them to start anew")
     return None

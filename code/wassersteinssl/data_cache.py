@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from wassersteinssl.files import reason, sweep, write_atomically
+from wassersteinssl.settings import tell
 
 CACHE = ".wassersteinssl"
 
@@ -58,7 +59,7 @@ def alone(folder: Path) -> Iterator[bool]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waited = True
-            print(f"waiting for another run that is preparing {folder}", file=sys.stderr)
+            tell(f"waiting for another run that is preparing {folder}", sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
     except (ImportError, OSError):
         pass
@@ -100,10 +101,10 @@ def _read(folder: Path, name: str, source: dict) -> tuple[list[str], Arrays] | N
             raise ValueError("a split is missing")
         return list(record["classes"]), arrays
     except PermissionError:
-        print(f"{path} of another user cannot be read; decoding again", file=sys.stderr)
+        tell(f"{path} of another user cannot be read; decoding again", sys.stderr)
         return None
     except Exception as error:  # damaged bytes can fail anywhere in numpy and json
-        print(f"the cache file {path} is damaged ({reason(error)}); decoding again", file=sys.stderr)
+        tell(f"the cache file {path} is damaged ({reason(error)}); decoding again", sys.stderr)
         return None
 
 
@@ -121,4 +122,4 @@ def _write(folder: Path, name: str, source: dict, classes: list[str], arrays: Ar
                 record["sha256"][split][part] = _sha256(array)
         write_atomically(cache / f"{name}.json", json.dumps(record, indent=1).encode())
     except OSError as error:
-        print(f"the decoded images are not kept, {cache} cannot be written: {reason(error)}", file=sys.stderr)
+        tell(f"the decoded images are not kept, {cache} cannot be written: {reason(error)}", sys.stderr)

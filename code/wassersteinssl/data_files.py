@@ -24,7 +24,7 @@ from tqdm import tqdm
 from wassersteinssl.data_cache import Arrays, cached
 from wassersteinssl.files import reason
 from wassersteinssl.machine import cpus, fills_memory
-from wassersteinssl.settings import UserError
+from wassersteinssl.settings import UserError, tell
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -94,7 +94,7 @@ def _listing(folders: Sequence[Path]) -> Listing:
         labels += [label] * len(names)
     if others:
         told = ", ".join(f"{number} {kind}" for kind, number in others.most_common(5))
-        print(f"{folders[0].parent}: files that are no {expected} are left out: {told}", file=sys.stderr)
+        tell(f"{folders[0].parent}: files that are no {expected} are left out: {told}", sys.stderr)
     return Listing(files, labels)
 
 

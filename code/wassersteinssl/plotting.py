@@ -53,9 +53,9 @@ def symbols(text: str) -> str:
 
 
 def line_style(k: int) -> dict:
-    """Colour, dash and marker of the k-th series."""
-    k %= len(COLORS)
-    return {"color": COLORS[k], "linestyle": DASHES[k], "marker": MARKERS[k]}
+    """Colour, dash and marker of the k-th series; series of one colour differ in the others."""
+    turn = (k + k // len(COLORS)) % len(COLORS)
+    return {"color": COLORS[k % len(COLORS)], "linestyle": DASHES[turn], "marker": MARKERS[turn]}
 
 
 def compare(axes: Axes, x: Sequence, points: Sequence, theory: Sequence, k: int, label: str) -> None:

@@ -1,4 +1,4 @@
-"""Pre-training: the loop, on one screen."""
+"""Pre-training: the loop."""
 
 import math
 import sys
@@ -100,27 +100,18 @@ def pretrain(
             last, nth = epoch + 1 == settings.epochs, epoch + 1
             if first_process:
                 means, took = (train.sums / steps).tolist(), time.perf_counter() - began
-                line = {"epoch": epoch, "loss": means[0]}
-                line["lr"] = optimizer.param_groups[0]["base_lr"] * warmup_cosine(done - 1, total, warmup_steps)
-                if term is not None:
-                    line |= {"loss_uniformity": means[1], "alpha": alpha}
+                lr = optimizer.param_groups[0]["base_lr"] * warmup_cosine(done - 1, total, warmup_steps)
+                line = {"epoch": epoch, "loss": means[0], "lr": lr}
+                line |= {} if term is None else {"loss_uniformity": means[1], "alpha": alpha}
                 line |= {"seconds": took, "images_per_second": (steps - begun) * batch_size / took}
                 line |= {"peak_memory_mb": round(peak_memory(device) / 2**20)}
-                line["w2_batch"] = w2_uniformity(train.batch).item()  # of the last batch
+                line |= {"w2_batch": w2_uniformity(train.batch).item()}  # of the last batch
                 collapsed = collapsed + 1 if line["w2_batch"] > COLLAPSED else 0
-                if collapsed > 1:
-                    line["collapsed_epochs"] = collapsed
-                if collapsed == 2:
-                    with bar.external_write_mode(file=sys.stderr):
-                        tell("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2", sys.stderr)
+                line |= {"collapsed_epochs": collapsed} if collapsed > 1 else {}
                 if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
-                    monitoring = time.perf_counter()
-                    line |= monitor()
-                    line["monitor_seconds"] = time.perf_counter() - monitoring
+                    line |= _timed(monitor)
                 bar.set_postfix(_shown(epoch, means, term, collapsed))
-                if bar.disable:
-                    left = (total - done) / steps * took / 60
-                    tell("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {left:.1f} min")
+                _tell(bar, line, minutes_left=(total - done) / steps * took / 60)
                 log(line)
             train.sums.zero_()
             stopping = stop()
@@ -129,6 +120,20 @@ def pretrain(
             if stopping and not last:
                 return None
     return seconds + time.perf_counter() - start
+
+
+def _timed(monitor: Callable[[], dict]) -> dict:
+    start = time.perf_counter()
+    return monitor() | {"monitor_seconds": time.perf_counter() - start}
+
+
+def _tell(bar: tqdm, line: dict[str, float], minutes_left: float) -> None:
+    """Print an epoch's line where no bar is shown; warn once of a collapse."""
+    if line.get("collapsed_epochs") == 2:
+        with bar.external_write_mode(file=sys.stderr):
+            tell("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2", sys.stderr)
+    if bar.disable:
+        tell("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {minutes_left:.1f} min")
 
 
 def _bar(total: int, initial: int, shown: bool) -> tqdm:

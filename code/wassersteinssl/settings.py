@@ -49,10 +49,12 @@ def _silence(stream: TextIO) -> None:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def in_a_line(program: str, function: Callable[..., int], *arguments: Any) -> int:
+def in_a_line(function: Callable[..., int], *arguments: Any) -> int:
     """A program's function and its exit status; mistakes, and files that cannot be used, are one line and status 2."""
     try:
-        return function(*arguments)
+        status = function(*arguments)
+        sys.stdout.flush()  # while a reader that has gone can still be told
+        return status
     except UserError as error:
         why = str(error)
     except BrokenPipeError as error:
@@ -60,7 +62,7 @@ def in_a_line(program: str, function: Callable[..., int], *arguments: Any) -> in
         why = str(error.strerror)
     except OSError as error:  # no right to look at it, say, or a name that is too long
         why = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
-    print(f"{program}: error: {why}", file=sys.stderr)
+    tell(f"{Path(sys.argv[0]).name}: error: {why}", sys.stderr)
     return 2
 
 
@@ -118,6 +120,11 @@ def plain_name(text: str) -> str:
     return text
 
 
+def home(text: str) -> Path:
+    """A path, its ~ resolved, as not every shell does it behind an equals sign."""
+    return Path(os.path.expanduser(text))
+
+
 def pair_size(text: str) -> int:
     """A whole number, at least 2: batch-norm and W2 need two rows, SSW two dimensions."""
     return _number(text, int, 2, above=False)
@@ -128,7 +135,10 @@ class Settings:
     """What every method shares. The defaults are the paper's, for CIFAR-10."""
 
     dataset: str = option(
-        "cifar10", "the images; digits: tiny, no download (--width 16 --epochs 20: minutes)", choices=DATASETS
+        "cifar10",
+        "the images; digits: tiny, no download (--width 16 --epochs 20: minutes); folder: --data-dir has train/CLASS/* "
+        "and test/CLASS/*",
+        choices=DATASETS,
     )
     dataset_name: str = option(
         "", "what results call the images of --dataset folder (default: folder)", check=plain_name
@@ -140,7 +150,11 @@ class Settings:
     )
 
     uniformity: str = option("none", "the term to add to the loss", choices=("none", *TERMS))
-    alpha_max: float | None = option(None, "its weight at the start (default: the method's)", check=not_negative)
+    alpha_max: float | None = option(
+        None,
+        "its weight at the start (default: for w2 and lu that of MoCo v2, BYOL, Barlow Twins, Zero-CL)",
+        check=not_negative,
+    )
     alpha_min: float | None = option(
         None,
         "its weight after the last epoch; linear in between (default: --alpha-max, or the method's)",
@@ -177,6 +191,9 @@ class Settings:
         "torch.compile: the augmentation (half a minute at the start), or the networks too (minutes)",
         choices=COMPILE,
     )
+    tensorboard: str = option(
+        "no", "yes: each epoch's line also as events for TensorBoard (pip install tensorboard)", choices=("no", "yes")
+    )
     run_dir: str = option("", "the run's folder (default: runs/DATASET/METHOD+TERM-wWIDTH-eEPOCHS-sSEED)")
     resume: str = option(
         "auto", "auto: continue the run that the folder holds; never: refuse it", choices=("auto", "never")
@@ -190,8 +207,8 @@ class Settings:
 
     # Settings that may differ when a run is continued: where it runs, not what it computes.
     PLACE = (
-        "data_dir", "device", "cuda_graph", "checkpoint_epochs", "checkpoint_minutes", "compile", "run_dir", "resume",
-        "stage",
+        "data_dir", "device", "cuda_graph", "checkpoint_epochs", "checkpoint_minutes", "compile", "tensorboard",
+        "run_dir", "resume", "stage",
     )  # fmt: skip
 
 
@@ -243,6 +260,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # parse_args calls it, too
         if args is None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._interrupted)
+            if hasattr(signal, "SIGQUIT"):  # ignored by what a script starts in the background
+                signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         return super().parse_known_args(args, namespace)
 
     def _interrupted(self, *_: Any) -> NoReturn:
@@ -252,9 +271,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
+EPILOG = """The same command continues an interrupted run and skips a finished one. Ctrl-C or SIGTERM: checkpoint.
+Exit status: 0 done, 2 a mistake or a full disk, 3 a loss or gradient is not finite, 75 stopped and to be continued, 130
+stopped by a second Ctrl-C."""
+
+
 def parse(kind: type[Any_Settings], description: str | None, arguments: list[str] | None = None) -> Any_Settings:
     """The settings that the command line asks for. Ends the program with status 2 and one line if it makes no sense."""
     parser = Parser(description)
+    parser.epilog = EPILOG
     _add(parser, kind)
     settings = kind(**vars(parser.parse_args(arguments)))
     if settings.alpha_min is not None and settings.alpha_max is None:

@@ -19,7 +19,7 @@ from wassersteinssl import augment, distributed
 from wassersteinssl.data import ImageSet
 from wassersteinssl.files import reason
 from wassersteinssl.method import Method
-from wassersteinssl.settings import Settings
+from wassersteinssl.settings import Settings, tell
 from wassersteinssl.w2 import wide_dtype
 
 NAMES = ("loss", "uniformity")  # of the terms: the method's own and the added one
@@ -61,19 +61,19 @@ class TrainingStep:
         self.finite_steps = torch.zeros((), dtype=torch.long, device=device)
         self.check_every_step = device.type == "cpu"  # elsewhere looking at the numbers would wait for them
         self.augment = augment.apply
-        # Both views in one call, which halves the launches; compiled for a CPU two calls of half the size are faster.
-        self.join = settings.compile == "no" or device.type != "cpu"
+        self.join = True  # both views in one call, which halves the launches
         if settings.compile != "no" and distributed.size() == 1:
             self.augment = compiled(augment.apply, "augmentation")
+            self.join = device.type != "cpu"  # compiled there, two calls of half the size are faster
         elif settings.compile != "no" and distributed.first():  # each one's share of a batch would compile anew
-            print("augmentation not compiled: there are several processes", file=sys.stderr)
+            tell("augmentation not compiled: there are several processes", sys.stderr)
         if settings.compile == "all":
             self.network = compiled(self.network, "networks")
         self.record = _record if device.type == "cuda" and settings.cuda_graph == "auto" else None
         if self.record is not None and distributed.size() > 1:
             self.record = None
             if distributed.first():
-                print("no CUDA graph: with several processes every step is launched anew", file=sys.stderr)
+                tell("no CUDA graph: with several processes every step is launched anew", sys.stderr)
         self._replay: Callable[[], Any] | None = None
         self._steps = 0
         place_lr(optimizer, device)
@@ -169,7 +169,7 @@ class TrainingStep:
             self._replay = self.record(lambda: self._run(self._images, self._parameters))
         except RuntimeError as error:  # the first error; ending the capture raises another
             why = reason(error.__context__ or error)[:200]
-            print(f"no CUDA graph ({why}); training goes on without", file=sys.stderr)
+            tell(f"no CUDA graph ({why}); training goes on without", sys.stderr)
         self.record = None
 
 
@@ -186,10 +186,10 @@ def compiled(function: Callable, name: str) -> Callable:
         try:
             result = chosen(*arguments)
         except Exception as error:
-            print(f"{name} not compiled ({reason(error)[:200]}); training goes on without", file=sys.stderr)
+            tell(f"{name} not compiled ({reason(error)[:200]}); training goes on without", sys.stderr)
             chosen = function
             return function(*arguments)
-        print(f"{name} compiled in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+        tell(f"{name} compiled in {time.perf_counter() - start:.1f} s", sys.stderr)
         return result
 
     return call

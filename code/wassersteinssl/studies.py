@@ -25,7 +25,7 @@ from wassersteinssl import __version__
 from wassersteinssl.device import find_device, out_of_memory
 from wassersteinssl.files import write_atomically
 from wassersteinssl.pairwise import lu_theory, lu_uniformity
-from wassersteinssl.settings import UserError
+from wassersteinssl.settings import UserError, in_a_line
 from wassersteinssl.w2 import W2Metric, w2_floor
 
 CHUNK = 2**24  # numbers of a chunk of samples: 64 MiB in float32
@@ -37,18 +37,20 @@ CHUNK = 2**24  # numbers of a chunk of samples: 64 MiB in float32
 def main(study: Callable[[argparse.Namespace], Path], options: argparse.Namespace) -> None:
     """Run `study(options)`, which returns the file it wrote; `options` as `study_options` gave them. Mistakes and what
     does not fit into memory end in one line and status 2."""
+    if status := in_a_line(_run, study, options):
+        sys.exit(status)
+
+
+def _run(study: Callable[[argparse.Namespace], Path], options: argparse.Namespace) -> int:
+    options.device = str(find_device(options.device))
+    _check_writable(options.out)
     try:
-        options.device = str(find_device(options.device))
-        _check_writable(options.out)
-        try:
-            print(f"wrote {study(options)}")
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise UserError(f"--samples {options.samples} do not fit into the memory of {options.device}") from None
-    except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"wrote {study(options)}")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"--samples {options.samples} do not fit into the memory of {options.device}") from None
+    return 0
 
 
 def _check_writable(folder: Path) -> None:

@@ -200,23 +200,9 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
     """A table a data set: ours (mean ± deviation, gain against vanilla) beside the paper's; W2 with its floor."""
     lines = [describe(table), ""]
     for dataset in table.datasets():
-        rows = [row for row in table.rows if row.dataset == dataset]
-        compared = {column for row in rows for column in row.published}
-        heads = ["Method"]
-        for column, (heading, _) in COLUMNS.items():
-            heads += [heading] + (["paper"] if column in compared else [])
-        heads += ["seeds", "minutes"]
-        lines += [f"**{DATASETS.get(dataset, dataset)}**, W2's floor {rows[0].value('w2_floor'):.3f}", ""]
-        lines += ["| " + " | ".join(heads) + " |", "| " + " | ".join(["---"] * len(heads)) + " |"]
-        for row in rows:
-            cells = [row.name]
-            for column in COLUMNS:
-                cells.append(_cell(table, row, column))
-                if column in compared:
-                    number = row.published.get(column)
-                    cells.append("" if number is None else f"{number:.2f}")
-            lines.append("| " + " | ".join([*cells, str(row.seeds), f"{row.minutes:.1f}"]) + " |")
-        lines.append("")
+        title, heads, rows = _texts(table, dataset)
+        lines += [f"**{title[0]}**, {title[1]}", ""]
+        lines += ["| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *rows)] + [""]
     if told := monitoring(table):
         lines += [told, ""]
     if unfinished := list(unfinished):
@@ -224,51 +210,67 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
     return "\n".join(lines)
 
 
+def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list[list[str]]]:
+    """A data set's name and floor, the heads of its columns and its rows, for Markdown and LaTeX alike."""
+    rows = [row for row in table.rows if row.dataset == dataset]
+    compared = {column for row in rows for column in row.published}
+    heads = ["Method"]
+    for column, (heading, _) in COLUMNS.items():
+        heads += [heading] + (["paper"] if column in compared else [])
+    cells = []
+    for row in rows:
+        cells.append([row.name])
+        for column in COLUMNS:
+            cells[-1].append(_cell(table, row, column))
+            if column in compared:
+                number = row.published.get(column)
+                cells[-1].append("" if number is None else f"{number:.2f}")
+        cells[-1] += [str(row.seeds), f"{row.minutes:.1f}"]
+    floor = f"W2's floor {rows[0].value('w2_floor'):.3f}"
+    return (DATASETS.get(dataset, dataset), floor), [*heads, "seeds", "minutes"], cells
+
+
 def to_csv(tables: Iterable[Table]) -> str:
     """Long form: a line a row of a table and measure, with the paper's number and the setting as JSON. The measures are
     those of the table, and then all others that the runs have recorded."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow("method uniformity variant dataset measure mean deviation seeds floor paper setting".split())
+    writer.writerow("method uniformity variant dataset measure mean deviation seeds gain floor paper setting".split())
     for table in tables:
         setting = json.dumps(table.setting)
         for row in table.rows:
             for column in COLUMNS:
-                deviation = row.deviation(column)
+                deviation, vanilla = row.deviation(column), table.vanilla(row)
                 number = row.published.get(column, "")
                 floor = row.value("w2_floor") if column == "w2" else ""
-                ours = [row.value(column), "" if deviation is None else deviation, row.seeds, floor]
+                gain = "" if vanilla is None else row.value(column) - vanilla.value(column)
+                ours = [row.value(column), "" if deviation is None else deviation, row.seeds, gain, floor]
                 key = [row.method, row.term, row.variant, row.dataset, column]
                 writer.writerow([*key, *ours, number, setting])
             for name in (name for name in row.runs[0]["measures"] if name not in COLUMNS):
                 key = [row.method, row.term, row.variant, row.dataset, name]
                 value = row.measure(name)
-                writer.writerow([*key, "" if value is None else value, "", row.seeds, "", "", setting])
+                writer.writerow([*key, "" if value is None else value, "", row.seeds, "", "", "", setting])
     return out.getvalue()
 
 
 def latex(table: Table) -> str:
-    """A booktabs tabular a data set, ours with the deviation and, in parentheses, the paper's."""
+    """What `markdown` shows, a booktabs tabular a data set."""
     parts = []
     for dataset in table.datasets():
-        heads = " & ".join(_tex(heading) for heading, _ in COLUMNS.values())
-        lines = [f"% {DATASETS.get(dataset, dataset)}. {describe(table)}"]
-        lines += [
-            rf"\begin{{tabular}}{{l{'c' * len(COLUMNS)}}}",
+        title, heads, rows = _texts(table, dataset)
+        about = rf"\multicolumn{{{len(heads)}}}{{l}}{{{_tex(', '.join(title))}}}"
+        head, *body = (" & ".join(map(_tex, line)) for line in (heads, *rows))
+        ruled = [
             r"\toprule",
-            f"Method & {heads} " + r"\\",
+            rf"{about} \\",
             r"\midrule",
+            rf"{head} \\",
+            r"\midrule",
+            *(rf"{line} \\" for line in body),
         ]
-        for row in (row for row in table.rows if row.dataset == dataset):
-            cells = [_tex(row.name)]
-            for column, (_, decimals) in COLUMNS.items():
-                deviation = row.deviation(column)
-                cell = f"{row.value(column):.{decimals}f}"
-                cell += "" if deviation is None else rf"$\pm${deviation:.{decimals}f}"
-                number = row.published.get(column)
-                cells.append(cell + ("" if number is None else f" ({number:.2f})"))
-            lines.append(" & ".join(cells) + r" \\")
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+        begin, end = rf"\begin{{tabular}}{{l{'c' * (len(heads) - 1)}}}", r"\end{tabular}"
+        parts.append("\n".join([f"% {describe(table)}", begin, *ruled, r"\bottomrule", end]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -301,7 +303,8 @@ def _tex(text: str) -> str:
     text = re.sub(r"[&#$_{}]", r"\\\g<0>", text).replace(r"L\_U", "L_U")
     for plain, tex in (("L_U", r"$\mathcal{L_U}$"), ("W2", r"$\mathcal{W}_2$"), ("↑", r"$\uparrow$"), ("%", r"\%")):
         text = text.replace(plain, tex)
-    return text.replace("↓", r"$\downarrow$")
+    text = re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
+    return text.replace("↓", r"$\downarrow$").replace("±", r"$\pm$")
 
 
 def _order(row: Row) -> tuple:

@@ -19,6 +19,7 @@ from wassersteinssl.settings import MONITOR_IMAGES, UserError
 from wassersteinssl.table2 import DATASETS, METHODS, TERMS, Row, Table
 
 AXIS = {  # what a run's metrics.jsonl follows
+    "loss": "loss, without the term",
     "knn1": f"kNN top-1 (%), of at most\n{MONITOR_IMAGES:,} training images",
     **SYMBOLS,
     "alignment": r"$\mathcal{A}$",
@@ -87,22 +88,23 @@ class Panel:
     styles: list[dict]  # one for each label in all panels; no method has that of a term
 
 
-def panels_of(table: Table) -> list[list[Panel]]:
+def panels_of(table: Table, *, mixed: bool = True) -> list[list[Panel]]:
     """For each data set a panel of all methods without a term, if there are several, then one for each method with
-    several rows (or for each, if only one has none)."""
-    methods, terms = list(METHODS.values()), list(map(_label, TERMS))  # labels in the order of their styles
+    several rows (or for each, if only one has none). Not `mixed`: one for each method alone."""
+    methods = list(METHODS.values())  # labels in the order of their styles
+    terms = [*map(_label, TERMS), *methods]  # the methods' own come after the table's terms
     found = []
     for dataset in table.datasets():
         name = DATASETS.get(dataset, dataset)
         here = [row for row in table.rows if row.dataset == dataset]
         vanilla = [row for row in here if row.term == "none"]
         line = []
-        if len(vanilla) > 1:
+        if mixed and len(vanilla) > 1:
             labels = [symbols(row.name) for row in vanilla]
-            line.append(Panel(name, NO_TERM, vanilla, labels, _styles(labels, methods, len(terms))))
+            line.append(Panel(name, NO_TERM, vanilla, labels, _styles(labels, methods, len(TERMS))))
         for key in dict.fromkeys(row.method for row in here):
             rows, method = [row for row in here if row.method == key], METHODS.get(key, key)
-            if len(rows) > 1 or len(vanilla) < 2:
+            if len(rows) > 1 or len(vanilla) < 2 or not mixed:
                 labels = [symbols(row.name.removeprefix(method).strip()) or NO_TERM for row in rows]
                 line.append(Panel(name, method, rows, labels, _styles(labels, terms, 0)))
         found.append(line)
@@ -145,19 +147,21 @@ def _spectrum(path: Path) -> np.ndarray:
 
 def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
     """Measures of `AXIS` against the epoch, for each measure the lines of `panels_of` (the paper's figures 15-17), all
-    of one scale.
+    of one scale; with "loss", which is another one in each method, a panel each of its own scale.
 
     Mean over seeds, with a band from the least to the largest. A tick at each epoch that was measured, if they are few.
     """
-    lines = panels_of(table)
-    figure, grid = _axes(lines * len(columns))
+    shared = "loss" not in columns
+    lines = panels_of(table, mixed=shared)
+    figure, grid = _axes(lines * len(columns), sharey="row" if shared else False)
     for k, column in enumerate(columns):
         here = grid[k * len(lines) : (k + 1) * len(lines)]
         for axis, panel in chain.from_iterable(here):
             _draw_curves(axis, panel, column)
         limits = [line[0][0].get_ylim() for line in here]
         for line in here:
-            line[0][0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            if shared:
+                line[0][0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
             line[0][0].set_ylabel(f"{line[0][1].dataset}\n{AXIS[column]}")
     _legends(figure, grid, *([FLOOR] if "w2" in columns else []))
     return figure
@@ -168,7 +172,7 @@ def _draw_curves(axis: Axes, panel: Panel, column: str) -> None:
     for row, style in zip(panel.rows, panel.styles, strict=True):
         epochs, values = _followed(row, column)  # (epochs,), (seeds, epochs)
         measured.update(epochs)
-        axis.plot(epochs, values.mean(0), **style)
+        axis.plot(epochs, values.mean(0), markevery=max(1, len(epochs) // 10), **style)
         if len(values) > 1:
             axis.fill_between(epochs, values.min(0), values.max(0), color=style["color"], alpha=0.2, linewidth=0)
     if column == "w2":
@@ -191,12 +195,12 @@ def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(epochs), np.array([[run[epoch] for epoch in epochs] for run in runs])
 
 
-def _axes(lines: Sequence[list[Panel]]) -> tuple[Figure, list[list[tuple[Axes, Panel]]]]:
+def _axes(lines: Sequence[list[Panel]], sharey: Any = "row") -> tuple[Figure, list[list[tuple[Axes, Panel]]]]:
     """Titled axes for the panels. Up to five fit into a text's width."""
     columns = max(map(len, lines))
     width = min(COLUMN, 2.2 * COLUMN / min(columns, 5))
     size = (width * columns, (2 if columns > 2 else 2.3) * len(lines) + 0.7)
-    figure, axes = plt.subplots(len(lines), columns, figsize=size, squeeze=False, sharey="row")
+    figure, axes = plt.subplots(len(lines), columns, figsize=size, squeeze=False, sharey=sharey)
     several, letters = sum(map(len, lines)) > 1, map(_letter, count())
     grid: list[list[tuple[Axes, Panel]]] = []
     for places, panels in zip(axes, lines, strict=True):

@@ -13,6 +13,7 @@ sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installati
 
 from wassersteinssl import plotting, table2
 from wassersteinssl.settings import TERMS, Parser
+from wassersteinssl.uniformity import MEASURES
 
 BASES = ("MSE", "BYOL")
 # What is shown of a run -> heading, decimals, label of the axis.
@@ -23,11 +24,7 @@ SHOWN = {
     "w2": ("W2 ↓", 2, plotting.SYMBOLS["w2"]),
     "alignment": ("A ↓", 2, r"alignment $\mathcal{A}$"),
 }
-NAMES = {
-    "none": "no term", "w2": "W2", "lu": "L_U", "lu_calibrated": "L_U, calibrated", "koleo": "KoLeo",
-    "mst": "MST length", "ssw": "SSW", "sigreg": "SIGReg", "frobenius": "Frobenius", "vicreg": "VICReg", "kl": "KL",
-    "reverse_kl": "reverse KL", "jeffreys": "Jeffreys", "bhattacharyya": "Bhattacharyya", "tcr": "TCR",
-}  # fmt: skip
+NAMES = {"none": "no term"} | {term: MEASURES[term].label for term in TERMS}
 
 
 def collect(folder: str) -> tuple[str, dict[tuple[str, str], table2.Row], dict[tuple[str, str], int]]:
