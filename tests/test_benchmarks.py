@@ -13,8 +13,8 @@ PROGRAMS = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
 RESULTS = REPOSITORY / "code" / "results" / "benchmarks"
 
 
-def test_there_are_five():
-    assert PROGRAMS == ["bench_augment", "bench_loss", "bench_metrics", "bench_start", "bench_train"]
+def test_there_are_seven():
+    assert [f"bench_{name}" for name in "augment data loss metrics start studies train".split()] == PROGRAMS
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

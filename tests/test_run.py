@@ -124,8 +124,7 @@ def test_a_vanilla_run_never_computes_a_term(module, tmp_path, monkeypatch):
         raise AssertionError("computed")
 
     for name in ("w2", "lu"):
-        record = MEASURES[name]
-        monkeypatch.setitem(pretrain.MEASURES, name, type(record)(poisoned, *list(vars(record).values())[1:]))
+        monkeypatch.setitem(pretrain.MEASURES, name, dataclasses.replace(MEASURES[name], function=poisoned))
     assert execute(module, tmp_path / "run", "--stage", "pretrain", "--monitor-every", 0)
     assert "loss_uniformity" not in metrics(tmp_path / "run")[0]
     with pytest.raises(AssertionError, match="computed"):

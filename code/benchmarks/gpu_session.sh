@@ -6,7 +6,7 @@
 # tqdm, pytest and hypothesis. Nothing is downloaded. Each part has its time limit, and a part that fails stops no other.
 set -uo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
-out=$(mkdir -p "${1:-$root/runs/gpu}" && cd "${1:-$root/runs/gpu}" && pwd)
+out=$(mkdir -p "${1:-$root/runs/gpu}" && CDPATH='' cd -- "${1:-$root/runs/gpu}" && pwd)
 cd "$root"
 python=${PYTHON:-python3}
 export PYTHONPATH=$root/code PYTHONUNBUFFERED=1
