@@ -31,7 +31,19 @@ def test_every_launcher_is_listed(launcher):
 def test_the_tables_of_a_page_are_the_built_ones(page):
     text = page.read_text(encoding="utf-8")
     assert EMBED.refreshed(text) == text, "run code/results/embed.py"
-    assert len(EMBED.QUOTE.findall(text)) == text.count("<!-- code/results/")
+    assert len(EMBED.QUOTE.findall(text)) == text.count(".md -->")
+
+
+def test_the_demo_prints_what_stands_below_it(capsys):
+    program, printed = re.search(
+        r"## 60-second demo\n\n```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL
+    ).groups()
+    exec(program, {})
+    numbers = [
+        [float(number) for number in re.findall(r"-?\d+\.\d+", text)] for text in (capsys.readouterr().out, printed)
+    ]
+    assert numbers[0] == pytest.approx(numbers[1], abs=2e-3)
+    assert len(numbers[0]) == 11
 
 
 def test_a_quoted_file_that_has_changed_is_put_in(tmp_path, monkeypatch):

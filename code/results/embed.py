@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Put the built tables into the pages that quote them: python code/results/embed.py
 
-A page quotes a file between two comments, `<!-- code/results/FILE.md -->` and `<!-- end -->`; what stands between them
+A page quotes a file between two comments, `<!-- FOLDER/FILE.md -->` and `<!-- end -->`; what stands between them
 is replaced by the file. Prints the pages that changed.
 """
 
@@ -15,7 +15,7 @@ from wassersteinssl.settings import Parser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
-QUOTE = re.compile(r"(<!-- (code/results/[\w/.+-]+\.md) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+QUOTE = re.compile(r"(<!-- ([\w/.+-]+\.md) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
 
 
 def refreshed(page: str) -> str:
