@@ -15,12 +15,12 @@ from wassersteinssl.settings import Parser
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
-QUOTE = re.compile(r"(<!-- ([\w/.+-]+\.md) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+QUOTE = re.compile(r"(<!-- ([\w/.+-]+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def refreshed(page: str) -> str:
     """The page with what its quoted files hold now."""
-    return QUOTE.sub(lambda found: found[1] + (REPOSITORY / found[2]).read_text("utf-8").strip() + found[4], page)
+    return QUOTE.sub(lambda found: found[1] + (REPOSITORY / found[2]).read_text("utf-8").strip() + "\n" + found[3], page)
 
 
 def main() -> None:
