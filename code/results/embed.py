@@ -20,7 +20,7 @@ QUOTE = re.compile(r"(<!-- ([\w/.+-]+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def refreshed(page: str) -> str:
     """The page with what its quoted files hold now."""
-    return QUOTE.sub(lambda found: found[1] + (REPOSITORY / found[2]).read_text("utf-8").strip() + "\n" + found[3], page)
+    return QUOTE.sub(lambda found: f"{found[1]}{(REPOSITORY / found[2]).read_text('utf-8').strip()}\n{found[3]}", page)
 
 
 def main() -> None:

@@ -40,7 +40,10 @@ def main(folder: str) -> None:
     here, device = Path(__file__), hardware(torch.device("cpu"))
     content = {"acc1": best, "acc1 by learning rate": accuracy, "seed": SEED, "device": device, "versions": versions()}
     here.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    told = f"A linear classifier on the pixels themselves reaches {best:.2f} % at the best of three learning rates, by test images (`code/results/mini/pixels.py`)."
+    told = (
+        f"A linear classifier on the pixels themselves reaches {best:.2f} % at the best of three learning rates, by "
+        "test images (`code/results/mini/pixels.py`)."
+    )
     here.with_suffix(".md").write_text(told + "\n")
     print(told)
 
