@@ -24,6 +24,6 @@ make_environment requirements.txt
 
 "$python" code/grid.py run --preset digits --parallel 2 --runs "$runs"
 echo
-"$python" code/table2.py "$runs" --spectra
+"$python" code/table2.py "$runs" --spectra --curves
 echo
 RUNS=$runs "$python" code/figures.py ${paper[@]+"${paper[@]}"}
