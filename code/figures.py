@@ -20,7 +20,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl.files import reason
-from wassersteinssl.settings import Parser
+from wassersteinssl.settings import Parser, home
 
 REPOSITORY = CODE.parent
 STUDIES = sorted(  # scripts and notebooks, without their suffix
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=home,
         default=REPOSITORY / "runs" / "figures",
         metavar="FOLDER",
         help="where data, notebooks and figures go (default: runs/figures)",

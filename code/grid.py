@@ -196,7 +196,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         parser.error("run-one needs --index")
     if options.action != "run-one" and options.index is not None:
         parser.error("--index goes with run-one")
-    if options.slurm and options.action != "run":
+    if options.slurm and sys.argv[1] != "run":  # in its place, where the jobs have run-one
         parser.error("--slurm goes with run: grid.py run --slurm ...")
     if options.action == "run" and not options.slurm:  # a cell of an array has those of the command that submitted it
         for name in FOR_SLURM:
@@ -237,7 +237,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
     several = options.gpus is not None and options.gpus > 1
     launcher = f"-m torch.distributed.run --standalone --nproc-per-node {options.gpus}".split() if several else []
-    folders = dict(entry.split("=", 1) for entry in options.folder if "=" in entry)
+    folders = {name: str(home(path)) for name, _, path in (entry.partition("=") for entry in options.folder) if path}
     if len(folders) != len(options.folder):
         raise UserError("--folder needs NAME=PATH")
     if unknown := set(folders) - set(datasets):

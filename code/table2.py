@@ -16,15 +16,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
 from wassersteinssl import table2
-from wassersteinssl.settings import Parser, UserError, in_a_line
+from wassersteinssl.settings import Parser, UserError, home, in_a_line
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
     parser = Parser(__doc__)
-    parser.add_argument("runs", nargs="*", type=Path, default=[REPOSITORY / "runs"], metavar="RUNS")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go (default: the first of RUNS)")
+    parser.add_argument("runs", nargs="*", type=home, default=[REPOSITORY / "runs"], metavar="RUNS")
+    parser.add_argument("--out", type=home, metavar="FOLDER", help="where the files go (default: the first of RUNS)")
     parser.add_argument("--spectra", action="store_true", help="also draw the spectra of the embeddings")
     parser.add_argument("--curves", action="store_true", help="also draw loss, kNN, W2, L_U and A against the epoch")
     parser.add_argument("--best", action="store_true", help="of several weights of a term, show the best by kNN")
@@ -59,6 +59,8 @@ def build(options: argparse.Namespace) -> list[Path]:
     print(text, end="")
     written = [out / name for name in contents]
     from wassersteinssl import plotting, table2_figures  # matplotlib takes a second to load
+
+    plotting.plt.rcParams["figure.max_open_warning"] = 0  # of many settings
 
     for k, table in enumerate(tables):
         suffix = f"-{k + 1}" if len(tables) > 1 else ""

@@ -593,7 +593,7 @@ def check_refused(status, pattern, folder, capsys):
     """Exit status 2, one line, nothing written."""
     error = capsys.readouterr().err
     assert status == 2
-    assert re.fullmatch(rf"\S+\.py: error: .*{pattern}.*\n", error), error
+    assert re.fullmatch(rf"\S+: error: .*{pattern}.*\n", error), error
     assert not (folder / "report").exists()
 
 

@@ -1,5 +1,6 @@
 """The grid with stand-in programs that behave like runs: order, continuing, budgets, crashes, two grids at once."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -36,6 +37,8 @@ if os.environ.get("CRASH") == folder.name and (os.environ.get("ALWAYS") or not (
     sys.exit("it crashed")
 path = folder / "metrics.jsonl"
 path.touch()
+while len(list(folder.parent.glob("*/config.json"))) < int(os.environ.get("WAIT", 0)):
+    time.sleep(0.05)
 for epoch in range(path.read_text().count("\\n"), 3):
     time.sleep(float(os.environ.get("EPOCH", 0.1)))
     with open(path, "a") as file:
@@ -169,11 +172,40 @@ def test_a_cell_that_another_process_works_on_is_left_alone(grid):
 
 
 def test_cells_run_side_by_side(grid):
-    assert grid("run", *DIGITS, "--methods", "byol", "--parallel", "3", EPOCH="1").returncode == 0
-    begun = [cell.stat().st_mtime_ns for cell in grid.runs.glob("*/config.json")]
-    first = min((cell / "result.json").stat().st_mtime_ns for cell in grid.runs.iterdir() if cell.is_dir())
-    assert len(begun) == 3
-    assert max(begun) < first
+    """Each of them waits for the other two to have begun."""
+    assert grid("run", *DIGITS, "--methods", "byol", "--parallel", "3", WAIT="3").returncode == 0
+    assert len(grid.started()) == 3
+
+
+def test_a_slurm_array_is_of_the_same_command(grid_module, monkeypatch, tmp_path):
+    submitted = []
+
+    class Executor:
+        def __init__(self, *_, **__):
+            pass
+
+        def update_parameters(self, **_):
+            pass
+
+        def batch(self):
+            return contextlib.nullcontext()
+
+        def submit(self, job):
+            submitted.append(job.command)
+            return types.SimpleNamespace(job_id="7_0")
+
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=Executor))
+    same = ["--preset", "digits", "--time", "9", "--runs", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["grid.py", "run", *same, "--slurm"])
+    assert grid_module.main() == 0
+    assert len(submitted) == 12
+    assert submitted[-1][2:] == ["run-one", *same, "--index", "11"]
+    monkeypatch.setattr(sys, "argv", submitted[-1][1:])
+    options, _ = grid_module.parse()
+    assert (options.action, options.index, options.runs) == ("run-one", 11, tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["grid.py", *same, "run", "--slurm"])
+    with pytest.raises(SystemExit):
+        grid_module.parse()
 
 
 def test_an_interrupt_leaves_checkpoints_and_status_75(grid):

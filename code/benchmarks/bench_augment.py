@@ -11,14 +11,15 @@ installed. The compiled variant needs a C++ compiler (or Triton, on a GPU); what
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import bench
 
 if __name__ == "__main__":
     PARSER = bench.parser(__doc__)
-    PARSER.add_argument("--folder", type=Path, help="an image folder, as --dataset folder has it (default: noise)")
+    PARSER.add_argument(
+        "--folder", type=bench.home, help="an image folder, as --dataset folder has it (default: noise)"
+    )
     PARSER.add_argument("--no-compile", action="store_true", help="leave out the compiled variant")
     ARGS = PARSER.parse_args()
 

@@ -4,6 +4,7 @@
 python code/benchmarks/bench_studies.py        what `python code/figures.py --paper` does: minutes
 """
 
+import os
 import sys
 import tempfile
 import time
@@ -23,6 +24,11 @@ MINUTES = 20  # target
 
 
 def main(args) -> None:
+    if args.device not in ("auto", "cpu"):
+        bench.stop("the studies are timed on the CPU")
+    args.device = "cpu"
+    if args.threads:
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the scripts and kernels
     report = bench.Report("studies", args)
     chosen = [study for study in figures.STUDIES if "LargeMeans" in str(study)] if args.quick else figures.STUDIES
     rows = []

@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import bench
@@ -34,7 +33,9 @@ if __name__ == "__main__":
     PARSER.add_argument("--rounds", type=count, default=3, help="after the first, which only warms up (default: 3)")
     PARSER.add_argument("--workers", type=count, help="of the DataLoader (default: as many as --threads)")
     PARSER.add_argument("--compile", choices=COMPILE, default="no", help="as in training (default: no)")
-    PARSER.add_argument("--folder", type=Path, help="an image folder, as --dataset folder has it (default: noise)")
+    PARSER.add_argument(
+        "--folder", type=bench.home, help="an image folder, as --dataset folder has it (default: noise)"
+    )
     PARSER.add_argument("--profile", action="store_true", help="also the operations of the first method's step")
     ARGS = PARSER.parse_args()
 

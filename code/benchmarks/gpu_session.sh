@@ -37,5 +37,5 @@ bench 120 train-w64-bf16-compiled bench_train --precision bf16 "${all[@]}" --met
 bench 60 train-w64-fp32 bench_train --precision fp32 "${all[@]}" --methods BYOL
 bench 60 augment bench_augment
 bench 45 metrics bench_metrics
-bench 30 data bench_data
+bench 60 data bench_data
 bench 80 train-w64-bf16-rest bench_train --precision bf16 "${all[@]}" --methods MoCoV2 ZeroCL SimCLR

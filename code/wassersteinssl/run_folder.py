@@ -2,12 +2,14 @@
 encoder.safetensors, spectrum.npy, measures.json and, when all is done, result.json; failed.json after numbers that are
 not finite; tensorboard/, if asked for; lock, held while a process works in it."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ import torch
 
 from wassersteinssl import __version__, checkpoint, distributed, evaluate, results
 from wassersteinssl.files import write_atomically
-from wassersteinssl.settings import Settings, UserError, differences
+from wassersteinssl.settings import Settings, UserError, differences, tell
 from wassersteinssl.vision import torchvision
 
 try:
@@ -75,7 +77,8 @@ class RunFolder:
     def __exit__(self, *_: Any) -> None:
         self._lock_file.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
     def fail(self, why: str) -> str | None:
         """Mark the run as failed; the name of its last checkpoint. A later start of the same command tries again and
@@ -88,11 +91,12 @@ class RunFolder:
         try:
             before = json.loads(config.read_text())
             old = {"method": before["method"], **before["settings"]}
+            others = _others(before.get("images"), self.config["images"])  # the data may have moved
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
         new = {"method": self.config["method"], **self.config["settings"]}  # type: ignore[dict-item]
         differing = differences(old, {**dict.fromkeys(old), **new})
-        if others := _others(before.get("images"), self.config["images"]):  # the data may have moved
+        if others:
             differing.append(f"other images ({', '.join(others)})")
         if differing:
             raise UserError(
@@ -121,14 +125,24 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())  # before a checkpoint that counts it
-        if self._open_board is not None:
-            epoch = line["epoch"] + 1
-            if self._board is None:  # what a killed run has shown of later epochs goes
-                self._board = self._open_board(self.path / "tensorboard", purge_step=epoch)
-            for name, value in line.items():
-                if name != "epoch":
-                    self._board.add_scalar(name, value, epoch)
+        if self._open_board is not None and shutil.disk_usage(self.path).free > 2**20:
+            self._show(line)
+
+    def _show(self, line: dict) -> None:
+        """An epoch in TensorBoard; at first also those before, instead of what an earlier process has shown of them."""
+        lines = [line]
+        try:
+            if self._board is None:
+                self._board = self._open_board(self.path / "tensorboard", purge_step=1)  # type: ignore[misc]
+                lines = results.log(self.path)
+            for shown in lines:
+                for name, value in shown.items():
+                    if name != "epoch":
+                        self._board.add_scalar(name, value, shown["epoch"] + 1)
             self._board.flush()
+        except OSError as error:
+            tell(f"TensorBoard is shown no more: {error.strerror}", sys.stderr)
+            self._open_board = None
 
     def truncate_metrics(self, logged: int) -> None:
         """Keep the first `logged` lines: those of epochs that will be trained again go, and half a line of a kill."""
@@ -163,7 +177,7 @@ def _others(old: Any, new: Any) -> list[str]:
         return []
 
     def near(a: Any, b: Any) -> bool:
-        return isinstance(a, list) and len(a) == len(b) and all(abs(x - y) < 1e-3 for x, y in zip(a, b, strict=True))
+        return isinstance(a, list) and len(a) == len(b) and all(abs(x - y) < 1.5e-4 for x, y in zip(a, b, strict=True))
 
     return [
         key

@@ -52,9 +52,10 @@ def _silence(stream: TextIO) -> None:
 def in_a_line(function: Callable[..., int], *arguments: Any) -> int:
     """A program's function and its exit status; mistakes, and files that cannot be used, are one line and status 2."""
     try:
-        status = function(*arguments)
-        sys.stdout.flush()  # while a reader that has gone can still be told
-        return status
+        try:
+            return function(*arguments)
+        finally:
+            sys.stdout.flush()  # while a reader that has gone can still be told
     except UserError as error:
         why = str(error)
     except BrokenPipeError as error:
@@ -192,7 +193,9 @@ class Settings:
         choices=COMPILE,
     )
     tensorboard: str = option(
-        "no", "yes: each epoch's line also as events for TensorBoard (pip install tensorboard)", choices=("no", "yes")
+        "no",
+        "yes: epochs of pre-training also as events for TensorBoard (pip install tensorboard)",
+        choices=("no", "yes"),
     )
     run_dir: str = option("", "the run's folder (default: runs/DATASET/METHOD+TERM-wWIDTH-eEPOCHS-sSEED)")
     resume: str = option(

@@ -300,8 +300,9 @@ def _cell(table: Table, row: Row, column: str) -> str:
 
 def _tex(text: str) -> str:
     """As LaTeX sets it: what is special escaped, the measures' symbols."""
-    text = re.sub(r"[&#$_{}]", r"\\\g<0>", text).replace(r"L\_U", "L_U")
-    for plain, tex in (("L_U", r"$\mathcal{L_U}$"), ("W2", r"$\mathcal{W}_2$"), ("↑", r"$\uparrow$"), ("%", r"\%")):
+    text = re.sub(r"[&#$_{}%]", r"\\\g<0>", text.replace("\\", "/")).replace(r"L\_U", "L_U")
+    text = text.replace("^", r"\^{}").replace("~", r"\~{}")
+    for plain, tex in (("L_U", r"$\mathcal{L_U}$"), ("W2", r"$\mathcal{W}_2$"), ("↑", r"$\uparrow$")):
         text = text.replace(plain, tex)
     text = re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
     return text.replace("↓", r"$\downarrow$").replace("±", r"$\pm$")

@@ -91,8 +91,7 @@ class Panel:
 def panels_of(table: Table, *, mixed: bool = True) -> list[list[Panel]]:
     """For each data set a panel of all methods without a term, if there are several, then one for each method with
     several rows (or for each, if only one has none). Not `mixed`: one for each method alone."""
-    methods = list(METHODS.values())  # labels in the order of their styles
-    terms = [*map(_label, TERMS), *methods]  # the methods' own come after the table's terms
+    order = [*map(_label, TERMS), *METHODS.values()]  # labels in the order of their styles
     found = []
     for dataset in table.datasets():
         name = DATASETS.get(dataset, dataset)
@@ -101,20 +100,20 @@ def panels_of(table: Table, *, mixed: bool = True) -> list[list[Panel]]:
         line = []
         if mixed and len(vanilla) > 1:
             labels = [symbols(row.name) for row in vanilla]
-            line.append(Panel(name, NO_TERM, vanilla, labels, _styles(labels, methods, len(TERMS))))
+            line.append(Panel(name, NO_TERM, vanilla, labels, _styles(labels, order)))
         for key in dict.fromkeys(row.method for row in here):
             rows, method = [row for row in here if row.method == key], METHODS.get(key, key)
             if len(rows) > 1 or len(vanilla) < 2 or not mixed:
                 labels = [symbols(row.name.removeprefix(method).strip()) or NO_TERM for row in rows]
-                line.append(Panel(name, method, rows, labels, _styles(labels, terms, 0)))
+                line.append(Panel(name, method, rows, labels, _styles(labels, order)))
         found.append(line)
     return found
 
 
-def _styles(labels: Sequence[str], order: list[str], first: int) -> list[dict]:
-    """Styles from the first on, by the place in `order`, to which new labels are added."""
+def _styles(labels: Sequence[str], order: list[str]) -> list[dict]:
+    """Styles by the place in `order`, to which new labels are added."""
     order += [label for label in labels if label not in order]
-    return [line_style(first + order.index(label)) for label in labels]
+    return [line_style(order.index(label)) for label in labels]
 
 
 def draw_spectra(table: Table) -> Figure:
