@@ -1,6 +1,7 @@
 """Several processes against one: the same losses and weights for every method, and what happens when one dies."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -179,7 +180,7 @@ def test_a_process_that_dies_ends_all_and_the_same_command_continues(tmp_path):
     (_, errors), (output, silent) = (process.communicate(timeout=60) for process in (first, second))
     assert (first.returncode, second.returncode) == (75, 75)
     assert errors == f"{folder}: stopped, checkpoint written; the same command continues it\n"
-    assert (output, silent) == ("", "")
+    assert (re.sub(r"\[Gloo\].*\n", "", output), silent) == ("", "")  # which some versions of torch print
     assert 2 <= len(metrics(folder)) < 6
 
     module = load(PROGRAMS["BYOL"])  # and on with one process

@@ -14,7 +14,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,8 +65,11 @@ def crop_only(augmentation: Augmentation) -> Augmentation:
     return replace(CROP_AND_FLIP, crop_scale=augmentation.crop_scale, flip=augmentation.flip)
 
 
-def _field(index: int | slice) -> Any:
-    return property(lambda self: self.table[index])
+def _field(first: int, number: int = 1) -> property:
+    """Row `first` of the table, or so many rows from it on."""
+    if number == 1:
+        return property(lambda self: self.table[first])
+    return property(lambda self: self.table[first : first + number])
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,11 @@ class Parameters:
     table: Tensor  # (20, n) float32
     cuts: tuple[int, ...] | None = None  # place k is at cuts[k]..cuts[k + 1] of the order; None: quarter k
 
-    box = _field(slice(0, 4))  # top, left, height, width of the crop, in pixels
+    box = _field(0, 4)  # top, left, height, width of the crop, in pixels
     flip = _field(4)  # 1: mirrored
-    factor = _field(slice(5, 8))  # (3, n) f
-    mean_weight = _field(slice(8, 11))  # (3, n) a, 0 or 1
-    grey_weight = _field(slice(11, 14))  # (3, n) b, 0 or 1
+    factor = _field(5, 3)  # (3, n) f
+    mean_weight = _field(8, 3)  # (3, n) a, 0 or 1
+    grey_weight = _field(11, 3)  # (3, n) b, 0 or 1
     hue = _field(14)  # in turns
     gray = _field(15)  # 1: made grey
     sigma = _field(16)  # of the blur, in pixels; 0: none
