@@ -65,7 +65,7 @@ def test_the_launchers_tell_what_was_measured():
 def test_the_table_of_terms_is_that_of_the_runs_beside_it():
     about, rows, tried = TERMS.collect("search")
     assert TERMS.markdown(about, rows, tried) == (TERMS.HERE / "regularisers.md").read_text(encoding="utf-8")
-    about, longer, _ = TERMS.collect("mini")
+    about, longer, _ = TERMS.collect("mini", "../mini")
     assert TERMS.markdown(about, longer, {}) == (TERMS.HERE / "mini.md").read_text(encoding="utf-8")
     assert len(rows) == len(TERMS.BASES) * (1 + len(TERMS.TERMS))
     for term in TERMS.TERMS:

@@ -2,7 +2,8 @@
 """Each term with alignment alone (MSE) and with BYOL, side by side: python code/results/regularisers/table.py
 
 Writes regularisers.md and regularisers.png from the finished runs in search/ beside this file, of several weights of a
-term that with the best kNN accuracy, and mini.md from those in mini/, longer runs with the best weights.
+term that with the best kNN accuracy, and mini.md from longer ones: those in mini/ with the best weights, and of BYOL
+those in ../mini, with the weights of the method.
 """
 
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installation
 
-from wassersteinssl import plotting, table2
+from wassersteinssl import plotting, results, table2
 from wassersteinssl.settings import TERMS, Parser
 from wassersteinssl.uniformity import MEASURES
 
@@ -27,16 +28,17 @@ SHOWN = {
 NAMES = {"none": "no term"} | {term: MEASURES[term].label for term in TERMS}
 
 
-def collect(folder: str) -> tuple[str, dict[tuple[str, str], table2.Row], dict[tuple[str, str], int]]:
+def collect(*folders: str) -> tuple[str, dict[tuple[str, str], table2.Row], dict[tuple[str, str], int]]:
     """The setting in words; (base, term) -> its best runs, and how many weights were tried."""
-    (table,), _ = table2.collect([HERE / folder])
+    (table,), _ = table2.collect([HERE / folder for folder in folders])
+    table.rows = [row for row in table.rows if row.method == "BYOL" or row.aligned_only]
     tried: dict[tuple[str, str], int] = {}
     for row in table.rows:
         key = BASES[row.method == "BYOL"], row.term
         tried[key] = tried.get(key, 0) + 1
     best = table2.best(table)
     about = table2.describe(table)
-    if folder != "search":  # whose few epochs are not what measuring between them is meant for
+    if folders != ("search",):  # whose few epochs are not what measuring between them is meant for
         about = f"{about} {table2.monitoring(table)}".strip()
     return about, {(BASES[row.method == "BYOL"], row.term): row for row in best.rows}, tried
 
@@ -58,7 +60,7 @@ def markdown(about: str, rows: dict[tuple[str, str], table2.Row], tried: dict[tu
             if row is None:
                 cells += [""] * (1 + len(SHOWN))
                 continue
-            weight = row.runs[0]["config"]["settings"]["alpha_max"]
+            weight = results.log(row.runs[0]["folder"])[0].get("alpha")
             cells.append("" if weight is None else f"{weight:g}" + (" *" if tried.get((base, term), 3) < 3 else ""))
             for name, (_, decimals, _) in SHOWN.items():
                 found = value(row, name)
@@ -97,7 +99,7 @@ def main() -> None:
     about, rows, tried = collect("search")
     (HERE / "regularisers.md").write_text(markdown(about, rows, tried))
     draw(rows, HERE / "regularisers")
-    about, rows, _ = collect("mini")
+    about, rows, _ = collect("mini", "../mini")
     (HERE / "mini.md").write_text(markdown(about, rows, {}))
 
 
