@@ -3,7 +3,7 @@
 notebooks that plot trained models (RUNS=FOLDER for other runs than code/results/mini).
 
     python code/figures.py                          every study from few samples, into runs/figures: minutes
-    python code/figures.py --paper                  at the paper's sizes: about twenty minutes on two cores
+    python code/figures.py --paper                  at the paper's sizes: twelve minutes on two cores
     python code/figures.py Dimensions LargeMeans    only studies whose path contains one of these
     python code/figures.py --paper --out .          the committed data, notebooks and figures themselves
 
