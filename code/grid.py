@@ -33,6 +33,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
@@ -64,7 +65,7 @@ RESERVE = 20  # seconds before the end of a time budget at which running cells a
 WORTHWHILE = 60  # no cell is started with less time left
 TORCHRUN = 30  # more of them: what torchrun leaves its processes before it kills them, which nobody else can
 SHOW = 2  # seconds between looks at how far the cells are
-FOR_SLURM = ("partition", "account", "time", "cpus")
+FOR_SLURM: dict[str, Any] = {"partition": None, "account": None, "time": 240, "cpus": 8}  # and their defaults
 # Options of a run that are not for all runs of a grid to share.
 SET_HERE = {"--dataset", "--dataset-name", "--seed", "--uniformity", "--run-dir", "--stage", "--resume"}
 
@@ -176,8 +177,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--partition", metavar="NAME", help="(default: the cluster's)")
     parser.add_argument("--account", metavar="NAME", help="(default: yours)")
-    parser.add_argument("--time", type=count, metavar="MINUTES", help="of a job (default: 240)")
-    parser.add_argument("--cpus", type=count, metavar="N", help="of a cell (default: 8)")
+    parser.add_argument("--time", type=count, metavar="MINUTES", help=f"of a job (default: {FOR_SLURM['time']})")
+    parser.add_argument("--cpus", type=count, metavar="N", help=f"of a cell (default: {FOR_SLURM['cpus']})")
     options, rest = parser.parse_known_args()
     names = _option_names(parser, rest)
     for text in names:  # the rest is for the programs, which know their options; a slip of the pen is not
@@ -496,10 +497,10 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
     try:
         # "Timed out" is also what submitit calls a job that was preempted within its first minutes: no limit on that.
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=10**6)
-        minutes = options.time or 240
+        minutes = options.time or FOR_SLURM["time"]
         given = {"slurm_partition": options.partition, "slurm_account": options.account, "gpus_per_node": options.gpus}
         executor.update_parameters(
-            name="wassersteinssl", timeout_min=minutes, cpus_per_task=options.cpus or 8,
+            name="wassersteinssl", timeout_min=minutes, cpus_per_task=options.cpus or FOR_SLURM["cpus"],
             slurm_signal_delay_s=min(120, 20 * minutes), slurm_additional_parameters={"requeue": True},
             **{key: value for key, value in given.items() if value is not None},
         )  # fmt: skip

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import unittest.mock
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -58,7 +59,8 @@ def start(*arguments, report=None):
     """The program in this process: its exit status."""
     program = load(PROGRAM)
     options = [str(argument) for argument in arguments] + ([] if report is None else ["--report", str(report)])
-    return in_a_line(program.run, program.parse(["--sample", "64", *options]))
+    with unittest.mock.patch.object(sys, "argv", ["audit.py"]):
+        return in_a_line(program.run, program.parse(["--sample", "64", *options]))
 
 
 # ---- the verdict -----------------------------------------------------------------------------------------------------
@@ -593,7 +595,7 @@ def check_refused(status, pattern, folder, capsys):
     """Exit status 2, one line, nothing written."""
     error = capsys.readouterr().err
     assert status == 2
-    assert re.fullmatch(rf"\S+: error: .*{pattern}.*\n", error), error
+    assert re.fullmatch(rf"audit\.py: error: .*{pattern}.*\n", error), error
     assert not (folder / "report").exists()
 
 

@@ -180,7 +180,9 @@ def test_a_process_that_dies_ends_all_and_the_same_command_continues(tmp_path):
     (_, errors), (output, silent) = (process.communicate(timeout=60) for process in (first, second))
     assert (first.returncode, second.returncode) == (75, 75)
     assert errors == f"{folder}: stopped, checkpoint written; the same command continues it\n"
-    assert (re.sub(r"\[Gloo\].*\n", "", output), silent) == ("", "")  # which some versions of torch print
+    if torch.__version__.startswith("2.10."):  # whose gloo talks
+        output = re.sub(r"\[Gloo\].*\n", "", output)
+    assert (output, silent) == ("", "")
     assert 2 <= len(metrics(folder)) < 6
 
     module = load(PROGRAMS["BYOL"])  # and on with one process

@@ -8,6 +8,7 @@ device; the others work image by image on the CPU, kornia's on a batch. kornia a
 installed. The compiled variant needs a C++ compiler (or Triton, on a GPU); what compiling costs is told.
 """
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -49,20 +50,10 @@ class TwoViews(Dataset):
 
 
 def ours(images: Tensor, apply: Callable) -> Callable[[], Any]:
-    """A training step's augmentation: random numbers drawn on the CPU, then both views on the images' device."""
-    settings, calls = augment.Augmentation(), iter(range(10**9))
+    """A training step's augmentation."""
+    steps = itertools.count()
     join = apply is augment.apply or images.device.type != "cpu"  # as in TrainingStep
-
-    def call() -> list[Tensor]:
-        step = next(calls)
-        drawn = [
-            augment.draw(settings, len(images), images.shape[2:], augment.generator(0, 0, step, view)) for view in "ab"
-        ]
-        together = augment.joined(drawn) if join else drawn
-        repeated = images.repeat(2 // len(together), 1, 1, 1)
-        return [apply(repeated, p.to(images.device, non_blocking=True), settings, MEAN, STD) for p in together]
-
-    return call
+    return lambda: bench.two_views(images, next(steps), apply, join=join)
 
 
 def one_by_one(images: list, transform: Callable) -> Callable[[], Any]:

@@ -23,21 +23,18 @@ from wassersteinssl import augment, data
 
 BATCH, SIZE, MOST = 256, 32, 20
 STEADY = 0.95  # target: images/s of many images as a share of those of few
-MEAN, STD = data.STATISTICS["cifar10"]
 
 
 def passing(n: int, device: torch.device) -> tuple[int, Callable[[], None]]:
     """How many batches of n images a call passes over, and the call."""
     pixels = torch.randint(0, 256, (n, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = data.Split(torch.zeros(n, dtype=torch.int64), (SIZE, SIZE), pixels).to(device)
-    settings, number = augment.Augmentation(), min(MOST, n // BATCH)
+    number = min(MOST, n // BATCH)
     order = torch.randperm(n, generator=augment.generator(0, 0, 0, "order")).split(BATCH)[:number]
 
     def call() -> None:
         for step, (images, _) in enumerate(split.batches(order, device)):
-            drawn = [augment.draw(settings, BATCH, split.size, augment.generator(0, 0, step, view)) for view in "ab"]
-            for parameters in augment.joined(drawn):
-                augment.apply(images.repeat(2, 1, 1, 1), parameters.to(device, non_blocking=True), settings, MEAN, STD)
+            bench.two_views(images, step, augment.apply)
 
     return number, call
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """How long the figures take at the paper's sizes: each study's script and notebook, one after the other.
 
-python code/benchmarks/bench_studies.py        what `python code/figures.py --paper` does: minutes
+    python code/benchmarks/bench_studies.py
+
+That is what `python code/figures.py --paper` does.
 """
 
 import os

@@ -15,7 +15,6 @@ Shapes: n images, b of them in a batch, H x W pixels, channels r, g, b first.
 
 import hashlib
 import importlib.util
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 from wassersteinssl import data_archives, data_files
 from wassersteinssl.data_cache import Arrays
 from wassersteinssl.machine import cpus
-from wassersteinssl.settings import DATASETS, UserError
+from wassersteinssl.settings import DATASETS, UserError, home
 
 # Mean and standard deviation of the training pixels, in 0..1. CIFAR-10's are the paper's, which used them everywhere.
 STATISTICS = {
@@ -164,7 +163,7 @@ def load(
     if not data_dir and name == "folder":
         raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
     try:
-        classes, splits = _read(name, Path(os.path.expanduser(data_dir or DEFAULT_FOLDER)), stream, allow_download)
+        classes, splits = _read(name, home(data_dir or DEFAULT_FOLDER), stream, allow_download)
     except OSError as error:  # a folder without permission, a link to nowhere, a broken disk
         raise UserError(f"cannot read the data set {name}: {error}") from None
     mean, std = STATISTICS.get(name if normalization == "dataset" else "cifar10") or _statistics(splits["train"])

@@ -384,8 +384,9 @@ def measure(
         return torch.cat([h for h, _ in found])
 
     def at_most(split: Split, limit: int | None) -> Split:
-        least = len(split.labels.unique())  # one of each class
-        return split if limit is None or max(limit, least) >= len(split) else split.take(max(limit, least))
+        if limit is not None:
+            limit = max(limit, len(split.labels.unique()))  # one of each class
+        return split if limit is None or limit >= len(split) else split.take(limit)
 
     train, pairs = at_most(data.train, train_limit), at_most(data.test, pairs_limit)
     (train_h, train_y), (test_h, test_y) = features(train), features(data.test)

@@ -111,7 +111,7 @@ def pretrain(
                 if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
                     line |= _timed(monitor)
                 bar.set_postfix(_shown(epoch, means, term, collapsed))
-                _tell(bar, line, minutes_left=(total - done) / steps * took / 60)
+                _tell_epoch(bar, line, minutes_left=(total - done) / steps * took / 60)
                 log(line)
             train.sums.zero_()
             stopping = stop()
@@ -127,7 +127,7 @@ def _timed(monitor: Callable[[], dict]) -> dict:
     return monitor() | {"monitor_seconds": time.perf_counter() - start}
 
 
-def _tell(bar: tqdm, line: dict[str, float], minutes_left: float) -> None:
+def _tell_epoch(bar: tqdm, line: dict[str, float], minutes_left: float) -> None:
     """Print an epoch's line where no bar is shown; warn once of a collapse."""
     if line.get("collapsed_epochs") == 2:
         with bar.external_write_mode(file=sys.stderr):

@@ -22,7 +22,7 @@ import torch
 
 from wassersteinssl import __version__, checkpoint, distributed, evaluate, results
 from wassersteinssl.files import write_atomically
-from wassersteinssl.settings import Settings, UserError, differences, tell
+from wassersteinssl.settings import Settings, UserError, differences, home, tell
 from wassersteinssl.vision import torchvision
 
 try:
@@ -194,7 +194,7 @@ def _early(name: str) -> bool:
 def run_path(method: str, settings: Settings) -> Path:
     """Where a run lies: --run-dir, or a folder named after what it is."""
     if settings.run_dir:
-        return Path(os.path.expanduser(settings.run_dir))
+        return home(settings.run_dir)
     s = settings
     run = f"{method.lower()}+{s.uniformity}-w{s.width}-e{s.epochs}-s{s.seed}"
     return REPOSITORY / "runs" / (s.dataset_name or s.dataset) / run.replace("+none", "")

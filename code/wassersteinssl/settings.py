@@ -121,7 +121,7 @@ def plain_name(text: str) -> str:
     return text
 
 
-def home(text: str) -> Path:
+def home(text: str | Path) -> Path:
     """A path, its ~ resolved, as not every shell does it behind an equals sign."""
     return Path(os.path.expanduser(text))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -46,118 +47,62 @@ class Measure:
     better: str  # "low", "high" or "near 1"
     formula: str
     source: str
-    loss: bool  # usable as `--uniformity NAME`
+    loss: bool = False  # usable as `--uniformity NAME`
     needs_views: bool = False
     of_moments: bool = False  # two moments determine it: see the function of that name
 
 
-def _of_rows(
-    label: str, function: Callable[..., Tensor], better: str, formula: str, source: str, loss: bool = True
-) -> Measure:
-    return Measure(label, function, better, formula, source, loss)
-
-
-def _of_moments(
-    label: str, function: Callable[..., Tensor], better: str, formula: str, source: str, loss: bool = False
-) -> Measure:
-    return Measure(label, function, better, formula, source, loss, of_moments=True)
-
-
-def _of_views(label: str, function: Callable[..., Tensor], better: str, formula: str, source: str) -> Measure:
-    return Measure(label, function, better, formula, source, loss=False, needs_views=True)
-
-
+_moments = partial(Measure, of_moments=True)
+_views = partial(Measure, needs_views=True)
 MEASURES: dict[str, Measure] = {
-    "w2": _of_moments(
-        "W2",
-        w2_uniformity,
-        "low",
-        "sqrt(||mu||^2 + 1 + tr S - (2/sqrt m) tr S^(1/2))",
-        "Fang et al., ICLR 2024",
-        loss=True,
-    ),
-    "lu": _of_rows("L_U", lu_uniformity, "low", "log mean_{i<j} exp(-2 ||z_i - z_j||^2)", "Wang & Isola, ICML 2020"),
-    "lu_calibrated": _of_rows(
-        "L_U calibrated",
-        lu_calibrated,
-        "low",
-        "log mean_{i,j} exp(-2 ||z_i - z_j||^2) - log c_m",
-        "V-statistic of Wang & Isola's",
-    ),
-    "koleo": _of_rows("KoLeo", koleo, "low", "-mean_i log min_j ||z_i - z_j||", "Sablayrolles et al., ICLR 2019"),
-    "mst": _of_rows(
-        "MST length", mst_length, "low", "-(1/n) length of the minimum spanning tree", "Mordacq et al., T-REGS, 2025"
-    ),
-    "ssw": _of_rows("SSW", ssw, "low", "mean over great circles of W2^2(angles, uniform)", "Bonet et al., ICLR 2023"),
-    "sigreg": _of_rows(
-        "SIGReg",
-        sigreg,
-        "low",
-        "n mean_a int |ECF(a^T z) - e^(-t^2/2)|^2 e^(-t^2/2) dt",
-        "Balestriero & LeCun, LeJEPA, 2025",
-    ),
-    "frobenius": _of_moments(
-        "Frobenius", frobenius, "low", "||m S - I||^2 / m + ||mu||^2", "distance of moments", loss=True
-    ),
-    "vicreg": _of_moments(
-        "VICReg terms",
-        vicreg,
-        "low",
-        "25 mean relu(1 - sqrt(C_ii + 1e-4)) + sum_{i!=j} C_ij^2 / m",
-        "Bardes et al., ICLR 2022",
-        loss=True,
-    ),
-    "kl": _of_moments("KL", kl, "low", "KL(N(mu, S) || N(0, I/m))", "Kullback & Leibler 1951", loss=True),
-    "reverse_kl": _of_moments(
-        "reverse KL", reverse_kl, "low", "KL(N(0, I/m) || N(mu, S))", "Kullback & Leibler 1951", loss=True
-    ),
-    "jeffreys": _of_moments("Jeffreys", jeffreys, "low", "KL + reverse KL", "Jeffreys 1946", loss=True),
-    "bhattacharyya": _of_moments(
-        "Bhattacharyya", bhattacharyya, "low", "-log int sqrt(N(mu, S) N(0, I/m))", "Bhattacharyya 1943", loss=True
-    ),
-    "hellinger": _of_moments("Hellinger²", hellinger, "low", "1 - exp(-Bhattacharyya)", "Hellinger 1909"),
-    "tcr": _of_moments(
-        "-TCR", tcr, "low", "-logdet(I + m/(n eps) Z^T Z) / 2, eps 0.2", "Yu et al., NeurIPS 2020", loss=True
-    ),
-    "rankme": _of_moments(
-        "RankMe", rankme, "high", "exp H(singular values of Z / their sum)", "Garrido et al., ICML 2023"
-    ),
-    "rankme_share": _of_moments("RankMe / m", rankme_share, "high", "RankMe / m", "Garrido et al., ICML 2023"),
-    "effective_rank": _of_moments(
-        "effective rank", effective_rank, "high", "exp H(lambda / sum lambda)", "Roy & Vetterli 2007"
-    ),
-    "participation_ratio": _of_moments(
-        "participation ratio",
-        participation_ratio,
-        "high",
-        "(sum lambda)^2 / sum lambda^2",
-        "Gao et al., bioRxiv 214262, 2017",
-    ),
-    "stable_rank": _of_moments(
-        "stable rank", stable_rank, "high", "sum lambda / lambda_1", "NESum: He & Ozay, ICML 2022"
-    ),
-    "alpha_req": _of_moments(
-        "alpha-ReQ",
-        alpha_req,
-        "near 1",
-        "-slope of log lambda_i against log i, weights 1/i",
-        "Agrawal et al., NeurIPS 2022",
-    ),
-    "isoscore": _of_moments(
-        "IsoScore", isoscore, "high", "(participation ratio - 1) / (m - 1)", "Rudman et al., ACL 2022"
-    ),
-    "alignment": _of_views("A", alignment, "low", "mean_i ||a_i - b_i||^2", "Wang & Isola, ICML 2020"),
-    "align_uniform": _of_views(
-        "A + L_U", align_uniform, "low", "A(a, b) + (L_U(a) + L_U(b)) / 2", "Wang & Isola, ICML 2020"
-    ),
-    "barlow": _of_views(
-        "Barlow term", barlow, "low", "sum (1 - C_ii)^2 + 0.08 sum_{i!=j} C_ij^2", "Zbontar et al., ICML 2021"
-    ),
-    "mmcr": _of_views("MMCR", mmcr, "low", "-nuclear norm of the views' centroids", "Yerxa et al., NeurIPS 2023"),
-    "lidar": _of_views(
-        "LiDAR", lidar, "high", "exp H(eigenvalues of S_w^(-1/2) S_b S_w^(-1/2))", "Thilak et al., ICLR 2024"
-    ),
-}
+    "w2": _moments("W2", w2_uniformity, "low",
+        "sqrt(||mu||^2 + 1 + tr S - (2/sqrt m) tr S^(1/2))", "Fang et al., ICLR 2024", loss=True),
+    "lu": Measure("L_U", lu_uniformity, "low",
+        "log mean_{i<j} exp(-2 ||z_i - z_j||^2)", "Wang & Isola, ICML 2020", loss=True),
+    "lu_calibrated": Measure("L_U calibrated", lu_calibrated, "low",
+        "log mean_{i,j} exp(-2 ||z_i - z_j||^2) - log c_m", "V-statistic of Wang & Isola's", loss=True),
+    "koleo": Measure("KoLeo", koleo, "low",
+        "-mean_i log min_j ||z_i - z_j||", "Sablayrolles et al., ICLR 2019", loss=True),
+    "mst": Measure("MST length", mst_length, "low",
+        "-(1/n) length of the minimum spanning tree", "Mordacq et al., T-REGS, 2025", loss=True),
+    "ssw": Measure("SSW", ssw, "low",
+        "mean over great circles of W2^2(angles, uniform)", "Bonet et al., ICLR 2023", loss=True),
+    "sigreg": Measure("SIGReg", sigreg, "low",
+        "n mean_a int |ECF(a^T z) - e^(-t^2/2)|^2 e^(-t^2/2) dt", "Balestriero & LeCun, LeJEPA, 2025", loss=True),
+    "frobenius": _moments("Frobenius", frobenius, "low",
+        "||m S - I||^2 / m + ||mu||^2", "distance of moments", loss=True),
+    "vicreg": _moments("VICReg terms", vicreg, "low",
+        "25 mean relu(1 - sqrt(C_ii + 1e-4)) + sum_{i!=j} C_ij^2 / m", "Bardes et al., ICLR 2022", loss=True),
+    "kl": _moments("KL", kl, "low", "KL(N(mu, S) || N(0, I/m))", "Kullback & Leibler 1951", loss=True),
+    "reverse_kl": _moments("reverse KL", reverse_kl, "low",
+        "KL(N(0, I/m) || N(mu, S))", "Kullback & Leibler 1951", loss=True),
+    "jeffreys": _moments("Jeffreys", jeffreys, "low", "KL + reverse KL", "Jeffreys 1946", loss=True),
+    "bhattacharyya": _moments("Bhattacharyya", bhattacharyya, "low",
+        "-log int sqrt(N(mu, S) N(0, I/m))", "Bhattacharyya 1943", loss=True),
+    "hellinger": _moments("Hellinger²", hellinger, "low", "1 - exp(-Bhattacharyya)", "Hellinger 1909"),
+    "tcr": _moments("-TCR", tcr, "low",
+        "-logdet(I + m/(n eps) Z^T Z) / 2, eps 0.2", "Yu et al., NeurIPS 2020", loss=True),
+    "rankme": _moments("RankMe", rankme, "high",
+        "exp H(singular values of Z / their sum)", "Garrido et al., ICML 2023"),
+    "rankme_share": _moments("RankMe / m", rankme_share, "high", "RankMe / m", "Garrido et al., ICML 2023"),
+    "effective_rank": _moments("effective rank", effective_rank, "high",
+        "exp H(lambda / sum lambda)", "Roy & Vetterli 2007"),
+    "participation_ratio": _moments("participation ratio", participation_ratio, "high",
+        "(sum lambda)^2 / sum lambda^2", "Gao et al., bioRxiv 214262, 2017"),
+    "stable_rank": _moments("stable rank", stable_rank, "high", "sum lambda / lambda_1", "NESum: He & Ozay, ICML 2022"),
+    "alpha_req": _moments("alpha-ReQ", alpha_req, "near 1",
+        "-slope of log lambda_i against log i, weights 1/i", "Agrawal et al., NeurIPS 2022"),
+    "isoscore": _moments("IsoScore", isoscore, "high",
+        "(participation ratio - 1) / (m - 1)", "Rudman et al., ACL 2022"),
+    "alignment": _views("A", alignment, "low", "mean_i ||a_i - b_i||^2", "Wang & Isola, ICML 2020"),
+    "align_uniform": _views("A + L_U", align_uniform, "low",
+        "A(a, b) + (L_U(a) + L_U(b)) / 2", "Wang & Isola, ICML 2020"),
+    "barlow": _views("Barlow term", barlow, "low",
+        "sum (1 - C_ii)^2 + 0.08 sum_{i!=j} C_ij^2", "Zbontar et al., ICML 2021"),
+    "mmcr": _views("MMCR", mmcr, "low", "-nuclear norm of the views' centroids", "Yerxa et al., NeurIPS 2023"),
+    "lidar": _views("LiDAR", lidar, "high",
+        "exp H(eigenvalues of S_w^(-1/2) S_b S_w^(-1/2))", "Thilak et al., ICLR 2024"),
+}  # fmt: skip
 
 
 def of_moments(metric: W2Metric) -> dict[str, float]:
