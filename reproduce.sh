@@ -26,4 +26,4 @@ make_environment requirements.txt
 echo
 "$python" code/table2.py "$runs" --spectra --curves
 echo
-RUNS=$runs "$python" code/figures.py ${paper[@]+"${paper[@]}"}
+RUNS=$runs "$python" code/figures.py --parallel 2 ${paper[@]+"${paper[@]}"}

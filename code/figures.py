@@ -10,17 +10,20 @@ notebooks that plot trained models (RUNS=FOLDER for other runs than code/results
 Prints where each figure lies. Exit status: 0 all made, 1 some failed, 2 a mistake in the command, 130 interrupted.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl.files import reason
-from wassersteinssl.settings import Parser, home
+from wassersteinssl.machine import cpus
+from wassersteinssl.settings import Parser, count, home, tell
 
 REPOSITORY = CODE.parent
 STUDIES = sorted(  # scripts and notebooks, without their suffix
@@ -37,6 +40,7 @@ def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument("studies", nargs="*", metavar="NAME", help="part of a script's path (default: all studies)")
     parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
+    parser.add_argument("--parallel", type=count, default=1, metavar="K", help="studies at a time (default: 1)")
     parser.add_argument(
         "--out",
         type=home,
@@ -56,6 +60,8 @@ def main() -> int:
         if not any(part in name for name in names.values()):
             parser.error(f"no study is called {part}: {', '.join(study.name for study in STUDIES)}")
     chosen = [study for study in STUDIES if any(part in names[study] for part in options.studies or [""])]
+    if options.parallel > 1:
+        return side_by_side([names[study] for study in chosen], options)
     failed = 0
     for k, study in enumerate(chosen, 1):
         print(f"[{k}/{len(chosen)}] {names[study]}", flush=True)
@@ -67,6 +73,33 @@ def main() -> int:
             continue
         for picture in pictures:
             print(f"    {picture}")
+    return 1 if failed else 0
+
+
+def side_by_side(names: list[str], options: argparse.Namespace) -> int:
+    """Make each study by this program, so many at a time, and pass on what it says when it is done."""
+    # Else each would start as many threads as there are cores.
+    environment = {"OMP_NUM_THREADS": str(max(1, cpus() // options.parallel)), **os.environ}
+    command = [sys.executable, __file__, "--out", str(options.out), *(["--paper"] if options.paper else [])]
+    waiting, running, done, failed = list(names), {}, 0, 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < options.parallel:
+                name = waiting.pop(0)
+                running[name] = subprocess.Popen(
+                    [*command, name], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                )
+            time.sleep(0.1)
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                process = running.pop(name)
+                told, errors = process.communicate()
+                done, failed = done + 1, failed + (process.returncode != 0)
+                tell(told.rstrip().replace("[1/1]", f"[{done}/{len(names)}]", 1))
+                if errors and process.returncode:
+                    tell(errors.rstrip(), sys.stderr)
+    finally:
+        for process in running.values():  # after Ctrl-C
+            process.terminate()
     return 1 if failed else 0
 
 

@@ -53,6 +53,18 @@ def test_trained_models_are_plotted_from_any_runs(name, tmp_path, monkeypatch):
     assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_studies_side_by_side_tell_what_each_alone_would(tmp_path):
+    (tmp_path / "EmpiricalStudy").mkdir()
+    (tmp_path / "EmpiricalStudy" / "InstanceCloningConstraint").touch()  # a file where the folder should be
+    done = start("Density1DPlot", "InstanceCloning", "LargeMeans", "--parallel", "2", "--out", tmp_path)
+    assert done.returncode == 1
+    assert [line[:5] for line in done.stdout.splitlines() if line[0] == "["] == ["[1/3]", "[2/3]", "[3/3]"]
+    assert "figures.py: error: AnalysisOnProperty3: " in done.stderr
+    assert "Traceback" not in done.stderr
+    for picture in ("MergedDistribution-1D.png", "largemean_collapse.png"):
+        assert picture in done.stdout
+
+
 def test_mistakes_are_told_and_the_other_studies_made(tmp_path):
     done = start("nonsense")
     assert done.returncode == 2
