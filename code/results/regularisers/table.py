@@ -2,8 +2,8 @@
 """Each term with alignment alone (MSE) and with BYOL, side by side: python code/results/regularisers/table.py
 
 Writes regularisers.md and regularisers.png from the finished runs in search/ beside this file, of several weights of a
-term that with the best kNN accuracy, and mini.md from longer ones: those in mini/ with the best weights, and of BYOL
-those in ../mini, with the weights of the method.
+term that with the best kNN accuracy, and mini.md and mini.png from longer ones: those in mini/ with the best weights,
+and of BYOL those in ../mini, with the weights of the method.
 """
 
 import sys
@@ -101,6 +101,7 @@ def main() -> None:
     draw(rows, HERE / "regularisers")
     about, rows, _ = collect("mini", "../mini")
     (HERE / "mini.md").write_text(markdown(about, rows, {}))
+    draw(rows, HERE / "mini")
 
 
 if __name__ == "__main__":
