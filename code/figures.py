@@ -2,7 +2,7 @@
 """Regenerate the figures: run each study's script, then its notebook on the data that the script wrote; and the
 notebooks that plot trained models (RUNS=FOLDER for other runs than code/results/mini).
 
-    python code/figures.py                          every study from few samples, into runs/figures: minutes
+    python code/figures.py [--parallel 2]           every study from few samples, into runs/figures: minutes
     python code/figures.py --paper                  at the paper's sizes: twelve minutes on two cores
     python code/figures.py Dimensions LargeMeans    only studies whose path contains one of these
     python code/figures.py --paper --out .          the committed data, notebooks and figures themselves
@@ -12,6 +12,7 @@ Prints where each figure lies. Exit status: 0 all made, 1 some failed, 2 a mista
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -98,8 +99,8 @@ def side_by_side(names: list[str], options: argparse.Namespace) -> int:
                 if errors and process.returncode:
                     tell(errors.rstrip(), sys.stderr)
     finally:
-        for process in running.values():  # after Ctrl-C
-            process.terminate()
+        for process in running.values():  # after Ctrl-C; each ends what it has started itself
+            process.send_signal(signal.SIGINT)
     return 1 if failed else 0
 
 
