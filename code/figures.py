@@ -11,20 +11,24 @@ Prints where each figure lies. Exit status: 0 all made, 1 some failed, 2 a mista
 """
 
 import argparse
+import contextlib
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO, Any
 
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl.files import reason
 from wassersteinssl.machine import cpus
-from wassersteinssl.settings import Parser, count, home, tell
+from wassersteinssl.settings import Parser, count, home
 
 REPOSITORY = CODE.parent
 STUDIES = sorted(  # scripts and notebooks, without their suffix
@@ -41,7 +45,9 @@ def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument("studies", nargs="*", metavar="NAME", help="part of a script's path (default: all studies)")
     parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
-    parser.add_argument("--parallel", type=count, default=1, metavar="K", help="studies at a time (default: 1)")
+    parser.add_argument(
+        "--parallel", type=count, default=1, metavar="K", help="studies at a time, of different folders (default: 1)"
+    )
     parser.add_argument(
         "--out",
         type=home,
@@ -78,30 +84,46 @@ def main() -> int:
 
 
 def side_by_side(names: list[str], options: argparse.Namespace) -> int:
-    """Make each study by this program, so many at a time, and pass on what it says when it is done."""
+    """Make the studies by this program, so many folders at a time, and pass on what it says when a folder is done."""
+    from tqdm import tqdm
+
     # Else each would start as many threads as there are cores.
     environment = {"OMP_NUM_THREADS": str(max(1, cpus() // options.parallel)), **os.environ}
     command = [sys.executable, __file__, "--out", str(options.out), *(["--paper"] if options.paper else [])]
-    waiting, running, done, failed = list(names), {}, 0, 0
-    try:
-        while waiting or running:
-            while waiting and len(running) < options.parallel:
-                name = waiting.pop(0)
-                running[name] = subprocess.Popen(
-                    [*command, name], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-                )
-            time.sleep(0.1)
-            for name in [name for name, process in running.items() if process.poll() is not None]:
-                process = running.pop(name)
-                told, errors = process.communicate()
-                done, failed = done + 1, failed + (process.returncode != 0)
-                tell(told.rstrip().replace("[1/1]", f"[{done}/{len(names)}]", 1))
-                if errors and process.returncode:
-                    tell(errors.rstrip(), sys.stderr)
-    finally:
-        for process in running.values():  # after Ctrl-C; each ends what it has started itself
-            process.send_signal(signal.SIGINT)
-    return 1 if failed else 0
+    waiting = [list(group) for _, group in itertools.groupby(names, os.path.dirname)]  # they share a folder for output
+    running: dict[subprocess.Popen, tuple[list[str], Any, Any]] = {}
+    number, failed = itertools.count(1), False
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    with contextlib.ExitStack() as files, tqdm(total=len(names), unit="study", disable=None) as bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < options.parallel:
+                    # Not pipes: a full one would hold up who writes.
+                    out, err = (files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2))
+                    process = subprocess.Popen([*command, *waiting[0]], env=environment, stdout=out, stderr=err)
+                    running[process] = waiting.pop(0), out, err
+                time.sleep(0.1)
+                for process in [process for process in running if process.poll() is not None]:
+                    made, out, err = running.pop(process)
+                    told, errors = _content(out), _content(err)
+                    bar.write(re.sub(r"^\[\d+/\d+\]", lambda _: f"[{next(number)}/{len(names)}]", told, flags=re.M))
+                    if process.returncode < 0:
+                        errors += f"\nfigures.py: error: {', '.join(made)}: ended by signal {-process.returncode}"
+                    if errors:
+                        bar.write(errors.lstrip(), sys.stderr)
+                    failed |= process.returncode != 0
+                    bar.update(len(made))
+        finally:
+            for process in running:  # after Ctrl-C; each ends what it has started itself
+                process.send_signal(signal.SIGINT)
+            for process in running:
+                process.wait()
+    return int(failed)
+
+
+def _content(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().rstrip()
 
 
 def make(study: Path, folder: Path, *, paper: bool) -> list[Path]:

@@ -1,16 +1,20 @@
 """The program that regenerates the figures, as a user starts it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import pytest
 from conftest import FIGURES, REPOSITORY, check_executed, environment
 
+PROGRAM = [sys.executable, str(REPOSITORY / "code" / "figures.py")]
+
 
 def start(*arguments, cwd=None, **variables):
-    command = [sys.executable, str(REPOSITORY / "code" / "figures.py"), *map(str, arguments)]
-    environ = {**environment(), **variables}
+    command, environ = [*PROGRAM, *map(str, arguments)], {**environment(), **variables}
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=300)
 
 
@@ -56,13 +60,38 @@ def test_trained_models_are_plotted_from_any_runs(name, tmp_path, monkeypatch):
 def test_studies_side_by_side_tell_what_each_alone_would(tmp_path):
     (tmp_path / "EmpiricalStudy").mkdir()
     (tmp_path / "EmpiricalStudy" / "InstanceCloningConstraint").touch()  # a file where the folder should be
-    done = start("Density1DPlot", "InstanceCloning", "LargeMeans", "--parallel", "2", "--out", tmp_path)
+    done = start("Density", "InstanceCloning", "LargeMeans", "--parallel", "2", "--out", tmp_path)
     assert done.returncode == 1
-    assert [line[:5] for line in done.stdout.splitlines() if line[0] == "["] == ["[1/3]", "[2/3]", "[3/3]"]
+    told = [line.rsplit("/", 1)[-1] for line in done.stdout.splitlines() if line]
+    numbers = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("[")]
+    assert numbers == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    for study, *pictures in (
+        ("Density1DPlot", "MergedDistribution-1D.png"),
+        ("Density2DPlot", "MergedDistribution-2D.png"),  # in the same folder
+        ("PlotMean2D", "largemean_collapse.png"),
+    ):
+        at = told.index(study)
+        assert told[at + 1 : at + 1 + len(pictures)] == pictures
+        assert [told.count(picture) for picture in pictures] == [1] * len(pictures)
     assert "figures.py: error: AnalysisOnProperty3: " in done.stderr
     assert "Traceback" not in done.stderr
-    for picture in ("MergedDistribution-1D.png", "largemean_collapse.png"):
-        assert picture in done.stdout
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_interrupted_side_by_side_nothing_runs_on(name, tmp_path):
+    process = subprocess.Popen(
+        [*PROGRAM, "Dimensions", "Flow", "--parallel", "2", "--out", str(tmp_path)], env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while len(list(tmp_path.glob("EmpiricalStudy/*"))) < 2:  # where the studies are about to write
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(getattr(signal, name))  # to it alone
+    told, errors = process.communicate(timeout=60)
+    assert (process.returncode, told, errors.strip()) == (130, "", "figures.py: interrupted")
+    with pytest.raises(ProcessLookupError):  # nobody is left in its group
+        os.killpg(process.pid, 0)
 
 
 def test_mistakes_are_told_and_the_other_studies_made(tmp_path):
