@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One command for all checks: makes the environment, then ruff, mypy and the tests. About 10 minutes on two cores, the
+# One command for all checks: makes the environment, then ruff, mypy and the tests. About 8 minutes on two cores, the
 # environment not counted. Arguments go to pytest: ./run_tests.sh -k w2
 set -euo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
