@@ -27,7 +27,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl.files import reason
-from wassersteinssl.machine import cpus
+from wassersteinssl.machine import environment_beside
 from wassersteinssl.settings import Parser, count, home
 
 REPOSITORY = CODE.parent
@@ -87,8 +87,7 @@ def side_by_side(names: list[str], options: argparse.Namespace) -> int:
     """Make the studies by this program, so many folders at a time, and pass on what it says when a folder is done."""
     from tqdm import tqdm
 
-    # Else each would start as many threads as there are cores.
-    environment = {"OMP_NUM_THREADS": str(max(1, cpus() // options.parallel)), **os.environ}
+    environment = environment_beside(options.parallel)
     command = [sys.executable, __file__, "--out", str(options.out), *(["--paper"] if options.paper else [])]
     waiting = [list(group) for _, group in itertools.groupby(names, os.path.dirname)]  # they share a folder for output
     running: dict[subprocess.Popen, tuple[list[str], Any, Any]] = {}

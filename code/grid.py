@@ -39,7 +39,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl import results, settings
-from wassersteinssl.machine import cpus
+from wassersteinssl.machine import environment_beside
 from wassersteinssl.settings import (
     DATASETS,
     PRESETS,
@@ -407,12 +407,9 @@ class Runner:
                 continue
             self.waiting.remove(cell)
             cell.folder.parent.mkdir(parents=True, exist_ok=True)
-            environment = dict(os.environ)
-            if self.parallel > 1:  # else each would start as many threads as there are cores
-                environment.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // self.parallel)))
             with open(f"{cell.folder}.log", "a") as log:
                 self.running[cell.name] = subprocess.Popen(
-                    cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                    cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment_beside(self.parallel),
                     start_new_session=True,  # Ctrl-C reaches the grid alone, which asks the cells once
                 )  # fmt: skip
             cell.tries += 1

@@ -26,7 +26,7 @@ from typing import Any
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.machine import cpus
+from wassersteinssl.machine import environment_beside
 from wassersteinssl.settings import PRESETS, TERMS, Parser, count, home, positive
 
 BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
@@ -141,8 +141,7 @@ def main() -> int:
     parser.add_argument("--parallel", type=count, default=1, metavar="K", help="runs at a time (default: 1)")
     parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")
     options, rest = parser.parse_known_args()
-    if options.parallel > 1:  # else each run would start as many threads as there are cores
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // options.parallel)))
+    os.environ.update(environment_beside(options.parallel))
     grids = Grids()
     pairs = [Pair(base, term, options, rest, grids) for term in options.terms for base in options.bases]
     from tqdm import tqdm

@@ -9,6 +9,14 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def environment_beside(processes: int) -> dict[str, str]:
+    """The environment for one of so many processes at a time; else each starts as many threads as there are CPUs."""
+    environment = dict(os.environ)
+    if processes > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // processes)))
+    return environment
+
+
 def memory() -> float:
     """Bytes that this process may fill: the machine's available memory, or less where a control group limits it."""
     limits = [float("inf")]
