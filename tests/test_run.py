@@ -173,6 +173,17 @@ def test_stopped_at_any_step_a_run_continues_bitwise(module, finished, tmp_path,
     assert_bitwise_equal(finished, tmp_path / "run")
 
 
+def test_the_time_left_is_of_the_images_left_at_the_pace_measured(module, tmp_path, monkeypatch):
+    asked, told = iter(range(10**6)), []
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Signals, "stop", lambda self: next(asked) >= 1)  # after two of the first epoch's three steps
+        assert not execute(module, tmp_path / "run")
+    monkeypatch.setattr(pretrain, "_tell_epoch", lambda bar, line, minutes_left: told.append((line, minutes_left)))
+    assert execute(module, tmp_path / "run")
+    for (line, minutes_left), epochs in zip(told, (2, 1, 0), strict=True):
+        assert minutes_left * 60 * line["images_per_second"] == pytest.approx(epochs * 3 * 64)
+
+
 def test_pretraining_and_evaluating_apart_is_the_same(module, finished, tmp_path):
     with pytest.raises(UserError, match="no finished pre-training"):
         execute(module, tmp_path / "run", "--uniformity", "w2", "--stage", "evaluate")

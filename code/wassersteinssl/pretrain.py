@@ -111,7 +111,7 @@ def pretrain(
                 if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
                     line |= _timed(monitor)
                 bar.set_postfix(_shown(epoch, means, term, collapsed))
-                _tell_epoch(bar, line, minutes_left=(total - done) / steps * took / 60)
+                _tell_epoch(bar, line, minutes_left=(total - done) * batch_size / line["images_per_second"] / 60)
                 log(line)
             train.sums.zero_()
             stopping = stop()
