@@ -7,9 +7,12 @@ torch.hub.load("path/to/this/repository", "w2_loss", source="local")
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "code"))
-
-from wassersteinssl.encoder import load_encoder as encoder  # noqa: F401
-from wassersteinssl.w2 import W2Loss as w2_loss  # noqa: F401
+CODE = str(Path(__file__).resolve().parent / "code")
+sys.path.insert(0, CODE)
+try:
+    from wassersteinssl.encoder import load_encoder as encoder  # noqa: F401
+    from wassersteinssl.w2 import W2Loss as w2_loss  # noqa: F401
+finally:
+    sys.path.remove(CODE)  # it would hide the caller's own audit.py or grid.py
 
 dependencies = ["torch", "torchvision", "safetensors"]

@@ -160,7 +160,24 @@ def test_zero_rows_are_counted_and_left_out(collapsed):
         for key, value in without[part].items():
             assert report[part][key] == pytest.approx(value, rel=1e-9, abs=1e-12)
     assert report["verdict"]["word"] == ("collapsed" if collapsed else "healthy") + ", without the zero rows"
-    assert report["verdict"]["why"].endswith("50 % of the rows are zero")
+    assert report["verdict"]["why"].endswith("; 300 of 600 rows are zero")
+
+
+@pytest.mark.parametrize("bad", [0.0, math.nan])
+def test_a_sample_is_of_rows_that_have_a_direction_however_few(bad):
+    z = torch.full((20_000, 16), bad, dtype=torch.float64)
+    z[::100] = normal(200, 16)
+    alone = report_on(z[::100])
+    report = audit.audit(audit_files.of_rows(z, "z"), drop_bad_rows=True).report
+    assert report["sample"] == 200
+    assert report["beyond"] == alone["beyond"]
+    assert report["verdict"]["word"].removesuffix(", without the zero rows") == "healthy"
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 2), (4, 2), (6, 2), (5, 4), (11, 3)])
+def test_uniform_rows_fewer_than_twelve_are_too_few(n, m):
+    for draw in range(20):
+        assert report_on(normal(n, m, seed=draw))["verdict"]["word"] == "too few rows to tell"
 
 
 @pytest.mark.parametrize(("n", "k", "m"), [(65, 32, 64), (70, 5, 64), (260, 20, 256), (512, 128, 256), (300, 250, 256)])
@@ -579,7 +596,13 @@ REFUSED = {
     "ragged": (lines("1,2\n3,4\n5\n"), "z.csv", "cannot read"),
     "text among numbers": (lines("1,2\n3,x\n"), "z.csv", r"column 2 of .*z\.csv holds text \('x'\): numbers only"),
     "names of images": (lines("id,a\nimg0,1\nimg1,2\n"), "z.csv", r"column 1 of .*z\.csv holds text \('img0'\)"),
-    "no header but names": (lines("img0,1\nimg1,2\n"), "z.csv", r"column 1 of .*z\.csv holds text \('img1'\)"),
+    "no header but names": (lines("img0,1\nimg1,2\n"), "z.csv", r"column 1 of .*z\.csv holds text \('img0'\)"),
+    "a first row with a gap": (lines(",1,2\n3,4,5\n6,7,8\n"), "z.csv", r"column 1 of .*z\.csv holds an empty cell"),
+    "a first row with NA": (lines("1,NA\n3,4\n"), "z.csv", r"column 2 of .*z\.csv holds text \('NA'\)"),
+    "a first row of gaps": (lines(",\n3,4\n"), "z.csv", r"column 1 of .*z\.csv holds an empty cell"),
+    "wider than the header": (lines(",a,b\n0,1,5,2\n1,3,5,4\n"), "z.csv", "cannot read .* hold 3 cells"),
+    "an index alone": (lines(",a,b\n0,1,2\n1\n2,3,4\n"), "z.csv", "cannot read .* hold 3 cells"),
+    "a row of tabs": (lambda folder: (folder / "z.tsv").write_text("1\t2\n\t\n3\t4\n"), "z.tsv", "an empty cell"),
     "an empty cell": (lines("1,2\n3,\n"), "z.csv", r"column 2 of .*z\.csv holds an empty cell: numbers only"),
     "no number": (lines("a,b\n"), "z.csv", r"z\.csv holds no numbers"),
     "no line": (lines(""), "z.csv", r"z\.csv holds no numbers"),

@@ -264,6 +264,7 @@ def test_an_encoder_is_loaded_by_the_function_and_by_torch_hub(tmp_path):
     for kind in (torch.int64, torch.int32, torch.bool):
         with pytest.raises(ValueError, match=rf"uint8 images or floats from 0 to 1, got {kind}$"):
             encoder(images.to(kind))
+    hub_path = list(sys.path)
     by_hub = torch.hub.load(str(REPOSITORY), "encoder", str(path), source="local")
     with torch.no_grad():
         z = encoder.embed(images)
@@ -274,6 +275,7 @@ def test_an_encoder_is_loaded_by_the_function_and_by_torch_hub(tmp_path):
     assert encoder.config["method"] == "BYOL"
     assert not encoder.training
     hub_loss = torch.hub.load(str(REPOSITORY), "w2_loss", source="local")
+    assert hub_path == sys.path  # where code/ would hide the caller's own audit.py
     assert hub_loss(z) == w2.w2_uniformity(z)
 
 

@@ -454,6 +454,24 @@ def test_unit_rows_do_not_depend_on_the_scale_of_the_features(name):
         assert value(name, z * scale, b * scale).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["lu", *NEW])
+def test_unit_rows_do_not_depend_on_scales_whose_squares_have_no_float64(name):
+    z, b = randn(30, 6), randn(30, 6, seed=1)
+    expected = value(name, z, b).item()
+    for scale in (1e-200, 1e160):
+        assert value(name, z * scale, b * scale).item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jeffreys", "bhattacharyya"])
+@pytest.mark.parametrize(("m", "draws"), [(3, 200), (16, 40), (64, 8)])
+def test_divergences_of_singular_covariances_are_infinite_whatever_the_basis(name, m, draws):
+    for seed in range(draws):
+        flat = randn(4 * m, m - 1, seed=seed) @ torch.linalg.qr(randn(m, m, seed=seed + 1)).Q[1:]
+        for z in (randn(m, m, seed=seed), flat):
+            assert value(name, z).item() == math.inf
+        assert math.isfinite(value(name, randn(2 * m, m, seed=seed)).item())
+
+
 @pytest.mark.parametrize("name", NEW)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_features_give_nan(name, bad):

@@ -474,6 +474,12 @@ def test_views_that_do_not_fit_together_are_told_with_their_shapes():
         W2Loss()()
 
 
+def test_tensors_that_are_sparse_or_of_one_byte_are_refused():
+    for z in (torch.eye(4).to_sparse(), torch.eye(4).to(torch.float8_e4m3fn)):
+        with pytest.raises(ValueError, match=r"expected a dense matrix of float16 or wider"):
+            w2_uniformity(z)
+
+
 def test_what_is_no_tensor_is_told_by_its_type():
     metric = W2Metric()
     for z, kind in ((np.ones((4, 3)), r"numpy\.ndarray"), ([[1.0, 2.0]], "list"), (None, "NoneType")):

@@ -14,8 +14,8 @@ The verdict counts dimensions in use, in two ways; the smaller count decides.
     partly     between: half of the dimensions lost is W2 = 0.77
 
 No more than m rows cannot fill the dimensions: if at least a third as many are in use as there are rows, which uniform
-rows always have, the verdict is that there are too few to tell. Zero rows have no direction: they are counted and left
-out.
+rows always have, the verdict is that there are too few to tell; as it is of fewer than twelve rows. Zero rows have no
+direction: they are counted and left out.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import W2Metric, eigenvalue_noise, w2_floor, w2_minimum
 
 COLLAPSED, HEALTHY = 0.1, 0.6  # shares of the dimensions
+FEWEST = 12  # of fewer rows, and two to four features, the uniform ones are often called collapsed
 FEW = 3  # of no more than m rows, those with more dimensions in use than this part of them may be uniform
 CLUMPED = 1 / 3  # nearest neighbours nearer than this share of what the two moments let expect
 DRAWS = 12  # of each law that the sample is compared with
@@ -81,9 +82,7 @@ def audit(
     if views is not None and (views.n, views.m) != (n, m):
         raise UserError(f"the views are {views.n} x {views.m}, the features {n} x {m}")
 
-    random = np.random.default_rng(seed)
-    index = torch.from_numpy(np.sort(random.choice(n, min(n, sample), replace=False)))
-    rows = _Pass(features, index)
+    rows = _Pass(features, sample, np.random.default_rng(seed))
     if rows.bad and not drop_bad_rows:
         raise UserError(
             f"{len(rows.bad)} of {n} rows of {features.name} hold NaN, infinite, gigantic or vanishing values: "
@@ -136,7 +135,8 @@ def audit(
 class _Pass:
     """What a single look at every row gathers; rows that are not finite are listed and left out of the rest."""
 
-    def __init__(self, features: Features, index: Tensor):
+    def __init__(self, features: Features, size: int, random: np.random.Generator):
+        index = _draw(features.n, size, random)
         self.metric = W2Metric()  # of the rows that have a direction
         self.n = 0  # with the zero rows
         self.bad: list[int] = []
@@ -144,12 +144,14 @@ class _Pass:
         self.zero, self.shortest, self.longest = 0, math.inf, 0.0
         self.mean_norm, self.square = 0.0, 0.0  # mean of the norms, and the sum of their squared distances to it
         self.fingerprints = np.empty(features.n, np.uint64)
+        directed = torch.zeros(features.n, dtype=torch.bool)
         sample, kept, start = [], [], 0
         with tqdm(total=features.n, desc="reading", unit="row", unit_scale=True, delay=2, disable=None) as bar:
             for chunk in features.chunks():
                 rows = chunk.double()
                 norms = torch.linalg.vector_norm(rows, dim=1)
                 good = _usable(rows, norms)
+                directed[start : start + len(rows)] = good & (norms > 0)
                 self.bad += (start + torch.nonzero(~good).flatten()).tolist()
                 here = index[(index >= start) & (index < start + len(rows))] - start
                 here = here[good[here]]
@@ -164,9 +166,15 @@ class _Pass:
         self.norms = torch.linalg.vector_norm(self.sample, dim=1)
         if self.n - self.zero < 2 and self.zero:  # all are zero, as it were: equal rows
             self.metric.update(torch.zeros(1, features.m, dtype=torch.float64).expand(self.zero, -1))
-        elif int((self.norms > 0).sum()) > 1:
-            kept_rows = self.norms > 0
-            self.sample, self.index, self.norms = (x[kept_rows] for x in (self.sample, self.index, self.norms))
+            return
+        present = self.norms > 0
+        if 2 * int(present.sum()) <= min(size, int(directed.sum())):  # most of the drawn rows are none to compare
+            among = directed.nonzero().flatten()
+            self.index = among[_draw(len(among), size, random)]
+            self.sample = pick(features.chunks(), self.index)
+            self.norms = torch.linalg.vector_norm(self.sample, dim=1)
+        else:
+            self.sample, self.index, self.norms = (x[present] for x in (self.sample, self.index, self.norms))
 
     def _look(self, rows: Tensor, norms: Tensor) -> None:
         self.fingerprints[self.n : self.n + len(rows)] = fingerprints(rows.numpy())
@@ -213,6 +221,11 @@ class _Pass:
             "dead": int(dead.sum()), "first_dead": dead.nonzero().flatten()[:NAMED].tolist(),
             "repeated": int(repeated.sum()), "first_pairs": pairs,
         }  # fmt: skip
+
+
+def _draw(n: int, size: int, random: np.random.Generator) -> Tensor:
+    """Ascending indices of `size` rows of n, or of all."""
+    return torch.from_numpy(np.sort(random.choice(n, min(n, size), replace=False)))
 
 
 def _usable(rows: Tensor, norms: Tensor) -> Tensor:
@@ -305,6 +318,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     used = min(w2["dimensions"], spectrum["dimensions"])
     word = "collapsed" if used < COLLAPSED * m else "partly collapsed" if used < HEALTHY * m else "healthy"
     different = report["rows"]["distinct"] - (0 < zeros < 1)
+    few = m < directed < FEWEST
     if report["rows"]["one_direction"]:
         why = "all rows but one are zero" if directed == 1 else "all rows point the same way"
         if report["rows"]["distinct"] == 1:
@@ -312,9 +326,12 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     elif directed <= m and (directed <= FEW or used >= directed / FEW):
         word = "too few rows to tell"
         why = (
-            f"{directed} rows lie in fewer of the {m} dimensions whatever they are, and uniform ones could look like "
-            f"these: take several times {m} rows"
+            f"{directed} rows lie in fewer of the {m} dimensions whatever they are; W2 and effective rank are those of "
+            f"as many uniform rows of {count(used)} dimensions: take several times {m} rows"
         )
+    elif few:
+        word = "too few rows to tell"
+        why = f"{directed} uniform rows of {m} features can look collapsed: take several times as many"
     else:
         why = (
             f"{count(used)} of {m} dimensions are in use ({percent(used / m)}): W2 is that of uniform rows of "
@@ -324,7 +341,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
             why += f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way"
         if different <= m < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
-    clumped = beyond["clumped"] and word != "collapsed"  # a few directions are no place to look for clumps
+    clumped = beyond["clumped"] and word != "collapsed" and not few  # a few directions are no place to look for clumps
     if clumped:
         word += " in two moments, but clumped" if word == "healthy" else ", and clumped"
         why += (
@@ -334,7 +351,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         )
     if 0.01 < zeros < 1 and directed > 1:
         word += ", without the zero rows"
-        why += f"; {percent(zeros)} of the rows are zero"
+        why += f"; {report['norms']['zero_rows']} of {report['n']} rows are zero"
     return {"word": word, "why": why, "dimensions": used, "share": used / m, "clumped": clumped}
 
 

@@ -260,19 +260,24 @@ def _npz(path: Path, key: str | None, ndim: int) -> Stored:
 
 
 def _csv(path: Path, key: str | None, ndim: int) -> Stored:
-    """Numbers separated by comma, semicolon or tab, a row a line; a first line that is no numbers is a header, and one
-    that counts 0, 1, 2, ... further than 0,1, which may be a code."""
+    """Numbers separated by comma, semicolon or tab, a row a line. A first line without a number is a header; and one
+    that counts 0, 1, 2, ... further than 0,1, which may be a code, or behind a name."""
+
+    def is_line(line: str) -> bool:  # a tab may separate what is missing
+        return bool(line.strip(" \r\n"))
+
     with path.open(encoding=TEXT) as file:
-        first = next((line for line in file if line.strip()), "")
+        first = next(filter(is_line, file), "")
     delimiter = _delimiter(first)
     names = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
-    numbered = len(names) > 2 and names == [str(k) for k in range(len(names))]  # as pandas names columns
-    header = numbered or not all(map(_is_number, names))
+    numbered = len(names) > 2 and names == _count(len(names))  # as pandas names columns
+    counted = len(names) > 1 and (names[0] in INDEX or len(names) > 3) and names[1:] == _count(len(names) - 1)
+    header = numbered or counted or (any(names) and not any(map(_is_number, names)))
     index = int(header and names[0] in INDEX)
 
     def lines() -> Iterator[str]:
         with path.open(encoding=TEXT) as file:
-            yield from itertools.islice((line for line in file if line.strip()), int(header), None)
+            yield from itertools.islice(filter(is_line, file), int(header), None)
 
     def check(line: str) -> None:
         for column, cell in enumerate(line.rstrip("\n").split(delimiter), 1):
@@ -284,20 +289,20 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     if shape[0] == 0:
         raise UserError(f"{path} holds no numbers")
     check(next(lines()))
-    columns = range(1, len(names)) if index else None
 
     def chunks() -> Iterator[np.ndarray]:
         remaining = lines()
         for part in _parts(shape, share=4):  # as text, numbers are larger
             text = list(itertools.islice(remaining, part.stop - part.start))
+            cells = [line.partition(delimiter)[2] for line in text] if index else text
             try:
-                rows = np.loadtxt(text, delimiter=delimiter, ndmin=2, comments=None, usecols=columns)
+                rows = np.loadtxt(cells, delimiter=delimiter, ndmin=2, comments=None)
+                if rows.shape != (len(text), shape[1]):
+                    raise ValueError(f"its lines do not all hold {len(names)} cells, as the first does")
             except ValueError:
                 for line in text:
                     check(line)
                 raise
-            if columns is None and rows.shape[1] != shape[1]:
-                raise ValueError(f"{rows.shape[1]} columns after {shape[1]}")
             yield rows
 
     notes = ["the first column, which has no name, was taken for an index and left out"] if index else []
@@ -356,6 +361,10 @@ def _floating(rows: np.ndarray | Tensor) -> Tensor:
 
 def _delimiter(line: str) -> str:
     return max(",;\t", key=line.count)
+
+
+def _count(n: int) -> list[str]:
+    return [str(k) for k in range(n)]
 
 
 def _is_number(text: str) -> bool:

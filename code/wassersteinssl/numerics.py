@@ -122,11 +122,13 @@ def cholesky(a: Tensor) -> tuple[Tensor, Tensor]:
     finite. Nothing waits for the host."""
     with torch.no_grad():
         factor, failed = torch.linalg.cholesky_ex(a)
-        pivots = factor.diagonal().square()
+        identity = torch.eye(len(a), dtype=a.dtype, device=a.device)
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+        norms = torch.linalg.matrix_norm(inverse, 1) * torch.linalg.matrix_norm(inverse, torch.inf)
+        smallest = 1 / norms  # at most the smallest eigenvalue; that of a singular matrix can hide from every pivot
         noise = 4 * len(a) * torch.finfo(a.dtype).eps * a.diagonal().max()
-        singular = (failed != 0) | ~(pivots > noise).all()
+        singular = (failed != 0) | ~(smallest > noise)
         infinite = torch.where(singular, torch.inf, 0.0) + 0 * a.sum()  # NaN if a is not finite
-    identity = torch.eye(len(a), dtype=a.dtype, device=a.device)
     return torch.linalg.cholesky_ex(torch.where(singular, identity, a))[0], infinite.to(a.dtype)
 
 

@@ -14,7 +14,7 @@ from scipy.special import gammaln, hyp0f1, ive
 from torch import Tensor
 
 from wassersteinssl.numerics import result_dtype, wide_rows
-from wassersteinssl.w2 import FirstDerivative, check_matrix, wide_dtype
+from wassersteinssl.w2 import FirstDerivative, check_matrix, scaled_to_unit, wide_dtype
 
 BLOCK = 2048  # rows of a pairwise block: its distances take 16 MiB in float32, whatever n is
 
@@ -199,9 +199,9 @@ def _standardise(z: Tensor, normalize: bool, wide: torch.dtype) -> tuple[Tensor,
     squared norms do not swamp them."""
     if not normalize:
         return z.mean(dim=0, dtype=wide), torch.ones(len(z), 1, dtype=wide, device=z.device)
-    norms = torch.cat([torch.linalg.vector_norm(z[i], dim=1, keepdim=True, dtype=wide) for i in _rows(z)])
-    zero = norms < torch.finfo(result_dtype(z)).tiny
-    return torch.zeros((), dtype=wide, device=z.device), torch.where(zero, 0, 1 / norms)
+    smallest = torch.finfo(result_dtype(z)).tiny
+    scale = torch.cat([scaled_to_unit(z[i].to(wide), smallest, widened=z.dtype != wide)[1] for i in _rows(z)])
+    return torch.zeros((), dtype=wide, device=z.device), scale
 
 
 def _standard_rows(z: Tensor, i: slice, shift: Tensor, scale: Tensor, normalize: bool) -> Tensor:

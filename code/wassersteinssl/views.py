@@ -1,7 +1,7 @@
 """Measures of two views: a, b (n, m) features of the same n inputs, row for row.
 
 Scaled to unit rows inside unless `normalize=False`. Shapes that differ, or anything but floating matrices, raise
-ValueError. Non-finite rows give NaN.
+ValueError. Non-finite rows give no finite number.
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ def _check_views(a: Tensor, b: Tensor) -> None:
 def _standard_features(z: Tensor) -> Tensor:
     """Features (n, m) with mean 0 and mean square 1; one that is constant to rounding becomes 0."""
     z = z.to(wide_dtype(z.device))
+    largest = z.detach().abs().amax(dim=0)  # whose square may overflow or vanish
+    z = z / torch.where(largest > 0, largest, 1)
     centred = z - z.mean(dim=0)
     centred = centred - centred.mean(dim=0)
     square = centred.square().mean(dim=0)

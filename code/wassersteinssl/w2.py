@@ -405,9 +405,10 @@ def check_matrix(z: Tensor, least_rows: int) -> None:
     if not isinstance(z, Tensor):
         kind = f"{type(z).__module__}.{type(z).__qualname__}".removeprefix("builtins.")
         raise TypeError(f"expected a torch tensor, got {kind}")
-    if z.ndim != 2 or z.shape[0] < least_rows or z.shape[1] < 1 or not z.is_floating_point():
+    numbers = z.is_floating_point() and z.dtype.itemsize > 1 and z.layout == torch.strided
+    if not numbers or z.ndim != 2 or z.shape[0] < least_rows or z.shape[1] < 1:
         raise ValueError(
-            f"expected a floating-point matrix of n >= {least_rows} rows and m >= 1 features, "
+            f"expected a dense matrix of float16 or wider, of n >= {least_rows} rows and m >= 1 features, "
             f"got {z.dtype} of shape {tuple(z.shape)}"
         )
 
