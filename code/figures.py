@@ -4,7 +4,7 @@ notebooks that plot trained models (RUNS=FOLDER for other runs than code/results
 
     python code/figures.py [--parallel 2]           every study from few samples, into runs/figures: minutes
     python code/figures.py --paper                  at the paper's sizes: twelve minutes on two cores
-    python code/figures.py Dimensions LargeMeans    only studies whose path contains one of these
+    python code/figures.py 3 7 LargeMeans           figures 3 and 7 of the paper, and studies whose path contains this
     python code/figures.py --paper --out .          the committed data, notebooks and figures themselves
 
 Prints where each figure lies. Exit status: 0 all made, 1 some failed, 2 a mistake in the command, 130 interrupted.
@@ -39,11 +39,19 @@ STUDIES = sorted(  # scripts and notebooks, without their suffix
         for path in REPOSITORY.glob(f"{where}/*.{kind}")
     }
 )
+NUMBERS = {  # of the paper's figures
+    2: "DistanceAgainstDimension", 3: "AnalysisOnCollapseLevel", 4: "AnalysisOnDimension", 5: "AnalysisOnProperty4",
+    6: "AnalysisOnProperty5", 7: "SingularSpectra", 8: "Density1DPlot", 9: "Density2DPlot",
+    10: "AnalysisOnDistributions", 11: "AnalysisOnProperty3", 12: "AnalysisOnCaseStudy", 13: "AnalysisOnCaseStudy",
+    14: "PlotMean2D", 15: "AccuracyCurves", 16: "UniformityCurves", 17: "AlignmentCurves",
+}  # fmt: skip
 
 
 def main() -> int:
     parser = Parser(__doc__)
-    parser.add_argument("studies", nargs="*", metavar="NAME", help="part of a script's path (default: all studies)")
+    parser.add_argument(
+        "studies", nargs="*", metavar="NAME", help="number of a figure, or part of a script's path (default: all)"
+    )
     parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
     parser.add_argument(
         "--parallel", type=count, default=1, metavar="K", help="studies at a time, of different folders (default: 1)"
@@ -63,7 +71,11 @@ def main() -> int:
     else:
         os.environ.pop("RUNS", None)  # an empty one
     names = {study: str(study.relative_to(REPOSITORY)) for study in STUDIES}
-    for part in options.studies:
+    for k, part in enumerate(options.studies):
+        if part.isdecimal():
+            if int(part) not in NUMBERS:
+                parser.error(f"figure {part} of the paper shows no study; there are {', '.join(map(str, NUMBERS))}")
+            options.studies[k] = part = NUMBERS[int(part)]
         if not any(part in name for name in names.values()):
             parser.error(f"no study is called {part}: {', '.join(study.name for study in STUDIES)}")
     chosen = [study for study in STUDIES if any(part in names[study] for part in options.studies or [""])]

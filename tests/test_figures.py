@@ -18,6 +18,13 @@ def start(*arguments, cwd=None, **variables):
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=300)
 
 
+def test_a_number_is_that_of_the_figure_in_the_paper(tmp_path):
+    assert set(FIGURES.NUMBERS.values()) <= {study.name for study in FIGURES.STUDIES}
+    done = start("17", "14", "--out", tmp_path, cwd=REPOSITORY, RUNS="code/results/digits")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.rglob("*.png")} == {"AlignmentCurves.png", "largemean_collapse.png"}
+
+
 def test_runs_are_found_from_where_the_user_stands(tmp_path):
     done = start("AlignmentCurves", "--out", tmp_path, cwd=REPOSITORY, RUNS="code/results/digits")
     assert done.returncode == 0, done.stderr
@@ -97,6 +104,9 @@ def test_mistakes_are_told_and_the_other_studies_made(tmp_path):
     done = start("nonsense")
     assert done.returncode == 2
     assert "no study is called nonsense" in done.stderr.splitlines()[-1]
+    done = start("18")
+    assert done.returncode == 2
+    assert "figure 18 of the paper" in done.stderr.splitlines()[-1]
     (tmp_path / "EmpiricalStudy").mkdir()
     (tmp_path / "EmpiricalStudy" / "InstanceCloningConstraint").touch()  # a file where the folder should be
     done = start("InstanceCloning", "LargeMeans", "--out", tmp_path)
