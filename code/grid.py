@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the cells of Table 2 (methods x terms x data sets x seeds), one after the other, and go on where it stopped.
 
-    python code/grid.py status --preset mini                  what is done, what is left, how long it may take
+    python code/grid.py status --preset mini     what is done and left, from the first epoch on how long it may take
     python code/grid.py run --preset short --datasets cifar10 --precision bf16 --time-budget 25
     python code/grid.py run --preset mini --datasets cifar10 --folder cifar10=PATH
     python code/grid.py run-one --index 3 --preset mini       one cell, for job arrays (code/grid.sbatch)
@@ -21,6 +21,7 @@ Exit status: 0 all cells done, 1 some failed, 2 a mistake in the command, 75 sto
 """
 
 import argparse
+import ast
 import contextlib
 import difflib
 import json
@@ -81,8 +82,9 @@ class Cell:
     folder: Path
     epochs: int
     command: list[str]
-    settings: dict = field(default_factory=dict)  # that all methods share
+    settings: dict = field(default_factory=dict)
     tries: int = field(default=0)
+    log_start: int = field(default=0)  # of the last try, in bytes
 
     @property
     def name(self) -> str:
@@ -188,7 +190,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
             parser.error(f"unknown option {text}: {meant[0]}?")
     methods = list(FILES) if "all" in options.methods else options.methods
     for method in methods:
-        own = re.findall(r"^    (\w+): .* = option\(", (CODE / FILES[method]).read_text(encoding="utf-8"), re.MULTILINE)
+        own = [name for name, _, _ in _own_options(method)]
         known = {"--" + name.replace("_", "-") for name in (*settings.Settings.__dataclass_fields__, *own)}
         for text in names:
             if text not in known:
@@ -204,6 +206,24 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
             if getattr(options, name) is not None:
                 parser.error(f"--{name} is for --slurm, without which the cells run here")
     return options, rest
+
+
+def _own_options(method: str) -> list[tuple[str, str, str]]:
+    """Name, type and default of the options that the method's file adds, as it writes them. Loads no torch."""
+    text = (CODE / FILES[method]).read_text(encoding="utf-8")
+    return re.findall(r"^    (\w+): (.*) = option\(\s*([^,)]*)", text, re.MULTILINE)
+
+
+def _own_settings(method: str, arguments: list[str]) -> dict:
+    """Their values: those given, else the defaults that are literals."""
+    parser = Parser()
+    for name, kind, text in _own_options(method):
+        default: Any = argparse.SUPPRESS
+        with contextlib.suppress(ValueError, SyntaxError):
+            default = ast.literal_eval(text)
+        convert = {"int": int, "float": float}.get(kind.split()[0], str)
+        parser.add_argument("--" + name.replace("_", "-"), type=convert, default=default)
+    return vars(parser.parse_known_args(arguments)[0])
 
 
 def _option_names(parser: Parser, rest: list[str]) -> list[str]:
@@ -258,7 +278,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
         """Vanilla and W2 of the four methods first, then L_U, then the further methods."""
         return method not in TABLE2, TERMS.index(term) > 1, list(FILES).index(method), TERMS.index(term)
 
-    if not options.weights and "--alpha-max" not in rest:
+    if not options.weights and settings.shared(rest).alpha_max is None:
         for method in methods:
             others = set(terms(method)) - set(table2(method))
             if lacking := sorted(others - set(default_weights(method))) if others else []:
@@ -281,14 +301,15 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                     images = ["--dataset", "folder", "--dataset-name", dataset, "--data-dir", path]
                 chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
                 command = [sys.executable, *launcher, str(CODE / FILES[method])]
-                command += [*images, "--uniformity", term, *chosen]
+                command += [*chosen, *(rest if term != "none" else _without_weights(rest))]
+                command += [*images, "--uniformity", term]
                 command += [] if weight is None else ["--alpha-max", str(weight)]
                 command += ["--seed", str(number), "--run-dir", str(folder)]
-                command += rest if term != "none" else _without_weights(rest)
-                chosen_settings = vars(settings.shared(command[1 + len(launcher) + 1 :]))
-                found.append(
-                    Cell(method, term, dataset, number, folder, chosen_settings["epochs"], command, chosen_settings)
-                )
+                arguments = command[1 + len(launcher) + 1 :]
+                values = vars(settings.shared(arguments)) | _own_settings(method, arguments)
+                if values["alpha_min"] is not None and values["alpha_max"] is None:
+                    raise UserError("--alpha-min needs --alpha-max or --weights")
+                found.append(Cell(method, term, dataset, number, folder, values["epochs"], command, values))
     names = [cell.name for cell in found]
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"{repeated[0]} is asked for twice: give each data set, method, term, weight and seed once")
@@ -337,7 +358,8 @@ def left(grid: list[Cell], parallel: int = 1) -> str:
     total = 0.0
     for cell in unfinished:
         epochs = seen[cell.method] or everything
-        total += (cell.epochs - len(results.log(cell.folder))) * sum(epochs) / len(epochs)
+        done = 0 if cell.other() else min(cell.epochs, len(results.log(cell.folder)))
+        total += (cell.epochs - done) * sum(epochs) / len(epochs)
         total += sum(evaluations) / len(evaluations) if evaluations else 0
     minutes = total / 60 / parallel
     return f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.1f} hours"
@@ -356,8 +378,7 @@ class Runner:
         from tqdm import tqdm
 
         # Slurm sends SIGTERM before it preempts, and before the time is up what a job has asked for.
-        asking = [getattr(signal, name, signal.SIGTERM) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")]
-        before = {number: signal.signal(number, self._stop) for number in dict.fromkeys(asking)}
+        before = {number: signal.signal(number, self._stop) for number in settings.ending_signals()}
         total = sum(cell.epochs for cell in self.grid)
         try:
             with tqdm(total=total, desc="grid", unit="epoch", disable=None, smoothing=0) as bar:
@@ -408,6 +429,7 @@ class Runner:
             self.waiting.remove(cell)
             cell.folder.parent.mkdir(parents=True, exist_ok=True)
             with open(f"{cell.folder}.log", "a") as log:
+                cell.log_start = log.tell()
                 self.running[cell.name] = subprocess.Popen(
                     cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment_beside(self.parallel),
                     start_new_session=True,  # Ctrl-C reaches the grid alone, which asks the cells once
@@ -429,16 +451,24 @@ class Runner:
             elif code == STOPPED or self.stopping or cell.busy():
                 write(f"{name}: stopped after {len(results.log(cell.folder))} of {cell.epochs} epochs")
                 self.waiting.append(cell)
-            elif cell.tries < 2 and code != 2:
-                write(f"{name}: ended with status {code}, will be tried again ({self._last_line(cell)})")
-                self.waiting.append(cell)
             else:
-                write(f"{name}: failed with status {code} ({self._last_line(cell)})")
-                self.failed.append(cell)
+                why = self._why(cell)
+                code = 2 if re.match(r"\S+\.py: error\b", why) else code  # of which torchrun makes 1
+                if cell.tries < 2 and code != 2:
+                    write(f"{name}: ended with status {code}, will be tried again ({why})")
+                    self.waiting.append(cell)
+                else:
+                    write(f"{name}: failed with status {code} ({why})")
+                    self.failed.append(cell)
 
-    def _last_line(self, cell: Cell) -> str:
+    def _why(self, cell: Cell) -> str:
+        """The line in which the program told it, behind which torchrun writes pages, else the last one."""
         with contextlib.suppress(OSError), open(f"{cell.folder}.log", errors="replace") as log:
-            return (log.read().strip().splitlines() or ["no output"])[-1]
+            log.seek(cell.log_start)
+            lines = log.read().strip().splitlines() or ["no output"]
+            for pattern in (r"\S+\.py: (error|failed)\b", r"\S+\.py: stopped\b", ""):
+                if told := [line for line in lines if re.match(pattern, line)]:
+                    return told[-1]
         return "its log is gone"
 
     def _stop(self, *_) -> None:

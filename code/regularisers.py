@@ -27,7 +27,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl.machine import environment_beside
-from wassersteinssl.settings import PRESETS, TERMS, Parser, count, home, positive
+from wassersteinssl.settings import PRESETS, TERMS, Parser, count, ending_signals, home, positive
 
 BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
 WEIGHTS: dict[str, tuple[float, ...]] = {
@@ -80,7 +80,10 @@ class Pair:
         return status
 
     def best(self) -> list[float]:
-        """The weight with the best kNN accuracy, over the data sets and seeds of the search; none if no run is done."""
+        """The weight with the best kNN accuracy, over the data sets and seeds of the search; none if no run is done.
+
+        A weight with fewer finished runs comes last: it may have diverged on the harder data set, which lifts its mean.
+        """
         from wassersteinssl import table2
 
         method = {"mse": "AlignUniform", "byol": "BYOL"}[self.base]
@@ -90,18 +93,17 @@ class Pair:
                 chosen = run["config"]["settings"]
                 if (run["method"], run["uniformity"]) == (method, self.term):
                     found.setdefault(chosen["alpha_max"], []).append(run["knn1"])
-        return sorted(found, key=lambda weight: -sum(found[weight]) / len(found[weight]))[:1]
+        return sorted(found, key=lambda weight: (-len(found[weight]), -sum(found[weight])))[:1]
 
 
 class Grids:
-    """The grids that run. Ctrl-C and SIGTERM ask them for checkpoints and an end, and no other is begun."""
+    """The grids that run. Ctrl-C, SIGTERM, a closed terminal ask them for checkpoints and an end; no other is begun."""
 
     def __init__(self) -> None:
         self.running: set[subprocess.Popen] = set()
         self.stopping = False
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self.stop)
+        for number in ending_signals():
+            signal.signal(number, self.stop)
 
     def run(self, command: list[str]) -> tuple[int, str]:
         """Exit status and the last line of what it printed."""

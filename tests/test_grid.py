@@ -15,7 +15,8 @@ import pytest
 from conftest import REPOSITORY, environment, load
 
 from wassersteinssl import table2
-from wassersteinssl.settings import PRESETS, PROGRAMS, TERMS, UserError, shared
+from wassersteinssl.run import Signals
+from wassersteinssl.settings import PRESETS, PROGRAMS, TERMS, Settings, UserError, parse, shared
 
 GRID = REPOSITORY / "code" / "grid.py"
 
@@ -34,7 +35,7 @@ with open(os.environ["STARTED"], "a") as file:
     file.write(folder.name + "\\n")
 if os.environ.get("CRASH") == folder.name and (os.environ.get("ALWAYS") or not (folder / "crashed").exists()):
     (folder / "crashed").touch()
-    sys.exit("it crashed")
+    sys.exit(os.environ.get("WHY", "it crashed"))
 path = folder / "metrics.jsonl"
 path.touch()
 while len(list(folder.parent.glob("*/config.json"))) < int(os.environ.get("WAIT", 0)):
@@ -135,6 +136,40 @@ def test_a_cell_that_always_crashes_is_named_and_the_others_finish(grid):
     assert "2 done" in done.stdout
 
 
+def test_what_a_program_tells_is_the_reason_whatever_comes_behind_it(grid):
+    """Behind it torchrun writes pages and turns status 2 into 1: a mistake, which is not tried again."""
+    mistake = "byol.py: error: --batch-size 65\nbyol.py: stopped (process 1): another process\n====\n(====)"
+    options = ("run", *DIGITS, "--methods", "byol", "--terms", "none")
+    done = grid(*options, CRASH="byol-s12", ALWAYS="1", WHY=mistake)
+    assert "failed with status 2 (byol.py: error: --batch-size 65)" in done.stdout
+    assert len(grid.started()) == 1
+    done = grid(*options, CRASH="byol-s12", ALWAYS="1")  # not the mistake of the time before
+    assert "failed with status 1 (it crashed)" in done.stdout
+
+
+def test_settings_are_those_that_the_program_makes_of_the_command(grid_module, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["grid.py", "run", "--preset", "digits", "--methods", "all", "--width", "8"])
+    for cell in grid_module.cells(*grid_module.parse()):
+        module = load(REPOSITORY / "code" / grid_module.FILES[cell.method])
+        kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Settings)]
+        assert cell.settings == vars(parse(max(kinds, key=lambda kind: len(kind.__mro__)), "", cell.command[2:]))
+
+
+def test_a_run_of_other_options_of_the_method_is_another(grid_module, monkeypatch, tmp_path):
+    def cell(*options):
+        arguments = ["--preset", "digits", "--methods", "moco_v2", "--terms", "none", "--runs", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["grid.py", "run", *arguments, *options])
+        return grid_module.cells(*grid_module.parse())[0]
+
+    run = cell("--queue-size", "64")
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.json").write_text(json.dumps({"settings": run.settings}))
+    assert cell("--queue-size=64").other() == ""
+    assert cell("--queue-size=64", "--momentum", "0.5").other() == "momentum 0.99, now 0.5"
+    assert cell().other() == "queue_size 64, now 4096"
+    assert cell().state() == "another"
+
+
 def test_a_run_of_other_settings_is_not_done_and_told(grid):
     assert grid("run", *DIGITS, "--methods", "byol", "--terms", "none").returncode == 0
     config = grid.runs / "byol-s12" / "config.json"
@@ -208,14 +243,34 @@ def test_a_slurm_array_is_of_the_same_command(grid_module, monkeypatch, tmp_path
         grid_module.parse()
 
 
-def test_an_interrupt_leaves_checkpoints_and_status_75(grid):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_an_interrupt_leaves_checkpoints_and_status_75(grid, number):
     process = grid("run", *DIGITS, "--methods", "byol", wait=False, EPOCH="0.5")
     while not (grid.runs / "byol-s12" / "metrics.jsonl").exists():
         time.sleep(0.05)
-    process.send_signal(2)
+    process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 75
     assert len(grid.started()) == 1
+
+
+def test_nohup_is_respected_and_a_closed_terminal_is_else_a_signal_to_end(grid_module):
+    before = signal.getsignal(signal.SIGHUP)
+    grids = load(REPOSITORY / "code" / "regularisers.py").Grids
+    others = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    }
+    try:
+        for handler in (signal.SIG_IGN, signal.SIG_DFL):
+            signal.signal(signal.SIGHUP, handler)
+            with Signals():
+                assert (signal.getsignal(signal.SIGHUP) is handler) == (handler is signal.SIG_IGN)
+            assert signal.getsignal(signal.SIGHUP) is handler
+            grids()
+            assert (signal.getsignal(signal.SIGHUP) is handler) == (handler is signal.SIG_IGN)
+    finally:
+        for number, handler in {**others, signal.SIGHUP: before}.items():
+            signal.signal(number, handler)
 
 
 def test_run_one_runs_the_cell_that_status_numbers(grid):
@@ -236,12 +291,13 @@ def test_a_home_behind_an_equals_sign_is_one_folder_for_grid_and_runs(grid_modul
 
 def test_image_folders_stand_in_for_a_data_set(grid_module, tmp_path, monkeypatch):
     arguments = ["run", "--preset", "mini", "--datasets", "cifar10", "--folder", f"cifar10={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["grid.py", *arguments, "--precision", "bf16"])
+    monkeypatch.setattr(sys, "argv", ["grid.py", *arguments, "--precision", "bf16", "--data-dir", "of the others"])
     options, rest = grid_module.parse()
-    command = " ".join(grid_module.cells(options, rest)[1].command)
+    cell = grid_module.cells(options, rest)[1]
+    command = " ".join(cell.command)
     assert f"--dataset folder --dataset-name cifar10 --data-dir {tmp_path} --uniformity w2" in command
-    assert "--epochs 20 --width 16 --linear-epochs 10 --seed 12" in command
-    assert command.endswith("--precision bf16")
+    assert "--epochs 20 --width 16 --linear-epochs 10 --precision bf16" in command
+    assert cell.settings["data_dir"] == str(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +325,7 @@ def test_image_folders_stand_in_for_a_data_set(grid_module, tmp_path, monkeypatc
         ("run", "--width"),
         ("run", "--seeds", "12", "12"),
         ("run", "--terms", "w2", "--weights", "10", "1e1"),
+        ("status", "--terms", "w2", "--alpha-min", "0"),
     ],
 )
 def test_a_mistake_is_told_with_status_2(grid, options):
@@ -289,6 +346,12 @@ def test_the_estimate_grows_with_what_is_left(grid_module, tmp_path):
     assert grid_module.left([cell("b", 1, 11)]) == "about 10 minutes"
     assert os.path.exists(tmp_path / "b1" / "metrics.jsonl")
     assert grid_module.left([cell("c", 1, 13)], parallel=3) == "about 4 minutes"
+    another = cell("d", 0, 2)
+    another.settings["epochs"] = 2
+    (another.folder / "config.json").write_text(json.dumps({"settings": {"epochs": 9}}))
+    lines = "".join(json.dumps({"epoch": epoch, "seconds": 60.0}) + "\n" for epoch in range(9))
+    (another.folder / "metrics.jsonl").write_text(lines)
+    assert grid_module.left([another]) == "about 2 minutes"
 
 
 def test_a_signal_while_a_cell_is_being_started_reaches_it(grid_module, tmp_path, monkeypatch):
@@ -347,7 +410,10 @@ def test_a_term_that_lacks_a_weight_is_told_before_anything_runs(grid_module, mo
     with pytest.raises(UserError, match="simclr has no default weight for w2: give --weights"):
         plan("--methods", "byol", "simclr", "--terms", "none", "w2")
     assert len(plan("--methods", "byol", "moco_v2", "--terms", "none", "w2", "lu")) == 6
-    assert len(plan("--methods", "simclr", "--terms", "w2", "--alpha-max", "1")) == 1
+    for given in (["--alpha-max", "1"], ["--alpha-max=1"]):
+        assert len(plan("--methods", "simclr", "--terms", "none", "w2", *given, "--alpha-min", "0")) == 2
+    with pytest.raises(UserError, match="--alpha-min needs --alpha-max"):
+        plan("--methods", "byol", "--terms", "none", "w2", "--alpha-min", "0")
 
 
 def commands(grid_module, monkeypatch, *arguments):
@@ -369,8 +435,9 @@ def test_terms_of_any_method_and_several_weights(grid_module, monkeypatch):
 def test_a_weight_for_all_runs_is_not_given_to_those_without_a_term(grid_module, monkeypatch):
     for given in (["--alpha-max", "3", "--alpha-min=1"], ["--alpha-max=3", "--alpha-min", "1"]):
         found = commands(grid_module, monkeypatch, "--methods", "byol", "--terms", "none", "w2", *given, "--width", "8")
-        assert found["byol-s12"].endswith("byol-s12 --width 8")
-        assert found["byol+w2-s12"].endswith(" ".join([*given, "--width 8"]))
+        assert "--alpha" not in found["byol-s12"]
+        assert "--width 8" in found["byol-s12"]
+        assert " ".join([*given, "--width 8"]) in found["byol+w2-s12"]
 
 
 def test_without_terms_the_grid_is_that_of_table_2(grid_module, monkeypatch):
@@ -441,6 +508,17 @@ def test_every_term_is_searched_and_then_run_with_alignment_alone_and_with_byol(
             assert search.endswith(f"search{more} --seeds 3")
             assert final.endswith(f"final{more} --seeds 3")
     assert len(calls) == 2 * (1 + 2 * len(TERMS))
+
+
+def test_a_weight_that_diverged_on_a_data_set_is_not_the_best(regularisers, monkeypatch):
+    def run(weight, accuracy):
+        config = {"settings": {"alpha_max": weight}}
+        return {"method": "BYOL", "uniformity": "ssw", "knn1": accuracy, "config": config}
+
+    rows = [[run(10, 50), run(1000, 40)], [run(10, 22), run(100, 21)]]  # CIFAR-10, CIFAR-100
+    tables = [types.SimpleNamespace(rows=[types.SimpleNamespace(runs=runs)]) for runs in rows]
+    monkeypatch.setattr(table2, "collect", lambda _: (tables, []))
+    assert "--weights 10 " in regularisers("--terms", "ssw", "--bases", "byol")[1]
 
 
 def test_a_search_without_a_finished_run_has_no_final_one(regularisers, monkeypatch):

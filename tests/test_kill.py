@@ -98,7 +98,9 @@ def test_a_run_killed_six_times_ends_bitwise_equal(name, tmp_path, monkeypatch):
 # ---- checkpoints ----
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_a_signal_leaves_a_checkpoint_within_one_step(number, tmp_path, monkeypatch):
     nth_call(monkeypatch, step.TrainingStep, "__call__", 4, lambda *_: signal.raise_signal(number))
     handler = signal.getsignal(number)
@@ -134,6 +136,26 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+def fill(filler):
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    os.truncate(filler, filler.stat().st_size - 40960)  # lines of metrics find room, a checkpoint does not
+
+
+def test_a_stop_with_the_disk_full_does_not_tell_of_a_checkpoint(small_disk, monkeypatch, capsys):
+    folder, filler = small_disk / "run", small_disk / "filler"
+    module = load(PROGRAMS["BYOL"])
+    settings = parse(module.BYOLSettings, "", [*SHORT, "--run-dir", str(folder)])
+    monkeypatch.setattr(run.Signals, "stop", lambda self: filler.exists())
+    nth_call(monkeypatch, step.TrainingStep, "__call__", 4, lambda *_: fill(filler))
+    with pytest.raises(SystemExit) as end:
+        run.main(module.BYOL, settings)
+    assert end.value.code == 2
+    assert "stopped without a new checkpoint; make room" in capsys.readouterr().err.splitlines()[-1]
+    assert checkpoint.load(folder)["step"] == 2
+
+
 def test_a_full_disk_keeps_the_checkpoint_says_what_is_missing_and_the_run_continues(
     small_disk, tmp_path, monkeypatch, capsys
 ):
@@ -141,14 +163,8 @@ def test_a_full_disk_keeps_the_checkpoint_says_what_is_missing_and_the_run_conti
     module = load(PROGRAMS["BYOL"])
     settings = parse(module.BYOLSettings, "", [*SHORT, *TERM, "--run-dir", str(folder)])
 
-    def fill(*_):
-        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
-            while file.write(bytes(4096)):
-                pass
-        os.truncate(filler, filler.stat().st_size - 40960)  # lines of metrics find room, a checkpoint does not
-
     with monkeypatch.context() as patch:
-        nth_call(patch, step.TrainingStep, "__call__", 4, fill)
+        nth_call(patch, step.TrainingStep, "__call__", 4, lambda *_: fill(filler))
         with pytest.raises(SystemExit) as end:
             run.main(module.BYOL, settings)
     assert end.value.code == 2

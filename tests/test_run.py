@@ -226,6 +226,29 @@ def test_another_configuration_is_refused_and_named(module, finished):
     assert (finished / "result.json").read_bytes() == before
 
 
+def test_other_images_may_be_given_another_name(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path)
+
+    def started(train, *options):
+        settings = parse(module.BYOLSettings, "", ["--dataset", "folder", *options])
+        with run_folder.RunFolder(run_folder.run_path("BYOL", settings), "BYOL", settings, {"train": train}):
+            pass
+
+    for options, hint in (((), " or --dataset-name"), (("--run-dir", str(tmp_path / "run")), "")):
+        started(60, *options)
+        with pytest.raises(UserError, match=rf"other images \(train\); choose another --run-dir{hint}$"):
+            started(61, *options)
+    started(61, "--dataset-name", "other")
+
+
+def test_only_a_folder_s_images_are_given_a_name(module, capsys):
+    with pytest.raises(SystemExit):
+        parse(module.BYOLSettings, "", ["--dataset", "digits", "--dataset-name", "cifar10"])
+    told = capsys.readouterr().err
+    assert "error: --dataset-name goes with --dataset folder" in told
+    assert told.count("\n") == 1
+
+
 def test_a_run_is_not_continued_where_the_user_forbids_it(module, finished):
     before = (finished / "result.json").read_bytes()
     with pytest.raises(UserError, match=r"holds a run; --resume auto continues it"):

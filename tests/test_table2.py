@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, environment
 
-from wassersteinssl import table2, table2_figures
+from wassersteinssl import plotting, table2, table2_figures
 from wassersteinssl.settings import TERMS, Settings
 
 DEFAULTS = {name: entry.default for name, entry in Settings.__dataclass_fields__.items()}
@@ -34,6 +34,7 @@ def make(tmp_path):
             **{"images_per_second": 1.0, "device": "a test", "complete": True, "config": {"settings": settings}},
             **numbers,
         }
+        result["config"]["images"] = result.pop("images", None)
         (path / "config.json").write_text(json.dumps({"settings": settings}))
         (path / "metrics.jsonl").write_text("{}\n{}\n")
         (path / "result.json").write_text(json.dumps(result) if spoil is None else spoil(result))
@@ -99,6 +100,32 @@ def test_different_settings_never_share_a_table(make, tmp_path):
     assert {table2.describe(table).split(":")[0] for table in tables} >= {"Preset `paper`", "Preset `short`"}
 
 
+IMAGES = {"train": 60, "test": 20, "labels": "0a", "mean": [0.5, 0.4, 0.3]}
+
+
+def test_different_images_never_share_a_row(make, tmp_path):
+    for k, images in enumerate((IMAGES, IMAGES | {"mean": [0.5, 0.4, 0.3001]}, None, {})):
+        make(f"same{k}", dataset="folder", seed=k, images=images, acc1=50.0)
+    (table,), _ = table2.collect([tmp_path])
+    assert [(row.dataset, row.seeds) for row in table.rows] == [("folder", 4)]
+    for k, images in enumerate((IMAGES | {"labels": "0b"}, IMAGES | {"labels": "0c", "mean": [0.1, 0.4, 0.3]})):
+        make(f"other{k}", dataset="folder", seed=k + 2, images=images, acc1=60.0)
+    make("other_w2", dataset="folder", term="w2", images=IMAGES | {"labels": "0b"}, acc1=61.0)
+    (table,), unfinished = table2.collect([tmp_path])
+    assert not unfinished
+    found = {(row.dataset, row.term): (row.seeds, row.value("acc1")) for row in table.rows}
+    assert found == {
+        ("folder (labels 0a)", "none"): (2, 50.0),
+        ("folder (labels 0b)", "none"): (1, 60.0),
+        ("folder (labels 0b)", "w2"): (1, 61.0),
+        ("folder (labels 0c)", "none"): (1, 60.0),
+        ("folder (images not recorded)", "none"): (2, 50.0),
+    }
+    text = table2.markdown(table)
+    assert "**folder (labels 0b)**" in text
+    assert "61.00 (+1.00)" in text
+
+
 def test_another_weight_of_the_term_is_another_row(make, tmp_path):
     make(term="lu")
     make(folder="strong", term="lu", options={"alpha_max": 3.0})
@@ -131,7 +158,7 @@ def test_a_damaged_result_is_listed_and_never_averaged_in(make, tmp_path, spoil,
     (table,), unfinished = table2.collect([tmp_path])
     assert table.rows[0].seeds == 1
     assert [(run.folder.name, reason in run.reason) for run in unfinished] == [("bad", True)]
-    assert "bad:" in table2.markdown(table, unfinished)
+    assert f"- {tmp_path.name}/bad: " in table2.markdown(table, unfinished)
 
 
 def test_an_unfinished_and_a_failed_run_are_listed(make, tmp_path):
@@ -213,6 +240,45 @@ def test_the_best_of_several_weights_and_all_measures(make, tmp_path):
     lines = list(csv.DictReader(io.StringIO(table2.to_csv([table]))))
     assert [line["mean"] for line in lines if line["measure"] == "effective_rank"] == ["5.0", "9.0"]
     assert sum(line["measure"] == "w2" for line in lines) == 4
+
+
+def test_a_weight_with_fewer_seeds_is_not_the_best(make, tmp_path):
+    for weight, knns in ((10.0, (60.0, 50.0, 40.0)), (1.0, (45.0, 45.0, 45.0)), (1000.0, (55.0,))):
+        for seed, knn in enumerate(knns):
+            make(f"{weight:g}-{seed}", term="w2", seed=seed, options={"alpha_max": weight}, knn1=knn)
+    (table,), _ = table2.collect([tmp_path])
+    assert [row.name for row in table2.best(table).rows] == ["BYOL + W2 (alpha_max 10)"]
+
+
+def test_one_is_told_in_the_singular(make, tmp_path):
+    line = {"epoch": 0, "seconds": 60.0, "monitor_seconds": 18.0}
+    (make(options={"epochs": 1, "linear_epochs": 1}) / "metrics.jsonl").write_text(json.dumps(line))
+    (table,), _ = table2.collect([tmp_path])
+    assert ", 1 epoch, batch" in table2.describe(table)
+    assert ", 1 epoch of linear" in table2.describe(table)
+    assert table2.monitoring(table) == "kNN, W2, L_U and A during training took 30.0 % of pre-training."
+    (make(seed=13, options={"epochs": 1, "linear_epochs": 1}) / "metrics.jsonl").write_text(json.dumps(line))
+    (table,), _ = table2.collect([tmp_path])
+    told = "kNN, W2, L_U and A during training: 30.0 to 30.0 % of the time of pre-training, by 2 of the runs."
+    assert table2.monitoring(table) == told
+
+
+@pytest.mark.parametrize("name", ["a$^$b", "a$b", r"a\$^\$b W2", "$$_L_U"])
+def test_a_name_is_no_formula(make, tmp_path, name):
+    for term in ("none", "w2"):
+        folder = make(f"{term}", method=name, dataset=name, term=term)
+        (folder / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 1, "w2": 1.0}\n')
+    (table,), _ = table2.collect([tmp_path])
+    table2_figures.draw_table(table, tmp_path / "table")
+    table2_figures.draw_spectra(table).canvas.draw()
+    figure = table2_figures.draw_curves(table, ["w2"])
+    figure.canvas.draw()
+    if name == "a$^$b":
+        assert figure.axes[0].get_ylabel().startswith(r"a\$^\$b")
+
+
+def test_figures_write_a_minus():
+    assert plotting.symbols("-TCR") == "$-$TCR"
 
 
 def test_no_two_curves_look_alike(make, tmp_path):

@@ -41,7 +41,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
         missing = max(0, len(content) - shutil.disk_usage(folder).free) / 2**20
         tell(
             f"no checkpoint written: the disk of {folder} is full, {missing:.1f} MiB more are needed; "
-            "the previous checkpoint is kept, the run goes on",
+            "an earlier checkpoint is kept",
             sys.stderr,
         )
         return False

@@ -48,7 +48,8 @@ plt.rcParams.update(
 
 
 def symbols(text: str) -> str:
-    """W2 and L_U in a text as all figures write them."""
+    """A plain text as all figures write it: W2 and L_U as symbols, -TCR with a minus, dollars as they are."""
+    text = text.replace("$", r"\$").replace("-TCR", "$-$TCR")
     return text.replace("W2", SYMBOLS["w2"]).replace("L_U", SYMBOLS["lu"])
 
 

@@ -26,7 +26,7 @@ from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
 from wassersteinssl.run_folder import RunFolder, run_path
-from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, Settings, UserError, tell
+from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, Settings, UserError, ending_signals, tell
 from wassersteinssl.uniformity import MEASURES
 
 STOPPED = 75  # "temporary failure": a scheduler may start the same command again
@@ -101,6 +101,10 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
                 error.args = (f"{error}; last good checkpoint: {last or 'none yet'} in {job.folder.path}",)
             raise
         if not finished:
+            if not job.folder.saved:
+                raise UserError(
+                    f"{job.folder.path}: stopped without a new checkpoint; make room, then the same command"
+                )
             tell(f"{job.folder.path}: stopped, checkpoint written; the same command continues it", sys.stderr)
         return finished
 
@@ -268,17 +272,15 @@ class Job:
 
 
 class Signals:
-    """Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2 ask for a checkpoint and an end; a second Ctrl-C ends at once."""
+    """Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP ask for a checkpoint and an end; a second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
         self._asked = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-            number = getattr(signal, name, None)
-            if number is not None:
-                self._before[number] = signal.signal(number, self._ask)
+        for number in ending_signals():
+            self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: Any) -> None:

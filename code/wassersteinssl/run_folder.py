@@ -22,7 +22,7 @@ import torch
 
 from wassersteinssl import __version__, checkpoint, distributed, evaluate, results
 from wassersteinssl.files import write_atomically
-from wassersteinssl.settings import Settings, UserError, differences, home, tell
+from wassersteinssl.settings import Settings, UserError, differences, home, other_images, tell
 from wassersteinssl.vision import torchvision
 
 try:
@@ -39,6 +39,7 @@ class RunFolder:
 
     def __init__(self, path: Path, method: str, settings: Settings, images: dict | None = None):
         self.path, self.result = path, path / "result.json"
+        self.saved = True  # the last checkpoint that was asked for
         self._open_board: Callable[..., Any] | None = None
         self._board: Any = None  # of TensorBoard
         self.config = {
@@ -91,7 +92,7 @@ class RunFolder:
         try:
             before = json.loads(config.read_text())
             old = {"method": before["method"], **before["settings"]}
-            others = _others(before.get("images"), self.config["images"])  # the data may have moved
+            others = other_images(before.get("images"), self.config["images"])  # the data may have moved
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
         new = {"method": self.config["method"], **self.config["settings"]}  # type: ignore[dict-item]
@@ -99,8 +100,10 @@ class RunFolder:
         if others:
             differing.append(f"other images ({', '.join(others)})")
         if differing:
+            named = others and new["dataset"] == "folder" and not new["run_dir"]  # the folder bears the images' name
             raise UserError(
                 f"{self.path} belongs to another configuration: {'; '.join(differing)}; choose another --run-dir"
+                + (" or --dataset-name" if named else "")
             )
 
     def _lock(self) -> None:
@@ -118,7 +121,7 @@ class RunFolder:
             time.sleep(0.05)  # a grid that only looks holds it for a moment
 
     def save(self, step: int, state: dict) -> None:
-        checkpoint.save(self.path, step, state)
+        self.saved = checkpoint.save(self.path, step, state)
 
     def log(self, line: dict) -> None:
         with open(self.path / "metrics.jsonl", "a") as file:
@@ -169,21 +172,6 @@ class RunFolder:
 
     def finish(self, result: dict) -> None:
         write_atomically(self.result, _json(result))
-
-
-def _others(old: Any, new: Any) -> list[str]:
-    """In what two ImageSet.record differ; statistics do not, where another decoder moves their last digit."""
-    if not isinstance(old, dict) or new is None:
-        return []
-
-    def near(a: Any, b: Any) -> bool:
-        return isinstance(a, list) and len(a) == len(b) and all(abs(x - y) < 1.5e-4 for x, y in zip(a, b, strict=True))
-
-    return [
-        key
-        for key, value in new.items()
-        if old.get(key) != value and not (key in ("mean", "std") and near(old.get(key), value))
-    ]
 
 
 def _early(name: str) -> bool:

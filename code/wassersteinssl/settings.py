@@ -121,6 +121,13 @@ def plain_name(text: str) -> str:
     return text
 
 
+def ending_signals() -> list[int]:
+    """Those that ask a program for checkpoints and an end; SIGHUP, of a closed terminal, not where nohup ignores it."""
+    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+    found = {name: getattr(signal, name) for name in names if hasattr(signal, name)}  # Windows has two of them
+    return [number for name, number in found.items() if (name, signal.getsignal(number)) != ("SIGHUP", signal.SIG_IGN)]
+
+
 def home(text: str | Path) -> Path:
     """A path, its ~ resolved, as not every shell does it behind an equals sign."""
     return Path(os.path.expanduser(text))
@@ -289,6 +296,8 @@ def parse(kind: type[Any_Settings], description: str | None, arguments: list[str
         parser.error("--alpha-min needs --alpha-max")
     if settings.alpha_max is not None and settings.uniformity == "none":
         parser.error("--alpha-max needs --uniformity")
+    if settings.dataset_name and settings.dataset != "folder":
+        parser.error("--dataset-name goes with --dataset folder")
     return settings
 
 
@@ -306,6 +315,23 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         f"{key} {old.get(key)!r}, now {value!r}"
         for key, value in new.items()
         if key not in Settings.PLACE and old.get(key) != value
+    ]
+
+
+def other_images(old: Any, new: Any) -> list[str]:
+    """In what two ImageSet.record differ; statistics do not, where another decoder moves their last digit."""
+    if not isinstance(old, dict) or new is None:
+        return []
+
+    def near(a: Any, b: Any) -> bool:
+        if not all(isinstance(x, list) and all(isinstance(y, float) for y in x) for x in (a, b)):
+            return False
+        return len(a) == len(b) and all(abs(x - y) < 1.5e-4 for x, y in zip(a, b, strict=True))
+
+    return [
+        key
+        for key, value in new.items()
+        if old.get(key) != value and not (key in ("mean", "std") and near(old.get(key), value))
     ]
 
 

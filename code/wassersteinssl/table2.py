@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 
 from wassersteinssl import results
 from wassersteinssl.results import COLUMNS
-from wassersteinssl.settings import PRESETS, Settings
+from wassersteinssl.settings import PRESETS, Settings, other_images
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -120,16 +121,16 @@ class Unfinished:
 def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
     """All runs at or below the folders: tables of the finished ones, one a setting, and why others are left out."""
     tables: dict[str, Table] = {}
+    finished: list[dict] = []
     unfinished: list[Unfinished] = []
     for folder in dict.fromkeys(path.parent for top in folders for path in sorted(Path(top).rglob("config.json"))):
         try:
-            result = results.read(folder)
+            finished.append(results.read(folder) | {"folder": folder, "measures": _measures(folder / "measures.json")})
         except ValueError as error:
             unfinished.append(Unfinished(folder, str(error)))
-            continue
-        result |= {"folder": folder, "measures": _measures(folder / "measures.json")}
-        settings = result["config"]["settings"]
-        setting = {key: settings.get(key) for key in sorted(_COMMON)}
+    _name_images(finished)
+    for result in finished:
+        folder, settings, setting = result["folder"], result["config"]["settings"], _setting(result)
         table = tables.setdefault(json.dumps(setting), Table(setting, []))
         variant = _variant(settings)
         own = {key: value for key, value in settings.items() if key not in _SHARED}
@@ -147,6 +148,42 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
     return list(tables.values()), unfinished
 
 
+def _setting(result: dict) -> dict:
+    """What all rows of a table share."""
+    return {key: result["config"]["settings"].get(key) for key in sorted(_COMMON)}
+
+
+def _images(result: dict) -> dict:
+    """ImageSet.record; empty of older runs."""
+    record = result["config"].get("images")
+    return record if isinstance(record, dict) else {}
+
+
+def _name_images(runs: list[dict]) -> None:
+    """Other images are another data set: in what those of one name differ becomes part of the name."""
+    named: dict[str, list[dict]] = {}
+    for run in runs:
+        named.setdefault(json.dumps([_setting(run), run["dataset"]]), []).append(run)
+    for group in named.values():
+        sets: list[list[dict]] = []  # the runs on the same images
+        for run in sorted(group, key=lambda run: -len(_images(run))):  # an older one has noted none: perhaps the same
+            same = [s for s in sets if not other_images(_images(s[0]), _images(run))]
+            if len(same) == 1:
+                same[0].append(run)
+            else:
+                sets.append([run])
+        if len(sets) < 2:
+            continue
+        records = [_images(s[0]) for s in sets]
+        values = {key: [repr(r[key]) for r in records if key in r] for key in dict.fromkeys(chain(*records))}
+        keys = [key for key, found in values.items() if len(set(found)) > 1]
+        keys = next(([key] for key in keys if len(set(values[key])) == len(values[key])), keys)  # one is enough
+        for record, members in zip(records, sets, strict=True):
+            told = ", ".join(f"{key} {record[key]}" for key in keys if key in record) or "images not recorded"
+            for run in members:
+                run["dataset"] += f" ({told})"
+
+
 def _measures(path: Path) -> dict[str, float]:
     """What the file says of MEASURES; nothing of those that are not finite, nor if there is no such file."""
     try:
@@ -159,12 +196,12 @@ BEST = "Of several weights of a term: the one with the best kNN accuracy on the 
 
 
 def best(table: Table) -> Table:
-    """Of rows that differ in the weight of the term only, the one with the best kNN accuracy."""
+    """Of rows that differ in the weight of the term only, the one with the best kNN accuracy, among those of the most
+    seeds: a weight that diverges with some of them has a mean over the others."""
     rows: dict[str, Row] = {}
     for row in table.rows:
         key = repr((row.method, row.own, row.term, row.dataset))
-        if key not in rows or row.value("knn1") > rows[key].value("knn1"):
-            rows[key] = row
+        rows[key] = max(rows.get(key, row), row, key=lambda row: (row.seeds, row.value("knn1")))
     return Table(table.setting, list(rows.values()))
 
 
@@ -187,11 +224,12 @@ def describe(table: Table) -> str:
     preset = next((name for name, options in PRESETS.items() if _matches(s, options)), None)
     devices = ", ".join(sorted({run["device"] for run in runs}))
     seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
+    epochs, probe = (f"{s[key]} epoch{'' if s[key] == 1 else 's'}" for key in ("epochs", "linear_epochs"))
     tests = ", ".join(f"{n} test images" for n in sorted({run["n_test"] for run in runs}))
     return (
         (f"Preset `{preset}`: " if preset else "")
-        + f"ResNet-18 of width {s['width']}, {s['epochs']} epochs, batch {s['batch_size']}, {s['precision']}, "
-        f"{s['linear_epochs']} epochs of linear evaluation (last epoch), z in R^{s['dim']}, {tests}, seed {seeds}; "
+        + f"ResNet-18 of width {s['width']}, {epochs}, batch {s['batch_size']}, {s['precision']}, "
+        f"{probe} of linear evaluation (last epoch), z in R^{s['dim']}, {tests}, seed {seeds}; "
         f"{devices}."
     )
 
@@ -203,10 +241,11 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
         title, heads, rows = _texts(table, dataset)
         lines += [f"**{title[0]}**, {title[1]}", ""]
         lines += ["| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *rows)] + [""]
-    if told := monitoring(table):
-        lines += [told, ""]
+    if shares := monitoring(table):
+        lines += [shares, ""]
     if unfinished := list(unfinished):
-        lines += ["Not in the table:", "", *(f"- {run.folder.name}: {run.reason}" for run in unfinished), ""]
+        told = [f"- {'/'.join(run.folder.parts[-2:])}: {run.reason}" for run in unfinished]
+        lines += ["Not in the table:", "", *told, ""]
     return "\n".join(lines)
 
 
@@ -283,6 +322,8 @@ def monitoring(table: Table) -> str:
             shares.append(100 * sum(seconds) / run["pretrain_seconds"])
     if not shares:
         return ""
+    if len(shares) == 1:
+        return f"kNN, W2, L_U and A during training took {shares[0]:.1f} % of pre-training."
     span = f"{min(shares):.1f} to {max(shares):.1f} %"
     return f"kNN, W2, L_U and A during training: {span} of the time of pre-training, by {len(shares)} of the runs."
 

@@ -94,7 +94,7 @@ def panels_of(table: Table, *, mixed: bool = True) -> list[list[Panel]]:
     order = [*map(_label, TERMS), *METHODS.values()]  # labels in the order of their styles
     found = []
     for dataset in table.datasets():
-        name = DATASETS.get(dataset, dataset)
+        name = symbols(DATASETS.get(dataset, dataset))
         here = [row for row in table.rows if row.dataset == dataset]
         vanilla = [row for row in here if row.term == "none"]
         line = []
@@ -105,7 +105,7 @@ def panels_of(table: Table, *, mixed: bool = True) -> list[list[Panel]]:
             rows, method = [row for row in here if row.method == key], METHODS.get(key, key)
             if len(rows) > 1 or len(vanilla) < 2 or not mixed:
                 labels = [symbols(row.name.removeprefix(method).strip()) or NO_TERM for row in rows]
-                line.append(Panel(name, method, rows, labels, _styles(labels, order)))
+                line.append(Panel(name, symbols(method), rows, labels, _styles(labels, order)))
         found.append(line)
     return found
 
