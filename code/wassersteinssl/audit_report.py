@@ -88,12 +88,18 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [(name, value, printable(meaning)) for name, value, meaning in found]
 
 
+def notes(report: dict[str, Any]) -> list[str]:
+    draws = report["beyond"]["draws"]
+    d_prime = f"d' is the distance to the mean of {draws} draws of a law, in their standard deviations"
+    return [*map(printable, report["notes"]), d_prime]
+
+
 def text(report: dict[str, Any]) -> str:
     """The page for a terminal."""
     verdict = report["verdict"]
     lines = [title(report), "", f"verdict: {verdict['word'].upper()}", f"  {verdict['why']}.", ""]
     lines += [f"{name:26} {value:>17}   {meaning}" for name, value, meaning in entries(report)]
-    lines += [f"note: {printable(note)}" for note in report["notes"]]
+    lines += [f"note: {note}" for note in notes(report)]
     return "\n".join(lines) + "\n"
 
 
@@ -204,7 +210,7 @@ def page(report: dict[str, Any], picture: bytes) -> str:
     rows = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in entry) + "</tr>" for entry in entries(report)
     )
-    notes = "".join(f"<li>{html.escape(printable(note))}</li>\n" for note in report["notes"])
+    items = "".join(f"<li>{html.escape(note)}</li>\n" for note in notes(report))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -229,7 +235,7 @@ def page(report: dict[str, Any], picture: bytes) -> str:
 </tbody>
 </table>
 <ul>
-{notes}</ul>
+{items}</ul>
 <p>wassersteinssl {html.escape(report["versions"]["wassersteinssl"])}</p>
 </body>
 </html>

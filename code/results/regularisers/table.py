@@ -21,7 +21,7 @@ BASES = ("MSE", "BYOL")
 SHOWN = {
     "knn1": ("kNN ↑", 1, "kNN accuracy (%)"),
     "acc1": ("Acc@1 ↑", 1, "linear accuracy (%)"),
-    "effective_rank": ("rank ↑", 0, "effective rank, of 256"),
+    "effective_rank": ("eff. rank ↑", 0, "effective rank, of 256"),
     "w2": ("W2 ↓", 2, plotting.SYMBOLS["w2"]),
     "alignment": ("A ↓", 2, r"alignment $\mathcal{A}$"),
 }
