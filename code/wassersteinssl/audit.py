@@ -14,8 +14,8 @@ The verdict counts dimensions in use, in two ways; the smaller count decides.
     partly     between: half of the dimensions lost is W2 = 0.77
 
 No more than m rows cannot fill the dimensions: if at least a third as many are in use as there are rows, which uniform
-rows always have, the verdict is that there are too few to tell; as it is of fewer than twelve rows. Zero rows have no
-direction: they are counted and left out.
+rows always have, the verdict is that there are too few to tell; as it is of fewer than twelve rows of still fewer
+features. Zero rows have no direction: they are counted and left out.
 """
 
 from __future__ import annotations
