@@ -241,13 +241,15 @@ def test_a_name_that_leads_elsewhere_is_refused(name, capsys):
     assert told.count("\n") == 1
 
 
-def test_a_reader_that_has_gone_costs_no_run(byol, tmp_path):
-    reader, writer = os.pipe()
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_a_reader_that_has_gone_costs_no_run(kind, tmp_path):
+    reader, writer = os.pipe() if kind == "pipe" else os.openpty()
     os.close(reader)
     command = [sys.executable, str(BYOL), *TINY, "--run-dir", str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment(), stdout=writer, stderr=subprocess.PIPE, text=True, timeout=180)
+    error = subprocess.PIPE if kind == "pipe" else writer  # a closed terminal shows neither
+    done = subprocess.run(command, env=environment(), stdout=writer, stderr=error, text=True, timeout=180)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr or "") == (0, "")
     assert results.read(tmp_path / "run")["complete"]
 
 

@@ -5,6 +5,7 @@ subclassing `Settings`; each field is an option of the same name with dashes.
 """
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -35,11 +36,13 @@ class UserError(Exception):
 
 
 def tell(text: str, stream: TextIO | None = None) -> None:
-    """Print a line. A reader that has gone, of a pipe say, costs the line and not the program."""
+    """Print a line. A reader that has gone, of a pipe or a terminal, costs the line and not the program."""
     stream = stream or sys.stdout
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         _silence(stream)
 
 
