@@ -40,7 +40,7 @@ from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import W2Metric, eigenvalue_noise, w2_floor, w2_minimum
 
 COLLAPSED, HEALTHY = 0.1, 0.6  # shares of the dimensions
-FEWEST = 12  # of fewer rows, and two to four features, the uniform ones are often called collapsed
+FEWEST = 12  # fewer rows of two to four features would often be called collapsed though they are uniform
 FEW = 3  # of no more than m rows, those with more dimensions in use than this part of them may be uniform
 CLUMPED = 1 / 3  # nearest neighbours nearer than this share of what the two moments let expect
 DRAWS = 12  # of each law that the sample is compared with

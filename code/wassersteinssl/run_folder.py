@@ -39,7 +39,7 @@ class RunFolder:
 
     def __init__(self, path: Path, method: str, settings: Settings, images: dict | None = None):
         self.path, self.result = path, path / "result.json"
-        self.saved = True  # the last checkpoint that was asked for
+        self.saved = True  # whether the last checkpoint that was asked for is written
         self._open_board: Callable[..., Any] | None = None
         self._board: Any = None  # of TensorBoard
         self.config = {
