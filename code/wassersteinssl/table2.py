@@ -322,10 +322,9 @@ def monitoring(table: Table) -> str:
             shares.append(100 * sum(seconds) / run["pretrain_seconds"])
     if not shares:
         return ""
-    if len(shares) == 1:
-        return f"kNN, W2, L_U and A during training took {shares[0]:.1f} % of pre-training."
-    span = f"{min(shares):.1f} to {max(shares):.1f} %"
-    return f"kNN, W2, L_U and A during training: {span} of the time of pre-training, by {len(shares)} of the runs."
+    span = " to ".join(dict.fromkeys(f"{share:.1f}" for share in (min(shares), max(shares))))
+    runs = "one run" if len(shares) == 1 else f"{len(shares)} runs"
+    return f"kNN, W2, L_U and A during training: {span} % of the time of pre-training, as {runs} noted."
 
 
 def _cell(table: Table, row: Row, column: str) -> str:
