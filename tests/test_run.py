@@ -454,7 +454,7 @@ def test_one_name_for_two_runs_is_refused_before_the_first(option):
     assert (shown.returncode, shown.stderr) == (2, told)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
 def test_a_launcher_of_two_runs_hands_a_signal_on_and_ends_with_the_run_s_status(name, tmp_path):
     stub = tmp_path / "python"
     stub.write_text(
