@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import warnings
 
 import pytest
 import torch
@@ -182,6 +183,20 @@ def test_without_a_compiler_training_goes_on_without(images, capsys):
         train(compiled, images, 2)
     assert capsys.readouterr().err.count("augmentation not compiled (InvalidCxxCompiler") == 1
     assert torch.equal(plain.sums, compiled.sums)
+
+
+def test_the_compiler_does_not_advise_less_precision(monkeypatch, recwarn):
+    def compile(function, **_):
+        def call(*arguments):
+            warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert step_module.compiled(abs, "it")(-1) == 1
+    assert [str(warning.message) for warning in recwarn] == ["something else"]
 
 
 def test_a_loss_that_is_not_finite_leaves_the_weights_alone(images):

@@ -9,6 +9,7 @@ number that is not finite stops the updates there until the host looks.
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -184,7 +185,9 @@ def compiled(function: Callable, name: str) -> Callable:
             return chosen(*arguments)
         chosen, start = torch.compile(function, dynamic=False), time.perf_counter()
         try:
-            result = chosen(*arguments)
+            with warnings.catch_warnings():  # that matrix products could be in TF32: they are not to be
+                warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+                result = chosen(*arguments)
         except Exception as error:
             tell(f"{name} not compiled ({reason(error)[:200]}); training goes on without", sys.stderr)
             chosen = function
