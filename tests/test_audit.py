@@ -336,6 +336,12 @@ def test_equal_rows_have_one_page_without_contradictions(kind, m, monkeypatch):
     assert f"constant over all rows: {named}\n" in page
 
 
+def test_dimensions_are_counted_in_plain_numbers():
+    assert [audit.count(n) for n in (1.004, 12.34, 123.4, 999.6, 1020.1, 16_384)] == [
+        "1", "12.3", "123", "1000", "1020", "16384",
+    ]  # fmt: skip
+
+
 def test_fewer_than_one_dimension_is_said_in_words():
     report = report_on(1e-3 * normal(N, M) + 1)
     assert 0 < report["verdict"]["dimensions"] < 1

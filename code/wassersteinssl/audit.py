@@ -441,6 +441,8 @@ def _first(rows: list[int]) -> str:
 
 
 def count(dimensions: float) -> str:
+    if dimensions >= 100:
+        return f"{dimensions:.0f}"  # not 1.02e+03
     return f"{dimensions:.3g}" if dimensions >= 1 else "less than 1"
 
 
