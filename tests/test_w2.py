@@ -827,18 +827,31 @@ def test_a_group_of_one_process_needs_two_rows_too(ranks):
 
 
 @both_scalings
-def test_the_metric_has_numpy_s_moments_and_the_loss_s_value(normalize):
-    z = randn(500, 12, dtype=torch.float64) * torch.linspace(0.1, 3, 12) + 0.5
+@pytest.mark.parametrize("m", [12, 64, 203])  # of 64 columns in one block of the product, in one exactly, in four
+def test_the_metric_has_numpy_s_moments_and_the_loss_s_value(normalize, m):
+    z = randn(500, m, dtype=torch.float64) * torch.linspace(0.1, 3, m) + 0.5
     metric = W2Metric(normalize=normalize)
     for rows in z.split(77):
         metric.update(rows)
     mean, covariance = moments(z, normalize)
-    assert (metric.n, metric.dim) == (500, 12)
+    assert (metric.n, metric.dim) == (500, m)
     np.testing.assert_allclose(metric.mean, mean, rtol=1e-12)
     np.testing.assert_allclose(metric.covariance, covariance, rtol=1e-11, atol=1e-14)
     assert metric.compute() == pytest.approx(w2_uniformity(z, normalize=normalize).item(), rel=1e-12)
     assert metric.compute(squared=True) == pytest.approx(metric.compute() ** 2, rel=1e-12)
     assert metric.compute() == pytest.approx(pot_w2(z, normalize), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@both_scalings
+def test_an_update_of_many_rows_goes_by_chunks_and_leaves_them_as_they_are(normalize, dtype):
+    z = randn(9001, 7, dtype=dtype)
+    before = z.clone()
+    metric = W2Metric(normalize=normalize).update(z)
+    assert torch.equal(z, before)
+    mean, covariance = moments(z.double(), normalize)
+    np.testing.assert_allclose(metric.mean, mean, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(metric.covariance, covariance, rtol=0, atol=1e-14)
 
 
 def test_a_large_common_offset_does_not_cost_the_covariance():

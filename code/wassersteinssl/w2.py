@@ -140,21 +140,24 @@ class W2Metric:
         """Add rows z (k, m), k >= 1. ValueError, with the count of bad rows, if any is not finite; with the shapes, if
         z is no floating matrix or of another m; TypeError if it is no tensor. Nothing is added then."""
         check_matrix(z, least_rows=1)
-        chunks = z.split(max(1, 2**22 // z.shape[1]))  # bounds the float64 copy to 32 MiB
+        m = z.shape[1]
+        chunks = z.split(max(m, min(4096, 2**21 // m)))  # bounds a float64 copy to 16 MiB, or to that of (m, m)
         bad = sum(int((~torch.isfinite(chunk)).any(dim=1).sum()) for chunk in chunks)
         if bad:
             raise ValueError(f"{bad} of {len(z)} rows hold NaN or infinite values")
-        if self.n and z.shape[1] != self.dim:
-            raise ValueError(f"rows of {z.shape[1]} features after rows of {self.dim}")
+        if self.n and m != self.dim:
+            raise ValueError(f"rows of {m} features after rows of {self.dim}")
         for chunk in chunks:
             rows = chunk.to(wide_dtype(z.device))
             if self.normalize:
-                rows, _ = scaled_to_unit(rows, torch.finfo(torch.promote_types(z.dtype, torch.float32)).tiny)
+                smallest = torch.finfo(torch.promote_types(z.dtype, torch.float32)).tiny
+                rows, _ = scaled_to_unit(rows, smallest, widened=rows.dtype != z.dtype)
             mean = rows.mean(dim=0)
             rows = rows - mean
             rest = rows.mean(dim=0)
             rows -= rest
-            self._add(len(rows), mean + rest, rows.T @ rows)
+            scatter = _lower_gram(rows).tril_()
+            self._add(len(rows), mean + rest, scatter + scatter.tril(-1).T)
         return self
 
     def merge(self, other: W2Metric) -> W2Metric:
@@ -276,7 +279,7 @@ class _SquaredDistance(torch.autograd.Function):
         centred *= torch.where(size > rounding, 1 / size, 0).to(x.dtype)  # 0: equal rows, no direction to push to
         polar = (polar_by_products if solver == "polar" else polar_by_eigh)(centred, group)
         polar -= _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
-        along = (x * polar).sum(dim=1, keepdim=True)  # (rows, 1)
+        along = torch.mul(x, polar, out=centred).sum(dim=1, keepdim=True)  # (rows, 1)
         weight = 2 / (x.shape[1] * n).sqrt()
         value = 1 + square / n - weight * _all_reduce(along.sum(dtype=wide), group)
         if ctx.needs_input_grad[0]:
@@ -312,7 +315,7 @@ class FirstDerivative(torch.autograd.Function):
 def polar_by_eigh(x: Tensor, group: Any) -> Tensor:
     """U V^T of x = U diag(s) V^T (rows, m), by eigenvalues of the smaller-side Gram matrix, of x^T x with a group."""
     tall = group is not None or x.shape[0] >= x.shape[1]
-    gram = _all_reduce(x.T @ x, group) if tall else x @ x.T
+    gram = _all_reduce(_lower_gram(x if tall else x.T), group)  # eigh reads the lower triangle
     if not bool(torch.isfinite(gram.diagonal().sum())):  # eigh would raise; a NaN loss is for the training loop to name
         return torch.full_like(x, torch.nan)
     eigenvalues, vectors = torch.linalg.eigh(gram)
@@ -320,6 +323,18 @@ def polar_by_eigh(x: Tensor, group: Any) -> Tensor:
     roots = torch.where(present, eigenvalues, 1).rsqrt() * present
     inverse_root = (vectors * roots) @ vectors.T
     return x @ inverse_root if tall else inverse_root @ x
+
+
+def _lower_gram(x: Tensor) -> Tensor:
+    """x^T x of x (rows, m), at least its lower triangle: on a CPU, blocks above it are left 0, a third of the time."""
+    if x.device.type != "cpu":
+        return x.T @ x
+    m = x.shape[1]
+    gram, width = x.new_zeros(m, m), max(64, m // 8)
+    for start in range(0, m, width):
+        stop = min(start + width, m)
+        torch.mm(x[:, start:stop].T, x[:, :stop], out=gram[start:stop, :stop])
+    return gram
 
 
 def polar_by_products(x: Tensor, group: Any = None) -> Tensor:
@@ -355,11 +370,12 @@ _POLYNOMIALS = (
 
 
 def scaled_to_unit(z: Tensor, smallest: float, *, widened: bool = False) -> tuple[Tensor, Tensor]:
-    """Unit rows u = s z and s (rows, 1), 0 for rows below `smallest`; `widened`: z comes from a narrower type."""
+    """Unit rows u = s z and s (rows, 1), 0 for rows below `smallest`; `widened`: z is a copy from a narrower type,
+    and is overwritten."""
     if widened:  # no square overflows or vanishes
         norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
         scale = torch.where(norm < smallest, 0, 1 / norm)
-        return z * scale, scale
+        return z.mul_(scale), scale
     # Each row is first divided by its largest entry, so that no square overflows or vanishes.
     largest = z.abs().amax(dim=1, keepdim=True)
     zero = largest < smallest
