@@ -876,6 +876,14 @@ def test_non_finite_rows_are_counted_and_nothing_is_added():
     assert (metric.n, metric.compute()) == (10, before)
 
 
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float16, 6e4), (torch.float32, 3e38), (torch.float64, 1e308)])
+def test_finite_rows_whose_sum_overflows_are_taken(dtype, large):
+    z = large * randn(50, 4).sign().to(dtype)
+    z[:, 0] = large
+    assert not torch.isfinite(z.sum())
+    assert W2Metric().update(z).compute() == pytest.approx(svd_w2(z.double() / large)[0], rel=1e-12)
+
+
 def test_the_metric_names_wrong_shapes_and_adds_nothing():
     metric = W2Metric()
     with pytest.raises(ValueError, match="no rows"):

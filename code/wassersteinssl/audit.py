@@ -245,14 +245,18 @@ def _cosines(gram: Tensor, dead: Tensor) -> Tensor:
 def fingerprints(rows: np.ndarray) -> np.ndarray:
     """(k,) 64-bit numbers, the same for equal rows of (k, m) float64; two different rows share one with probability of
     about 2^-64. Vectorised: a cryptographic hash of ten million rows would take longer than all else."""
-    words = (rows + 0.0).view(np.uint64)  # -0 becomes 0
     factors = np.random.default_rng(0).integers(0, 2**63, rows.shape[1], dtype=np.uint64) * 2 + 1
-    words ^= words >> 32
-    words *= factors  # modulo 2^64
-    words ^= words >> 29
-    words *= np.uint64(0xBF58476D1CE4E5B9)  # of the generator splitmix64
-    words ^= words >> 32
-    return words.sum(axis=1)
+    found = np.empty(len(rows), np.uint64)
+    step = max(1, 2**16 // rows.shape[1])  # numbers that stay in the cache
+    for start in range(0, len(rows), step):
+        words = (rows[start : start + step] + 0.0).view(np.uint64)  # -0 becomes 0
+        words ^= words >> 32
+        words *= factors  # modulo 2^64
+        words ^= words >> 29
+        words *= np.uint64(0xBF58476D1CE4E5B9)  # of the generator splitmix64
+        words ^= words >> 32
+        found[start : start + step] = words.sum(axis=1)
+    return found
 
 
 # ---- the parts of the report -----------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from torch import Tensor
 from wassersteinssl.files import reason
 from wassersteinssl.settings import UserError
 
-CHUNK = 2**22  # numbers at once: 32 MiB in float64
+CHUNK = 2**21  # numbers at once: 16 MiB in float64
 TEXT = "utf-8-sig"  # spreadsheets put a mark before the first number
 INDEX = ("", "Unnamed: 0")  # heads of the column that pandas writes unasked
 CODE = "which could run code when read: save a plain array"
