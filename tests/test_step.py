@@ -74,7 +74,7 @@ OPERATIONS = {
     "simsiam": 840,
     "zero_cl": 860,
 }
-TERMS = {"none": (None, 0), "w2": (polar, 130), "lu": (lu_uniformity, 100)}
+TERMS = {"none": (None, 0), "w2": (polar, 95), "lu": (lu_uniformity, 100)}
 
 
 class NoWaiting(TorchDispatchMode):

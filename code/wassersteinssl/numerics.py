@@ -49,7 +49,7 @@ def wide_rows(z: Tensor, normalize: bool, *, least_rows: int = 2) -> Tensor:
 
 
 def unit_rows(z: Tensor, *, smallest: float | None = None) -> Tensor:
-    """Rows over their norm, differentiable once; a row with no entry above `smallest` (default: the smallest normal
+    """Rows over their norm, differentiable once; a row shorter than `smallest` (default: the smallest normal
     number), a zero row say, becomes zero."""
     return _UnitRows.apply(z, torch.finfo(z.dtype).tiny if smallest is None else smallest)
 

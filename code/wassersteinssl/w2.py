@@ -75,12 +75,8 @@ def w2_uniformity(
     _check_solver(solver)
     if solver == "auto":
         solver = "eigh" if z.device.type == "cpu" else "polar"
-    result_type = torch.promote_types(z.dtype, torch.float32)
     with torch.autocast(z.device.type, enabled=False):
-        value = _SquaredDistance.apply(z, normalize, solver, group)
-        if not squared:
-            value = _root(value, 16 * torch.finfo(wide_dtype(z.device) if solver == "eigh" else result_type).eps)
-        return value.to(result_type)
+        return _Distance.apply(z, normalize, squared, solver, group)
 
 
 class W2Loss(nn.Module):
@@ -256,48 +252,54 @@ def w2_minimum(n: int, m: int) -> float:
     return math.sqrt(max(0.0, 2 - 2 * reached))
 
 
-class _SquaredDistance(torch.autograd.Function):
-    """W2^2 and its gradient as one function: the derivatives of its parts would pass over z two dozen times more.
+class _Distance(torch.autograd.Function):
+    """W2, or W2^2, and its gradient as one function: the derivatives of its parts would pass over z two dozen times
+    more. On a GPU most of the time goes to starting operations: there are few, and none for a number known here.
 
     With unit rows u_i = s_i z_i and P the polar factor of their centred matrix, whose columns sum to zero,
     ||Z_c||_* = sum_i <u_i, P_i>, and the gradient of W2^2 is -2 / sqrt(m n) s_i (P_i - u_i <u_i, P_i>).
     """
 
     @staticmethod
-    def forward(ctx, z: Tensor, normalize: bool, solver: str, group: Any) -> Tensor:
+    def forward(ctx, z: Tensor, normalize: bool, squared: bool, solver: str, group: Any) -> Tensor:
         wide, result_type = wide_dtype(z.device), torch.promote_types(z.dtype, torch.float32)
         x, scale = z.to(wide if solver == "eigh" else result_type), None
         if normalize:
             x, scale = scaled_to_unit(x, torch.finfo(result_type).tiny, widened=x.dtype != result_type)
-        n = _all_reduce(torch.full((), len(x), dtype=wide, device=x.device), group)
+        n = len(x) if group is None else _all_reduce(torch.full((), len(x), dtype=wide, device=x.device), group)
         centred = x - _mean(x, n, group)
         centred -= _mean(centred, n, group)  # the second pass removes what rounding left
         # Converting all of x costs as much as a matrix product: done where squares could overflow, or cancel later.
-        norm = torch.linalg.vector_norm(centred, dtype=None if normalize else wide)
-        size = _all_reduce(norm.to(wide).square(), group).sqrt()
-        square = _all_reduce(torch.linalg.vector_norm(x, dtype=wide).square(), group)
-        rounding = 4 * torch.finfo(x.dtype).eps * square.sqrt()
-        centred *= torch.where(size > rounding, 1 / size, 0).to(x.dtype)  # 0: equal rows, no direction to push to
+        size = _norm(centred, None if normalize else wide, group)
+        norm = _norm(x, wide, group)
+        rounding = 4 * torch.finfo(x.dtype).eps * norm
+        centred *= torch.where(size > rounding, 1 / size, 0)  # 0: equal rows, no direction to push to
         polar = (polar_by_products if solver == "polar" else polar_by_eigh)(centred, group)
         polar -= _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
         along = torch.mul(x, polar, out=centred).sum(dim=1, keepdim=True)  # (rows, 1)
-        weight = 2 / (x.shape[1] * n).sqrt()
-        value = 1 + square / n - weight * _all_reduce(along.sum(dtype=wide), group)
+        weight = 2 / (x.shape[1] * n) ** 0.5
+        value = 1 + norm.square() / n - weight * _all_reduce(along.sum(dtype=wide), group)
+        slope: float | Tensor = 1.0
+        if not squared:
+            # Where the value is 0 to rounding, the infinite slope of the root becomes 0; a NaN stays visible.
+            root = value.clamp(min=0).sqrt()
+            slope = torch.where(value <= 16 * torch.finfo(x.dtype).eps, 0, 0.5 / root)
+            value = root
         if ctx.needs_input_grad[0]:
             ranks = 1 if group is None else dist.get_world_size(group)  # this function's value on each depends on z
             if scale is not None:
-                gradient = polar.addcmul_(x, along, value=-1).mul_((-ranks * weight).to(x.dtype) * scale)
+                gradient = polar.addcmul_(x, along, value=-1).mul_(-ranks * weight * slope * scale)
             else:
-                gradient = polar.mul_((-ranks * weight).to(x.dtype)).add_(x * (2 * ranks / n).to(x.dtype))
+                gradient = polar.mul_(-ranks * weight * slope).add_(x * (2 * ranks * slope / n))
             ctx.save_for_backward(gradient.to(result_type), z)
-        return value
+        return value.to(result_type)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        of_squared, z = ctx.saved_tensors
+        of_value, z = ctx.saved_tensors
         # Half precision last: a scaled loss is there to save small gradients from it.
-        gradient = (gradient.to(of_squared.dtype) * of_squared).to(z.dtype)
-        return FirstDerivative.apply(gradient, z), None, None, None
+        gradient = (gradient * of_value).to(z.dtype)
+        return FirstDerivative.apply(gradient, z), None, None, None, None
 
 
 class FirstDerivative(torch.autograd.Function):
@@ -345,9 +347,9 @@ def polar_by_products(x: Tensor, group: Any = None) -> Tensor:
     x = x if tall else x.T
     gram = _all_reduce(x.T @ x, group)
     # sqrt ||x^T x||_F bounds the largest singular value, 1.01 times it also with the rounding of TF32.
-    bound = 1.01 * torch.linalg.matrix_norm(gram).sqrt()
-    scale = torch.where(bound > 0, 1 / bound, 0)
-    x, gram = x * scale, gram * scale.square()
+    bound = 1.01**2 * torch.linalg.matrix_norm(gram)
+    shrink = 1 / bound.clamp(min=torch.finfo(x.dtype).tiny)
+    x, gram = x * shrink.sqrt(), gram * shrink
     for k, (a, b, c) in enumerate(_POLYNOMIALS):
         if k:
             gram = _all_reduce(x.T @ x, group)
@@ -373,10 +375,11 @@ _POLYNOMIALS = (
 def scaled_to_unit(z: Tensor, smallest: float, *, widened: bool = False) -> tuple[Tensor, Tensor]:
     """Unit rows u = s z and s (rows, 1), 0 for rows below `smallest`; `widened`: z is a copy from a narrower type,
     and is overwritten."""
-    if widened:  # no square overflows or vanishes
-        norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-        scale = torch.where(norm < smallest, 0, 1 / norm)
-        return z.mul_(scale), scale
+    wide = wide_dtype(z.device)
+    if widened or z.dtype != wide:  # no square overflows or vanishes
+        norm = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=wide)
+        scale = torch.where(norm < smallest, 0, 1 / norm).to(z.dtype)
+        return z.mul_(scale) if widened else z * scale, scale
     # Each row is first divided by its largest entry, so that no square overflows or vanishes.
     largest = z.abs().amax(dim=1, keepdim=True)
     zero = largest < smallest
@@ -386,14 +389,15 @@ def scaled_to_unit(z: Tensor, smallest: float, *, widened: bool = False) -> tupl
     return u.mul_(rest), scale.mul_(rest)
 
 
-def _mean(z: Tensor, n: Tensor, group: Any) -> Tensor:
+def _mean(z: Tensor, n: int | Tensor, group: Any) -> Tensor:
+    if not isinstance(n, Tensor):
+        return z.mean(dim=0)
     return (_all_reduce(z.sum(dim=0).to(n.dtype), group) / n).to(z.dtype)
 
 
-def _root(value: Tensor, rounding: float) -> Tensor:
-    """sqrt(value), with a zero derivative where value is 0 to rounding and the slope would be infinite."""
-    away = ~(value <= rounding)  # also NaN, which must stay visible
-    return torch.where(away, torch.where(away, value, 1).sqrt(), value.detach().clamp(min=0).sqrt())
+def _norm(z: Tensor, dtype: torch.dtype | None, group: Any) -> Tensor:
+    norm = torch.linalg.vector_norm(z, dtype=dtype)
+    return norm if group is None else _all_reduce(norm.square(), group).sqrt()
 
 
 def eigenvalue_noise(eigenvalues: Tensor) -> Tensor:
