@@ -14,6 +14,7 @@ from conftest import PROGRAMS, REPOSITORY, TINY, environment, load, metrics
 from torch import nn
 
 from wassersteinssl import augment, data, distributed, pretrain, run
+from wassersteinssl.backbones import BatchNorm2d
 from wassersteinssl.settings import UserError, parse
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes and signals of POSIX")
@@ -34,8 +35,8 @@ class Backbone(nn.Sequential):
     feature_dim, layout = 16, torch.contiguous_format
 
     def __init__(self, width):
-        first = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
-        super().__init__(*first, nn.Conv2d(8, 16, 3, 2), nn.BatchNorm2d(16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        first = [nn.Conv2d(3, 8, 3), BatchNorm2d(8), nn.ReLU(inplace=True)]
+        super().__init__(*first, nn.Conv2d(8, 16, 3, 2), BatchNorm2d(16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def trained(name):

@@ -194,11 +194,9 @@ class _SyncBatchNorm(_BatchNorm):
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
-            assert self.num_batches_tracked is not None
             assert self.momentum is not None
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (n / (n - 1)), self.momentum)
-            self.num_batches_tracked += 1
         out = (x - per_channel(mean)) * per_channel((variance + self.eps).rsqrt())
         if self.affine:
             out = torch.addcmul(per_channel(self.bias), out, per_channel(self.weight))
