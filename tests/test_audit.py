@@ -804,6 +804,30 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     assert growth < 60e6  # the file has 128 MB, its numbers 512 MB in float64
 
 
+KEPT = """
+import torch
+from wassersteinssl import audit, audit_files
+from wassersteinssl.device import peak_memory
+torch.set_num_threads(1)
+rows = torch.randn(4096, 64).half()
+for count in (10, 1500):
+    chunks = lambda: (rows.clone() for _ in range(count))
+    audit.audit(audit_files.Features("rows", count * len(rows), 64, "float16", chunks), sample=2048)
+    print(peak_memory(torch.device("cpu")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory in bytes")
+def test_rows_kept_from_many_chunks_do_not_hold_on_to_the_chunks_memory():
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT], env=environment() | {"PYTHONPATH": str(REPOSITORY / "code")},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    few, many = map(int, done.stdout.split())
+    assert many - few < 250e6  # 49 MB are a number for each row; small tensors in a list made it 660 MB
+
+
 # ---- the notebook ----------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wassersteinssl import __version__, studies
-from wassersteinssl.audit_files import Features, pick
+from wassersteinssl.audit_files import Features, pick, within
 from wassersteinssl.machine import memory
 from wassersteinssl.numerics import exp_entropy, moments_of, unit_rows
 from wassersteinssl.pairwise import distance, lu_calibrated, nearest_rows
@@ -145,7 +145,8 @@ class _Pass:
         self.mean_norm, self.square = 0.0, 0.0  # mean of the norms, and the sum of their squared distances to it
         self.fingerprints = np.empty(features.n, np.uint64)
         directed = torch.zeros(features.n, dtype=torch.bool)
-        sample, kept, start = [], [], 0
+        sample = torch.empty(len(index), features.m, dtype=torch.float64)
+        kept, start = torch.empty(len(index), dtype=torch.bool), 0
         with tqdm(total=features.n, desc="reading", unit="row", unit_scale=True, delay=2, disable=None) as bar:
             for chunk in features.chunks():
                 rows = chunk.double()
@@ -153,16 +154,14 @@ class _Pass:
                 good = _usable(rows, norms)
                 directed[start : start + len(rows)] = good & (norms > 0)
                 self.bad += (start + torch.nonzero(~good).flatten()).tolist()
-                here = index[(index >= start) & (index < start + len(rows))] - start
-                here = here[good[here]]
-                sample.append(rows[here])
-                kept.append(here + start)
+                here = within(index, start, len(rows))
+                sample[here], kept[here] = rows[index[here] - start], good[index[here] - start]
                 start += len(rows)
                 if bool(good.any()):
                     everything = bool(good.all())
                     self._look(rows if everything else rows[good], norms if everything else norms[good])
                 bar.update(len(rows))
-        self.sample, self.index = torch.cat(sample), torch.cat(kept)  # (s, m) as they are, (s,)
+        self.sample, self.index = sample[kept], index[kept]  # (s, m) as they are, (s,)
         self.norms = torch.linalg.vector_norm(self.sample, dim=1)
         if self.n - self.zero < 2 and self.zero:  # all are zero, as it were: equal rows
             self.metric.update(torch.zeros(1, features.m, dtype=torch.float64).expand(self.zero, -1))

@@ -64,13 +64,21 @@ def of_rows(rows: np.ndarray | Tensor, name: str, labels: np.ndarray | None = No
 
 
 def pick(chunks: Iterable[Tensor], index: Tensor) -> Tensor:
-    """Rows `index` (ascending) of all chunks together, in float64."""
-    found, start = [], 0
+    """Rows `index` (ascending) of all chunks together, in float64. One block of memory: small ones, kept from many
+    chunks, would keep the allocator from using that of the chunks again."""
+    found, start = torch.empty(0), 0
     for chunk in chunks:
-        here = index[(index >= start) & (index < start + len(chunk))] - start
-        found.append(chunk[here].double())
+        if not start:
+            found = torch.empty(len(index), chunk.shape[1], dtype=torch.float64)
+        here = within(index, start, len(chunk))
+        found[here] = chunk[index[here] - start].double()
         start += len(chunk)
-    return torch.cat(found)
+    return found
+
+
+def within(index: Tensor, start: int, rows: int) -> slice:
+    """Where the ascending `index` names one of so many rows from `start` on."""
+    return slice(*torch.searchsorted(index, torch.tensor([start, start + rows])).tolist())
 
 
 def with_labels(features: Features, path: Path | None) -> Features:
