@@ -79,6 +79,7 @@ def main() -> int:
         if not any(part in name for name in names.values()):
             parser.error(f"no study is called {part}: {', '.join(study.name for study in STUDIES)}")
     chosen = [study for study in STUDIES if any(part in names[study] for part in options.studies or [""])]
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # so that what runs for a study ends, too
     if options.parallel > 1:
         return side_by_side([names[study] for study in chosen], options)
     failed = 0
@@ -104,7 +105,6 @@ def side_by_side(names: list[str], options: argparse.Namespace) -> int:
     waiting = [list(group) for _, group in itertools.groupby(names, os.path.dirname)]  # they share a folder for output
     running: dict[subprocess.Popen, tuple[list[str], Any, Any]] = {}
     number, failed = itertools.count(1), False
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     with contextlib.ExitStack() as files, tqdm(total=len(names), unit="study", disable=None) as bar:
         try:
             while waiting or running:

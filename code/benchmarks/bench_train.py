@@ -249,7 +249,7 @@ def main(args) -> None:
     for row in rows:
         # drawing augmentations and the momentum update are not done by the step object
         row["rest"] = row["step"] + row["draw"] + row["momentum update"] - sum(row[part] for part in PARTS)
-    form = {"method": "", "images/s": ",.0f", "usual": ",.0f", "x usual": ".2f", "500 epochs, h": ".1f", "W2 %": ".2f"}
+    form = {"method": "", "images/s": ",.0f", "usual": ",.0f", "x usual": ".2f", "500 epochs, h": ".3g", "W2 %": ".2f"}
     title = f"ResNet-18 of width {options['width']}, batch {batch_size}, {args.precision}, with W2"
     report.table(title, rows, form | {"TFLOP/s": ".3g"} | ({"% of peak": ".0f"} if device.type != "cpu" else {}))
     report.table("Milliseconds of a step", rows, {"method": "", "step": ".4g"} | dict.fromkeys((*PARTS, "rest"), ".3g"))
