@@ -15,6 +15,7 @@ from conftest import FIGURES, REPOSITORY, check_executed, load
 from wassersteinssl import studies
 from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES
+from wassersteinssl.w2 import w2_uniformity
 
 
 class Study(NamedTuple):
@@ -258,6 +259,18 @@ def test_a_path_that_is_not_finite_is_told():
     assert module.judge("kl", {0.1: []}, 2.0) == ("infinite", None)
     path = [start] * 5
     assert module.judge("kl", {0.1: [], 1.0: path}, 2.0) == ("diverges", None)
+
+
+def test_of_runs_that_end_alike_the_first_to_get_there_is_kept():
+    module, random = load(STUDIES["flow"].script), studies.generator(0)
+    start, end = module.flat(8, 4, 0, random), studies.sphere(8, 4, random).double()
+    shift = 1e-10 * studies.sphere(8, 4, random).double()
+    best, worse = sorted((end + shift, end - shift), key=lambda z: float(w2_uniformity(z)))  # as rounding might
+    assert w2_uniformity(best) < w2_uniformity(worse)
+    paths = {0.1: [start] * module.KEPT + [best], 1.0: [start] + [worse] * module.KEPT}
+    assert module.judge("w2", paths, 4.0)[1] == 1.0
+    paths[1.0][-1] = start  # not alike
+    assert module.judge("w2", paths, 4.0)[1] == 0.1
 
 
 @names

@@ -2,7 +2,8 @@
 
 Rows on the sphere, or a linear encoder's outputs, follow the gradient of W2, KL, Bhattacharyya, Frobenius, calibrated
 L_U, SSW, SIGReg or MST: Euler steps, the rows scaled to unit length after each, the rate falling linearly to 0. A rate
-suits one measure and not the next: each runs at all of RATES, and the run that ends lowest by its own measure is kept.
+suits one measure and not the next: each runs at all of RATES, and the run that ends lowest by its own measure is kept,
+of several that end there (to ALIKE) the one that is lowest on the way.
 With n = --samples, at its default 32, 3n steps and m = n/4:
 
 - points: n rows of two dimensions and a hundredth of the others;  exact: nothing of the others;
@@ -42,6 +43,7 @@ LABELS = {name: MEASURES[name].label for name in SHOWN}
 RATES = [10.0**k for k in range(-5, 3)]  # a row's step is the rate times n times its gradient
 LEAST = 16  # rows
 KEPT = 48  # points of a trajectory, besides its start
+ALIKE = 1e-6  # difference of two ends that means nothing: rounding would choose between the runs
 FAINT = 1e-2  # what is left of collapsed directions
 ESCAPED = 0.9  # of the effective rank of as many uniform rows
 SIGMAS = np.logspace(-5, 0, 11)
@@ -83,11 +85,15 @@ def followed(path: list[Tensor]) -> np.ndarray:
 
 
 def judge(name: str, paths: dict[float, list[Tensor]], goal: float) -> tuple[str, float | None]:
-    """What became of the collapse, and the rate whose path ended lowest by its own measure; None if no path ended."""
+    """What became of the collapse, and the rate whose path ended lowest by its own measure, of equals the
+    one lowest on the way; None if no path ended."""
     ended = {rate: path for rate, path in paths.items() if len(path) > KEPT}
     if not ended:
         return ("diverges" if any(paths.values()) else "infinite"), None
-    best = min(ended, key=lambda rate: float(MEASURES[name].function(ended[rate][-1])))
+    measure = MEASURES[name].function
+    ends = {rate: float(measure(path[-1])) for rate, path in ended.items()}
+    lowest = [rate for rate, end in ends.items() if end <= min(ends.values()) + ALIKE]
+    best = min(lowest, key=lambda rate: sum(float(measure(z)) for z in ended[rate]))
     ranks = {rate: float(effective_rank(path[-1])) for rate, path in ended.items()}
     begin = float(effective_rank(ended[best][0]))
     word = "escapes" if ranks[best] >= ESCAPED * goal else "stays" if ranks[best] <= 1.1 * begin else "partly"
