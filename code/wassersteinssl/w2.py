@@ -254,7 +254,7 @@ def w2_minimum(n: int, m: int) -> float:
 
 class _Distance(torch.autograd.Function):
     """W2, or W2^2, and its gradient as one function: the derivatives of its parts would pass over z two dozen times
-    more. On a GPU most of the time goes to starting operations: there are few, and none for a number known here.
+    more. On a GPU each operation is a launch: there are few, and none for a number that is known here.
 
     With unit rows u_i = s_i z_i and P the polar factor of their centred matrix, whose columns sum to zero,
     ||Z_c||_* = sum_i <u_i, P_i>, and the gradient of W2^2 is -2 / sqrt(m n) s_i (P_i - u_i <u_i, P_i>).
