@@ -246,8 +246,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mini": {"epochs": 20, "width": 16, "linear_epochs": 10},
     "search": {"epochs": 6, "width": 16, "limit_train": 12800, "linear_epochs": 2, "monitor_every": 3},
     "digits": {
-        "epochs": 40, "width": 16, "hidden_dim": 256, "dim": 64, "batch_size": 128, "linear_epochs": 30,
-        "monitor_every": 20,
+        "epochs": 30, "width": 16, "hidden_dim": 256, "dim": 64, "batch_size": 128, "linear_epochs": 30,
+        "monitor_every": 15,
     },
 }  # fmt: skip
 
