@@ -149,11 +149,10 @@ def _draw_dimensions(axes: Axes, report: dict[str, Any]) -> None:
         axes.axvspan(100 * left, 100 * right, color=grey, linewidth=0, zorder=0)
         place = (100 * right - 1, "right") if name == "collapsed" else (50 * (left + right), "center")
         axes.text(place[0], 1.62, name, ha=place[1], va="center", rotation=90 if name == "collapsed" else 0, fontsize=7)
-    uniform = f"{spectrum['uniform_effective_rank']:,.{0 if m > 999 else 1}f}"
-    rank = f"effective rank {spectrum['effective_rank']:,.1f} (uniform rows {uniform})"
+    rank, uniform = (f"{spectrum[k]:,.{0 if m > 999 else 1}f}" for k in ("effective_rank", "uniform_effective_rank"))
     bars = {
         f"by {SYMBOLS['w2']}": (w2["dimensions"], f"{SYMBOLS['w2']} = {w2['w2']:.3f} (floor {w2['floor']:.3f})"),
-        "by rank": (spectrum["dimensions"], rank),
+        "by rank": (spectrum["dimensions"], f"rank {rank} (uniform {uniform})"),
     }
     for y, (used, label) in zip((1, 0), bars.values(), strict=True):
         axes.barh(y, 100 * used / m, height=0.32, color=COLORS[0])
