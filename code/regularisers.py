@@ -27,7 +27,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl.machine import environment_beside
-from wassersteinssl.settings import PRESETS, TERMS, Parser, count, ending_signals, home, positive
+from wassersteinssl.settings import PRESETS, Parser, count, ending_signals, home, positive
 
 BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
 WEIGHTS: dict[str, tuple[float, ...]] = {
@@ -134,10 +134,10 @@ def main() -> int:
     parser.add_argument(
         "--terms",
         nargs="+",
-        choices=("none", *TERMS),
-        default=["none", *TERMS],
+        choices=("none", *WEIGHTS),
+        default=["none", *WEIGHTS],
         metavar="TERM",
-        help=f"of none, {', '.join(TERMS)} (default: all)",
+        help=f"of none, {', '.join(WEIGHTS)} (default: all)",
     )
     parser.add_argument("--bases", nargs="+", choices=tuple(BASES), default=list(BASES), help="(default: mse byol)")
     parser.add_argument("--parallel", type=count, default=1, metavar="K", help="runs at a time (default: 1)")

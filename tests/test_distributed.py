@@ -1,5 +1,6 @@
 """Several processes against one: the same losses and weights for every method, and what happens when one dies."""
 
+import itertools
 import os
 import re
 import signal
@@ -25,7 +26,7 @@ SMALL = (
     "--monitor-every 0 --alpha-max 0.5 --alpha-min 0 --uniformity"
 ).split()
 # Each method with one term, so that each term is met with several methods, and the optional part of Zero-CL.
-CASES = dict(zip(sorted(PROGRAMS), ["lu", "w2"] * 4, strict=True))
+CASES = dict(zip(sorted(PROGRAMS), itertools.cycle(("lu", "w2"))))
 MORE = {"ZeroCL": ["--instance-weight", "1"], "MoCoV2": ["--queue-size", "64"], "NNCLR": ["--queue-size", "64"]}
 
 
