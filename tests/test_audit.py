@@ -23,6 +23,7 @@ from torch import nn
 from wassersteinssl import audit, audit_encoders, audit_files, audit_report, augment, backbones, data, studies
 from wassersteinssl.encoder import save_encoder
 from wassersteinssl.settings import PRESETS, Settings, UserError, in_a_line
+from wassersteinssl.uniformity import MEASURES
 
 PROGRAM = REPOSITORY / "code" / "audit.py"
 N, M = 1200, 32
@@ -216,6 +217,14 @@ def test_uniform_rows_that_are_no_more_than_the_features_are_too_few(n, m):
         assert report_on(normal(n, m, seed=draw))["verdict"]["word"] == "too few rows to tell"
 
 
+@pytest.mark.parametrize("times", [1, 3, 10])
+def test_copies_of_too_few_rows_are_too_few_as_long_as_all_are_no_more_than_the_features(times):
+    assert report_on(normal(25, 256).repeat(times, 1))["verdict"]["word"].startswith("too few rows to tell")
+    flat = report_on((normal(25, 4) @ normal(4, 256, seed=1)).repeat(times, 1))["verdict"]
+    assert flat["word"] == "collapsed"
+    assert ("only 25 of the rows differ" in flat["why"]) == (times > 1)
+
+
 def test_gaussian_rows_with_one_strong_direction_or_on_a_line_are_not_clumped():
     strong = torch.ones(64, dtype=torch.float64)
     strong[0] = 100
@@ -401,6 +410,18 @@ def test_labels_and_views():
     a, b = (x / x.norm(dim=1, keepdim=True) for x in (z, other))
     assert found["alignment"] == pytest.approx(float((a - b).square().sum(1).mean()), rel=1e-9)
     assert set(found) >= {"lidar", "mmcr", "barlow"}
+    assert found["barlow"] == pytest.approx(float(MEASURES["barlow"].function(a, b)), rel=1e-9)
+
+
+def test_d_prime_of_l_u_near_collapse_is_that_of_float64(monkeypatch):
+    """Near one point L_U varies in its seventh digit."""
+    found, companions = [], audit._companions
+    monkeypatch.setattr(audit, "_companions", lambda z: found.append(companions(z)) or found[-1])
+    d_prime = report_on(1 + 3e-4 * normal(400, 64))["beyond"]["gaussian"]["lu_d_prime"]
+    *draws, here = (lu for lu, _ in found)
+    gaussian = draws[1::2]
+    assert len(gaussian) == 4
+    assert d_prime == pytest.approx((here - np.mean(gaussian)) / np.std(gaussian, ddof=1), rel=1e-6)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -655,6 +676,9 @@ def test_bad_companions(tmp_path, capsys):
         value = name if option == "--key" else tmp_path / (name if "." in name else f"{name}.npy")
         status = start(tmp_path / "z.npy", option, value, report=tmp_path / "report")
         check_refused(status, pattern, tmp_path, capsys)
+    np.savez(tmp_path / "labels.npz", a=np.zeros(30), b=np.zeros(30))
+    status = start(tmp_path / "z.npy", "--labels", tmp_path / "labels.npz", report=tmp_path / "report")
+    check_refused(status, "several arrays: save the labels alone: a, b", tmp_path, capsys)
     np.savez(tmp_path / "two.npz", a=np.load(tmp_path / "z.npy"), b=np.eye(3))
     for features, views in (("two.npz", "z.npy"), ("z.npy", "two.npz")):  # one of them needs the name
         assert start(tmp_path / features, "--views", tmp_path / views, "--key", "a") == 0

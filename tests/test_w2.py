@@ -227,6 +227,14 @@ def test_a_permuted_feature_axis_in_memory_changes_nothing(solver):
     )
 
 
+@pytest.mark.parametrize("solver", ["eigh", "eigh32", "polar"])
+def test_the_square_is_never_negative(solver):
+    for seed in range(5):
+        basis = torch.linalg.qr(randn(16, 16, seed=seed))[0]
+        value = w2_uniformity(torch.cat([basis, -basis]), squared=True, solver=solver)
+        assert 0 <= float(value) < 1e-5
+
+
 @both_scalings
 @pytest.mark.parametrize("size", [(512, 64), (40, 200)])
 def test_eigh32_is_as_good_as_float32_far_from_collapse(size, normalize):
@@ -1137,6 +1145,29 @@ def test_the_polynomials_are_the_best_ones():
     np.testing.assert_allclose(w2._POLYNOMIALS, minimax_polynomials(3e-4, 9), rtol=1e-6)
 
 
+class TF32(TorchDispatchMode):
+    """Matrix products as a GPU computes them where TF32 is allowed: of factors with ten bits behind the leading one."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            *rest, a, b = arguments
+            arguments = (*rest, self.rounded(a), self.rounded(b))
+        return function(*arguments, **(options or {}))
+
+    @staticmethod
+    def rounded(x):
+        return ((x.view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+@pytest.mark.parametrize(("n", "error"), [(512, 0.05), (4096, 0.33)])
+def test_tf32_costs_the_polar_solver_the_documented_gradient_error(n, error):
+    z = randn(n, 256)
+    with TF32():
+        _, rough = value_and_gradient(z, solver="polar")
+    _, exact = value_and_gradient(z.double(), solver="eigh")
+    assert relative(rough, exact) == pytest.approx(error, rel=0.25)
+
+
 def test_the_polynomials_forgive_the_rounding_of_tf32():
     s = torch.logspace(-3.5, 0, 2000, dtype=torch.float64)
     random = torch.Generator().manual_seed(0)
@@ -1144,3 +1175,9 @@ def test_the_polynomials_forgive_the_rounding_of_tf32():
         s = a * s + b * s**3 + c * s**5
         s = s * (1 + 0.002 * (2 * torch.rand(s.shape, generator=random, dtype=s.dtype) - 1))  # 10 bits, and some
     assert float((s - 1).abs().max()) < 0.01
+
+
+def test_rows_too_large_for_their_square_have_no_metric():
+    metric = W2Metric(normalize=False).update(torch.full((5, 3), 1e200, dtype=torch.float64))
+    with pytest.raises(ValueError, match="no finite W2"):
+        metric.compute()

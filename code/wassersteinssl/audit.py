@@ -13,9 +13,10 @@ The verdict counts dimensions in use, in two ways; the smaller count decides.
     collapsed  under 10 % of m: for many rows W2 above 1.17       healthy  60 % or more: W2 below 0.67
     partly     between: half of the dimensions lost is W2 = 0.77
 
-No more than m rows cannot fill the dimensions: if at least a third as many are in use as there are rows, which uniform
-rows always have, the verdict is that there are too few to tell; as it is of fewer than twelve rows of still fewer
-features. Zero rows have no direction: they are counted and left out.
+No more than m rows cannot fill the dimensions: if at least a third as many are in use as there are different rows (as
+of uniform rows always, but for one draw in forty of four rows, and fewer of five), the verdict is that there are too
+few to tell; as it is of fewer than twelve rows of still fewer features. Zero rows have no direction: they are counted
+and left out.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def audit(
     report["features"] = rows.feature_statistics()
     # Repeated rows count once, but for a code of few values: of many rows that is what collapsed.
     counted = distinct - (0 < rows.zero < rows.n)
-    counted = counted if counted > m else rows.metric.n
+    counted = max(2, counted) if counted > m or directed <= m else rows.metric.n
     report["rows"]["in_floor"] = counted
     report["w2"] = _w2(rows.metric, counted)
     if flat:
@@ -326,7 +327,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         why = "all rows but one are zero" if directed == 1 else "all rows point the same way"
         if report["rows"]["distinct"] == 1:
             why = "all rows are equal"
-    elif directed <= m and (directed <= FEW or used >= directed / FEW):
+    elif directed <= m and (different <= FEW or used >= different / FEW):
         word = "too few rows to tell"
         why = (
             f"{directed} rows lie in fewer of the {m} dimensions whatever they are; W2 and effective rank are those of "
@@ -342,7 +343,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         )
         if w2["mean_part"] > 0.5:  # of the 1 that unit rows have
             why += f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way"
-        if different <= m < directed:
+        if different <= m and different < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
     clumped = beyond["clumped"] and word != "collapsed" and not few  # a few directions are no place to look for clumps
     if clumped:
@@ -374,7 +375,8 @@ def _beyond(z: Tensor, mean: Tensor, root: Tensor, seed: int) -> tuple[dict[str,
     median = float(nearest.median())
     beyond: dict[str, Any] = {"lu_calibrated": lu, "nearest": median, "draws": DRAWS}
     for law, pairs in drawn.items():
-        lus, medians = torch.tensor([lu for lu, _ in pairs]), torch.stack([nearest.median() for _, nearest in pairs])
+        lus = torch.tensor([lu for lu, _ in pairs], dtype=torch.float64)
+        medians = torch.stack([nearest.median() for _, nearest in pairs])
         beyond[law] = {
             "lu_calibrated": float(lus.mean()), "lu_d_prime": _d_prime(lu, lus),
             "nearest": float(medians.mean()), "nearest_d_prime": _d_prime(median, medians),
@@ -418,6 +420,7 @@ def _views(z: Tensor, other: Tensor, name: str, seed: int) -> dict[str, Any]:
             f"{int((~good).sum())} of {len(other)} sampled rows of {name} hold NaN, infinite, gigantic or vanishing "
             "values"
         )
+    other = other / torch.where(norms == 0, 1, norms).unsqueeze(1)  # as z is: not every measure scales rows itself
     functions = {key: record.function for key, record in MEASURES.items() if record.needs_views}
     shuffled = other[torch.randperm(len(other), generator=studies.generator(seed))]
     found, unrelated = ({key: float(f(z, o)) for key, f in functions.items()} for o in (other, shuffled))

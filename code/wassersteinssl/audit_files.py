@@ -341,7 +341,8 @@ def _choose(dimensions: dict[str, int], key: str | None, ndim: int) -> tuple[str
             raise ValueError(f"no array is called {key}: {', '.join(dimensions) or 'it holds none'}")
         return key, ()
     if len(found) > 1:
-        raise ValueError(f"several arrays: choose one with --key: {', '.join(found)}")
+        how = "choose one with --key" if ndim == 2 else "save the labels alone"
+        raise ValueError(f"several arrays: {how}: {', '.join(found)}")
     if not dimensions:
         raise ValueError("it holds no array")
     name = found[0] if found else next(iter(dimensions))  # of another shape, which will be told
@@ -385,4 +386,4 @@ def _is_number(text: str) -> bool:
 
 def _natural(path: Path) -> list:
     """Sorts shard-2 before shard-10: labels and views follow this order."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

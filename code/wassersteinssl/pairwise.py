@@ -1,7 +1,8 @@
-"""Measures of pairs of rows: exact over all pairs, in blocks, so that memory does not grow with n^2.
+"""Measures of pairs of rows: over all pairs, in blocks, so that memory does not grow with n^2. Exact, but for which of
+several neighbours nearer than 1e-7 is the nearest.
 
 z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. They see more than
-two moments. No value waits for the host on a GPU, except `lu_calibrated` of rows that are not normalised.
+two moments, and are differentiable once. No value waits for the host on a GPU, except `lu_calibrated` of rows that are not normalised.
 """
 
 from __future__ import annotations

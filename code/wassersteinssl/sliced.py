@@ -1,6 +1,7 @@
 """Measures on random projections of the rows: linear in n, and they see more than two moments.
 
-z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2.
+z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. The values
+are differentiable, once.
 
 A value belongs to its directions. Without a `generator` they are the same at every call, those of seed 0: so a training
 step is a pure function of its rows and a continued run is bitwise the uninterrupted one; what is not uniform between
