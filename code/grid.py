@@ -45,6 +45,7 @@ from wassersteinssl.settings import (
     DATASETS,
     PRESETS,
     PROGRAMS,
+    STOPPED,
     Parser,
     UserError,
     count,
@@ -61,7 +62,6 @@ from wassersteinssl.settings import (
 FILES = {Path(path).stem: path for path in PROGRAMS.values()}
 TABLE2 = tuple(FILES)[:4]
 TERMS = ("none", *settings.TERMS)
-STOPPED = 75
 RESERVE = 20  # seconds before the end of a time budget at which running cells are asked to stop
 WORTHWHILE = 60  # no cell is started with less time left
 TORCHRUN = 30  # more of them: what torchrun leaves its processes before it kills them, which nobody else can
@@ -105,8 +105,10 @@ class Cell:
         return None
 
     def other(self) -> str:
-        """In what the run that lies in the folder differs from this cell, in words."""
+        """In what the run that has begun in the folder differs from this cell, in words."""
         with contextlib.suppress(OSError, *results.DAMAGE):
+            if not results.begun(self.folder):
+                return ""
             found = json.loads((self.folder / "config.json").read_text())["settings"]
             return "; ".join(settings.differences(found, self.settings)) if isinstance(found, dict) else ""
         return ""
@@ -169,7 +171,9 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--runs", type=home, help="where runs lie (default: runs/grid/PRESET of the repository)")
     parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")
-    parser.add_argument("--parallel", type=count, default=1, metavar="K", help="cells at a time (default: 1)")
+    parser.add_argument(
+        "--parallel", type=count, default=1, metavar="K", help="cells at a time, spread over the GPUs (default: 1)"
+    )
     parser.add_argument("--index", type=whole, help="of the cell for run-one, as status numbers them")
     parser.add_argument(
         "--gpus", type=count, metavar="N", help="of each cell; several: torchrun (default: one or none)"
@@ -368,11 +372,21 @@ def left(grid: list[Cell], parallel: int = 1) -> str:
 class Runner:
     """Runs cells side by side until all are done, failed, or the time is up."""
 
-    def __init__(self, grid: list[Cell], parallel: int, budget: float | None, reserve: float = RESERVE):
+    def __init__(
+        self,
+        grid: list[Cell],
+        parallel: int,
+        budget: float | None,
+        reserve: float = RESERVE,
+        gpus: Sequence[str] = (),
+    ):
         self.waiting, self.parallel = [cell for cell in grid if cell.result() is None], parallel
+        self.gpus, self.place = gpus, {}  # type: ignore[var-annotated]
         self.grid, self.running, self.failed = grid, {}, []  # type: ignore[var-annotated]
         self.end = time.monotonic() + 60 * budget if budget else float("inf")
         self.stopping, self.reserve = False, reserve
+        self.longest = 30 * budget if budget else 0.0
+        self.looking = self._looking()
 
     def run(self) -> int:
         from tqdm import tqdm
@@ -396,7 +410,7 @@ class Runner:
                         write(f"{', '.join(cell.name for cell in self.waiting)}: another process works on it")
                         break
                     self._reap(write)
-                    if time.monotonic() > self.end - self.reserve:
+                    if time.monotonic() > self.end - self.reserve - self.looking:
                         self._stop()
                     if time.monotonic() > self.end:  # too late: their last checkpoints remain
                         for process in self.running.values():
@@ -405,6 +419,8 @@ class Runner:
                     if not self.running or time.monotonic() - shown > SHOW:
                         bar.update(self._epochs() - bar.n)
                         shown = time.monotonic()
+                        if self.end < float("inf"):
+                            self.looking = self._looking()
         finally:
             for process in self.running.values():  # only after an error of the grid itself
                 process.terminate()
@@ -413,6 +429,22 @@ class Runner:
         if any(cell.result() is None for cell in self.grid if cell not in self.failed):
             return STOPPED
         return 1 if self.failed else 0
+
+    def _looking(self) -> float:
+        """Seconds in which a cell may not notice that it is to stop, as it takes kNN and the measures of an epoch; at
+        most half of the budget."""
+        logs = (results.log(cell.folder) for cell in self.grid if cell.result() is None)
+        noted = [line.get("monitor_seconds") for log in logs for line in log]
+        return min(1.5 * max((s for s in noted if isinstance(s, float)), default=0.0), self.longest)
+
+    def _environment(self, cell: Cell) -> dict[str, str]:
+        """With several cells at a time and several GPUs: on those that the fewest of the running cells have."""
+        environment = environment_beside(self.parallel)
+        if len(self.gpus) > 1:
+            taken = [self.place[name] for name in self.running]
+            self.place[cell.name] = min(self.gpus, key=taken.count)
+            environment["CUDA_VISIBLE_DEVICES"] = self.place[cell.name]
+        return environment
 
     def _epochs(self) -> int:
         return sum(cell.progress() for cell in self.grid)
@@ -431,7 +463,7 @@ class Runner:
             with open(f"{cell.folder}.log", "a") as log:
                 cell.log_start = log.tell()
                 self.running[cell.name] = subprocess.Popen(
-                    cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment_beside(self.parallel),
+                    cell.command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(cell),
                     start_new_session=True,  # Ctrl-C reaches the grid alone, which asks the cells once
                 )  # fmt: skip
             cell.tries += 1
@@ -448,11 +480,10 @@ class Runner:
             if (result := cell.result()) is not None:
                 remaining = left(self.grid, self.parallel)
                 write(f"{name}: done, acc1 {result['acc1']:.2f}, w2 {result['w2']:.3f}; left: {remaining}")
-            elif code == STOPPED or self.stopping or cell.busy():
+            elif code == STOPPED or self.stopping or "another process is working" in (why := self._why(cell)):
                 write(f"{name}: stopped after {len(results.log(cell.folder))} of {cell.epochs} epochs")
                 self.waiting.append(cell)
             else:
-                why = self._why(cell)
                 code = 2 if re.match(r"\S+\.py: error\b", why) else code  # of which torchrun makes 1
                 if cell.tries < 2 and code != 2:
                     write(f"{name}: ended with status {code}, will be tried again ({why})")
@@ -543,6 +574,19 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
     return 0
 
 
+def visible_gpus(each: int) -> list[str]:
+    """The GPUs that may be used, so many in an entry: those of CUDA_VISIBLE_DEVICES, else all that the driver lists."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        found = [name.strip() for name in named.split(",") if name.strip()]
+    else:
+        try:
+            listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            return []
+        found = [str(k) for k, _ in enumerate(re.findall(r"^GPU \d+:", listed, re.MULTILINE))]
+    return [",".join(found[k : k + each]) for k in range(0, len(found) - each + 1, each)]
+
+
 def main() -> int:
     return in_a_line(run, *parse())
 
@@ -558,10 +602,14 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         if options.index >= len(grid):
             raise UserError(f"--index {options.index}: there are cells 0 to {len(grid) - 1}")
         grid = [grid[options.index]]
+    if others := [f"{cell.folder}: {other}" for cell in grid if (other := cell.other())]:
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        raise UserError(f"a run of other settings lies in {others[0]}{more}; choose other --runs, or the same options")
     done = sum(cell.result() is not None for cell in grid)
     tell(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}")
     reserve = RESERVE + (TORCHRUN if options.gpus and options.gpus > 1 else 0)
-    runner = Runner(grid, options.parallel, options.time_budget, reserve)
+    gpus = visible_gpus(options.gpus or 1) if options.parallel > 1 and "--device" not in " ".join(rest) else []
+    runner = Runner(grid, options.parallel, options.time_budget, reserve, gpus)
     code = runner.run()
     tell(status(grid, options.parallel))
     if code == STOPPED:

@@ -27,7 +27,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl.machine import environment_beside
-from wassersteinssl.settings import PRESETS, Parser, count, ending_signals, home, positive
+from wassersteinssl.settings import PRESETS, STOPPED, Parser, count, ending_signals, home, positive
 
 BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
 WEIGHTS: dict[str, tuple[float, ...]] = {
@@ -46,7 +46,6 @@ WEIGHTS: dict[str, tuple[float, ...]] = {
     "bhattacharyya": (0.0005, 0.005, 0.05),
     "tcr": (0.007, 0.07, 0.7),
 }
-STOPPED = 75
 
 
 class Pair:

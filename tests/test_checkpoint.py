@@ -44,6 +44,12 @@ def test_one_flipped_bit_is_noticed_and_the_older_checkpoint_used(tmp_path, caps
     newest.write_bytes(content)
     assert checkpoint.load(tmp_path)["step"] == 1
     assert newest.name in capsys.readouterr().err
+    assert (tmp_path / f"{newest.name}.damaged").exists()  # and no more one of the two that are kept
+    checkpoint.save(tmp_path, 3, {"step": 3})
+    assert [name[:20] for name in names(tmp_path) if name.endswith(".pt")] == [
+        "checkpoint-000000001",
+        "checkpoint-000000003",
+    ]
 
 
 def test_a_truncated_newest_checkpoint_is_passed_over(tmp_path):
@@ -70,9 +76,19 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(os, "fsync", full)
     assert not checkpoint.save(tmp_path, 2, {"step": 2})
-    assert "is full" in capsys.readouterr().err
+    assert "an earlier checkpoint is kept" in capsys.readouterr().err
     assert names(tmp_path) == before
     assert checkpoint.load(tmp_path)["step"] == 1
+
+
+def test_a_quota_tells_the_size_of_the_checkpoint(tmp_path, monkeypatch, capsys):
+    def full(_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert not checkpoint.save(tmp_path, 2, {"step": 2, "weights": torch.zeros(2**19)})
+    told = capsys.readouterr().err
+    assert "is full, 2.0 MiB more are needed; there is no earlier one" in told
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path):

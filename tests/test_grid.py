@@ -164,6 +164,8 @@ def test_a_run_of_other_options_of_the_method_is_another(grid_module, monkeypatc
     run = cell("--queue-size", "64")
     run.folder.mkdir(parents=True)
     (run.folder / "config.json").write_text(json.dumps({"settings": run.settings}))
+    assert cell().other() == ""  # nothing to lose
+    (run.folder / "metrics.jsonl").touch()
     assert cell("--queue-size=64").other() == ""
     assert cell("--queue-size=64", "--momentum", "0.5").other() == "momentum 0.99, now 0.5"
     assert cell().other() == "queue_size 64, now 4096"

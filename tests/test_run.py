@@ -1,7 +1,9 @@
 """Whole runs on the embedded digits: what they leave, that they repeat, continue and refuse nonsense."""
 
 import dataclasses
+import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -231,14 +233,61 @@ def test_other_images_may_be_given_another_name(module, tmp_path, monkeypatch):
 
     def started(train, *options):
         settings = parse(module.BYOLSettings, "", ["--dataset", "folder", *options])
-        with run_folder.RunFolder(run_folder.run_path("BYOL", settings), "BYOL", settings, {"train": train}):
-            pass
+        path = run_folder.run_path("BYOL", settings)
+        with run_folder.RunFolder(path, "BYOL", settings, {"train": train}) as folder:
+            folder.log({"epoch": 0})
 
     for options, hint in (((), " or --dataset-name"), (("--run-dir", str(tmp_path / "run")), "")):
         started(60, *options)
         with pytest.raises(UserError, match=rf"other images \(train\); choose another --run-dir{hint}$"):
             started(61, *options)
     started(61, "--dataset-name", "other")
+
+
+def test_before_a_run_has_begun_another_configuration_takes_its_place(module, tmp_path):
+    """As after "out of memory; try a smaller --batch-size"."""
+    for batch in (24, 12):
+        settings = parse(module.BYOLSettings, "", [*TINY, "--batch-size", str(batch)])
+        with run_folder.RunFolder(tmp_path / "run", "BYOL", settings) as folder:
+            pass
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["batch_size"] == batch
+    folder.log({"epoch": 0})
+    settings = parse(module.BYOLSettings, "", [*TINY, "--batch-size", "24"])
+    with pytest.raises(UserError, match="batch_size 12, now 24"), run_folder.RunFolder(folder.path, "BYOL", settings):
+        pass
+
+
+def test_a_run_is_not_continued_with_another_default_weight(module, tmp_path, monkeypatch):
+    execute(module, tmp_path, "--uniformity", "w2")
+    assert json.loads((tmp_path / "config.json").read_text())["alpha"] == [0.2, 0.2]
+    monkeypatch.setattr(module.BYOL, "ALPHA", {"w2": (5.0, 0.0)})
+    with pytest.raises(UserError, match=r"weight of the term \[0\.2, 0\.2\], now \[5\.0, 0\.0\]"):
+        execute(module, tmp_path, "--uniformity", "w2")
+
+
+def test_a_file_system_that_cannot_lock_is_told_and_used(module, tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    with run_folder.RunFolder(tmp_path / "run", "BYOL", parse(module.BYOLSettings, "", TINY)):
+        assert "cannot be locked" in capsys.readouterr().err
+
+
+def test_a_child_that_outlives_the_run_does_not_hold_its_lock(module, tmp_path):
+    """As the processes that decode images do for some seconds after SIGKILL."""
+    settings = parse(module.BYOLSettings, "", TINY)
+    folder = run_folder.RunFolder(tmp_path / "run", "BYOL", settings)
+    with folder:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        time.sleep(0.2)
+    try:
+        with folder:  # another process would say so
+            pass
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_only_a_folder_s_images_are_given_a_name(module, capsys):

@@ -110,7 +110,7 @@ def test_different_images_never_share_a_row(make, tmp_path):
     assert [(row.dataset, row.seeds) for row in table.rows] == [("folder", 4)]
     for k, images in enumerate((IMAGES | {"labels": "0b"}, IMAGES | {"labels": "0c", "mean": [0.1, 0.4, 0.3]})):
         make(f"other{k}", dataset="folder", seed=k + 2, images=images, acc1=60.0)
-    make("other_w2", dataset="folder", term="w2", images=IMAGES | {"labels": "0b"}, acc1=61.0)
+    make("other_w2", dataset="folder", term="w2", seed=2, images=IMAGES | {"labels": "0b"}, acc1=61.0)
     (table,), unfinished = table2.collect([tmp_path])
     assert not unfinished
     found = {(row.dataset, row.term): (row.seeds, row.value("acc1")) for row in table.rows}
@@ -131,6 +131,64 @@ def test_another_weight_of_the_term_is_another_row(make, tmp_path):
     make(folder="strong", term="lu", options={"alpha_max": 3.0})
     (table,), _ = table2.collect([tmp_path])
     assert [row.name for row in table.rows] == ["BYOL + L_U", "BYOL + L_U (alpha_max 3)"]
+
+
+def noted(folder, alpha, *, epochs=None):
+    """The weight in force, as runs note it: in result.json or, older ones, in each epoch's line."""
+    path = folder / "result.json"
+    result = json.loads(path.read_text())
+    if epochs is None:
+        result["config"]["alpha"] = alpha
+    else:
+        result["config"]["settings"]["epochs"] = epochs
+        high, low = alpha
+        lines = [{"epoch": k, "seconds": 1.0, "alpha": high - k * (high - low) / epochs} for k in range(epochs)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text(json.dumps(result))
+
+
+def test_runs_share_a_row_by_the_weight_in_force_however_it_came_about(make, tmp_path):
+    noted(make(folder="new", term="w2", seed=1), [0.2, 0.2])
+    noted(make(folder="given", term="w2", seed=2, options={"alpha_max": 0.2}), [0.2, 0.2])
+    noted(make(folder="edited", term="w2", seed=3), [5.0, 0.5])
+    (table,), unfinished = table2.collect([tmp_path])
+    assert not unfinished
+    assert {row.name: row.seeds for row in table.rows} == {
+        "BYOL + W2 (weight 0.2)": 2,
+        "BYOL + W2 (weight 5 to 0.5)": 1,
+    }
+
+
+@pytest.mark.parametrize(("high", "low"), [(0.2, 0.2), (30.0, 0.0), (1.0, 3.0)])
+def test_an_older_run_s_weight_is_that_of_its_epochs(make, tmp_path, high, low):
+    noted(make(folder="old", term="w2", seed=1), (high, low), epochs=7)
+    new = make(folder="new", term="w2", seed=2, options={"epochs": 7})
+    noted(new, [high, low])
+    (table,), _ = table2.collect([tmp_path])
+    assert [(row.name, row.seeds) for row in table.rows] == [("BYOL + W2", 2)]
+
+
+def test_a_gain_is_of_the_seeds_that_both_rows_have(make, tmp_path):
+    for seed, without, with_term in ((12, 60.0, 60.5), (13, None, 70.0), (14, 10.0, None)):
+        if without is not None:
+            make(seed=seed, acc1=without)
+        if with_term is not None:
+            make(seed=seed, term="w2", acc1=with_term)
+    make(seed=15, term="lu", acc1=99.0)
+    (table,), _ = table2.collect([tmp_path])
+    text = table2.markdown(table)
+    assert cell(text, "BYOL + W2", "Acc@1 ↑").endswith("(+0.50)")
+    assert cell(text, "BYOL + L_U", "Acc@1 ↑") == "99.00"
+
+
+def test_a_setting_that_is_not_the_preset_s_is_named(make, tmp_path):
+    make(options={"limit_train": 1000, "warmup_epochs": 3.0})
+    make(seed=13, options={"weight_lr": 0.1})
+    make(seed=14)
+    told = {table2.describe(table) for table in table2.collect([tmp_path])[0]}
+    assert sum("limit_train 1000; warmup_epochs 3.0; a test." in text for text in told) == 1
+    assert sum("seed 13; weight_lr 0.1; a test." in text for text in told) == 1
+    assert sum(text.startswith("Preset `paper`") and "seed 14; a test." in text for text in told) == 1
 
 
 def test_the_same_seed_twice_is_counted_once(make, tmp_path):
@@ -184,12 +242,12 @@ def test_csv_and_latex_hold_the_same_numbers(make, tmp_path):
     assert float(found["none", "acc1"]["mean"]) == 12.346
     assert float(found["none", "acc1"]["paper"]) == 89.53
     assert found["none", "acc1"]["gain"] == ""
-    assert float(found["w2", "acc1"]["gain"]) == pytest.approx(10.5 - 12.346)
+    assert float(found["w2", "acc1"]["gain"]) == pytest.approx(10.0 - 12.346)  # on the seed that both have
     assert float(found["w2", "w2"]["floor"]) == 0.08
     tex, text = table2.latex(table), table2.markdown(table)
     assert cell(text, "BYOL", "best epoch ↑") == "13.00"
     assert r"BYOL & 12.35 & 89.53 & 13.00 & 99.00 & 99.71 &" in tex
-    assert r"BYOL + $\mathcal{W}_2$ & 10.50 $\pm$ 0.71 ($-$1.85) & 90.31 &" in tex
+    assert r"BYOL + $\mathcal{W}_2$ & 10.50 $\pm$ 0.71 ($-$2.35) & 90.31 &" in tex
     assert r"& 0.500 $\pm$ 0.000 ($-$0.500) & 0.38 & $-$3.25 $\pm$ 0.00 & $-$3.90 &" in tex
     assert r"$\mathcal{W}_2$'s floor 0.080} \\" in tex
     assert len({line.count("&") for line in tex.splitlines() if "&" in line}) == 1

@@ -38,10 +38,10 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        missing = max(0, len(content) - shutil.disk_usage(folder).free) / 2**20
+        free = shutil.disk_usage(folder).free if error.errno == errno.ENOSPC else 0  # what a quota leaves is unknown
         tell(
-            f"no checkpoint written: the disk of {folder} is full, {missing:.1f} MiB more are needed; "
-            "an earlier checkpoint is kept",
+            f"no checkpoint written: the disk of {folder} is full, {max(0, len(content) - free) / 2**20:.1f} MiB more "
+            f"are needed; {'an earlier checkpoint is kept' if _found(folder) else 'there is no earlier one'}",
             sys.stderr,
         )
         return False
@@ -89,17 +89,22 @@ def fitting() -> Iterator[None]:
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint, on the CPU; None if there is none. A damaged one is named on stderr and the one
-    before it used; UserError if all are damaged. Sweeps what a killed writer left."""
+    """The newest whole checkpoint, on the CPU; None if there is none. A damaged one is named on stderr, renamed to
+    NAME.damaged, and the one before it used; UserError if all are damaged. Sweeps what a killed writer left."""
     sweep(folder)
     found = _found(folder)
+    damaged: list[Path] = []
     for digest, path in found:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest().startswith(digest):
             try:
-                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             except Exception as error:  # a whole file that no run has written
                 raise UserError(f"{path} is no checkpoint: {reason(error)[:200]}") from None
+            for other in damaged:  # else it would be counted among the newest
+                other.rename(f"{other}.damaged")
+            return state
+        damaged.append(path)
         tell(f"{path} is damaged (its SHA-256 differs from its name); trying an older one", sys.stderr)
     if found:
         raise UserError(f"every checkpoint in {folder} is damaged: remove them to start anew")

@@ -15,6 +15,9 @@ Shapes: n images, b of them in a batch, H x W pixels, channels r, g, b first.
 
 import hashlib
 import importlib.util
+import math
+import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from wassersteinssl import data_archives, data_files
 from wassersteinssl.data_cache import Arrays
+from wassersteinssl.files import reason
 from wassersteinssl.machine import cpus
 from wassersteinssl.settings import DATASETS, UserError, home
 
@@ -37,6 +41,7 @@ STATISTICS = {
     "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
     "tinyimagenet": ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
 }
+SHARED = Path("/dev/shm")  # what processes share; 64 MB in a container, unless its --shm-size says more
 MEASURED = 50_000  # images at most, where the statistics are measured
 
 Channels = tuple[float, ...]  # one value for each of r, g, b
@@ -97,18 +102,31 @@ class Split:
         """Decode each batch of rows in worker processes, a few batches ahead."""
         assert self.reader is not None
         assert self.rows is not None
+        batch = 3 * math.prod(self.size) * max(map(len, indices))  # bytes, which workers hand over in shared memory
+        shared = shutil.disk_usage(SHARED).free if SHARED.is_dir() else math.inf
         loader = DataLoader(
             self.reader,
             batch_sampler=[self.rows[index].tolist() for index in indices],
-            num_workers=min(cpus(), 8, len(indices)),
+            num_workers=int(min(cpus(), 8, len(indices), shared // (3 * batch))),  # two batches ahead each
+            worker_init_fn=_leave_signals,
             collate_fn=default_convert,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else each epoch would draw a number from the global generator
         )
-        for images in loader:
-            if isinstance(images, UserError):
-                raise images
-            yield images
+        try:
+            for images in loader:
+                if isinstance(images, UserError):
+                    raise images
+                yield images
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(f"a process that decodes images has died, for want of memory? ({reason(error)})") from None
+
+
+def _leave_signals(_worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the main one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

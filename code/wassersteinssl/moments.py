@@ -7,8 +7,8 @@
 Legend: mu the mean and S the covariance (with 1/n) of the rows; lambda the eigenvalues of S, p = lambda / sum(lambda);
 M = S + mu mu^T the second moment. "The target" is N(0, I/m), the law that W2 compares with.
 
-Every function gives a 0-d tensor, differentiable (once) with respect to rows, computed in float64 and returned in the rows'
-type (at least float32). Rows with NaN or infinity give NaN; anything but a floating matrix of n >= 2 rows raises
+Every function gives a 0-d tensor, differentiable (once) with respect to rows, computed in float64 and returned in the
+rows' type (at least float32). Rows with NaN or infinity give NaN; anything but a floating matrix of n >= 2 rows raises
 ValueError. Eigenvalues that rounding left of 0 count as 0. On a GPU, those that work on eigenvalues wait for the host;
 those with a determinant (by Cholesky) and the polynomial ones do not.
 """

@@ -2,7 +2,8 @@
 several neighbours nearer than 1e-7 is the nearest.
 
 z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. They see more than
-two moments, and are differentiable once. No value waits for the host on a GPU, except `lu_calibrated` of rows that are not normalised.
+two moments, and are differentiable once. No value waits for the host on a GPU, except `lu_calibrated` of rows that are
+not normalised.
 """
 
 from __future__ import annotations

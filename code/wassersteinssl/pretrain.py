@@ -20,6 +20,7 @@ from wassersteinssl.step import NAMES, TrainingStep
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import w2_uniformity
 
+FULL_RANK = ("kl", "reverse_kl", "jeffreys", "bhattacharyya")  # terms with a determinant or an inverse
 COLLAPSED = 0.99 * math.sqrt(2)  # the W2 of a batch from which on its rows are nearly equal
 
 
@@ -54,11 +55,13 @@ def pretrain(
     term, alpha_max, alpha_min = uniformity_term(method, settings)
     train = TrainingStep(method, optimizer, term, data, augmentation, settings, device)
     done, seconds, collapsed = 0, 0.0, 0  # steps and time so far; epochs in a row with a collapsed last batch
+    earlier = 0.0  # seconds that the epoch had taken when it was interrupted
     if state is not None:
         with checkpoint.fitting():
             method.load_state_dict(state["method"])
             train.load_state_dict(state)
             done, seconds, collapsed = state["step"], state["seconds"], state.get("collapsed", 0)
+            earlier = state.get("epoch_seconds", 0.0)
     first_process, pace = distributed.first(), checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
 
     def save_checkpoint() -> None:
@@ -67,6 +70,7 @@ def pretrain(
             if first_process:
                 spent = seconds + time.perf_counter() - start
                 own = {"step": done, "logged": done // steps, "seconds": spent, "collapsed": collapsed}
+                own |= {"epoch_seconds": earlier + time.perf_counter() - began if done % steps else 0.0}
                 save(done, {"method": method.state_dict(), **train.state_dict(), **own})
 
     method.train()
@@ -103,7 +107,7 @@ def pretrain(
                 lr = optimizer.param_groups[0]["base_lr"] * warmup_cosine(done - 1, total, warmup_steps)
                 line = {"epoch": epoch, "loss": means[0], "lr": lr}
                 line |= {} if term is None else {"loss_uniformity": means[1], "alpha": alpha}
-                line |= {"seconds": took, "images_per_second": (steps - begun) * batch_size / took}
+                line |= {"seconds": earlier + took, "images_per_second": (steps - begun) * batch_size / took}
                 line |= {"peak_memory_mb": round(peak_memory(device) / 2**20)}
                 line |= {"w2_batch": w2_uniformity(train.batch).item()}  # of the last batch
                 collapsed = collapsed + 1 if line["w2_batch"] > COLLAPSED else 0
@@ -114,7 +118,7 @@ def pretrain(
                 _tell_epoch(bar, line, minutes_left=(total - done) * batch_size / line["images_per_second"] / 60)
                 log(line)
             train.sums.zero_()
-            stopping = stop()
+            earlier, stopping = 0.0, stop()
             if last or stopping or pace.after_epoch(nth):
                 save_checkpoint()
             if stopping and not last:
@@ -150,6 +154,11 @@ def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tenso
         return None, 0.0, 0.0
     if name not in TERMS:
         raise UserError(f"unknown --uniformity {name!r}: choose from none, {', '.join(TERMS)}")
+    if name in FULL_RANK and 2 * settings.batch_size <= settings.dim:
+        raise UserError(
+            f"--uniformity {name} is infinite where the {2 * settings.batch_size} rows of a batch's views do not span "
+            f"the {settings.dim} dimensions: raise --batch-size or lower --dim"
+        )
     alpha_max, alpha_min = settings.alpha_max, settings.alpha_min
     if alpha_max is None:
         if name not in method.ALPHA:

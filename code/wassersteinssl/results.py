@@ -46,6 +46,12 @@ def read(folder: Path) -> dict:
     return result
 
 
+def begun(folder: Path) -> bool:
+    """Whether the run there has anything to lose. OSError without the right to look."""
+    kept = ("metrics.jsonl", "result.json", "encoder.safetensors")
+    return any(path.name in kept or path.name.startswith("checkpoint-") for path in folder.iterdir())
+
+
 def _finite(number: Any) -> bool:
     return isinstance(number, (int, float)) and abs(float(number)) < float("inf")
 

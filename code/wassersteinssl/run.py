@@ -26,10 +26,8 @@ from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
 from wassersteinssl.run_folder import RunFolder, run_path
-from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, Settings, UserError, ending_signals, tell
+from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, STOPPED, Settings, UserError, ending_signals, tell
 from wassersteinssl.uniformity import MEASURES
-
-STOPPED = 75  # "temporary failure": a scheduler may start the same command again
 
 
 def main(method_class: type[Method], settings: Settings) -> NoReturn:
@@ -51,7 +49,8 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
             _exit(2, "error", f"out of memory: {reason(error)[:200]}; try a smaller --batch-size")
         if not distributed.lost(error):
             raise
-        _exit(STOPPED, "stopped", "another process of the run has ended; the same command continues the run")
+        why = f"another process of the run has ended ({reason(error)[:200]})"
+        _exit(STOPPED, "stopped", f"{why}; the same command continues the run")
     except KeyboardInterrupt:
         _exit(130, "stopped", "at the second Ctrl-C; the last checkpoint is kept", everywhere=False)
     sys.exit(0 if finished else STOPPED)
@@ -124,13 +123,14 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
         raise UserError(f"one test image in {settings.data_dir}: the measures need at least 2")
     torch.manual_seed(settings.seed)
     method = method_class(settings)
-    uniformity_term(method, settings)  # tells what it lacks
+    term, *alpha = uniformity_term(method, settings)
     method.place(device)
     name = method_class.__name__
     folder = run_path(name, settings)
     if settings.stage == "evaluate" and not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no finished pre-training to evaluate")
-    return Job(method, images, settings, device, RunFolder(folder, name, settings, images.record()))
+    weight = None if term is None else (alpha[0], alpha[1])
+    return Job(method, images, settings, device, RunFolder(folder, name, settings, images.record(), weight))
 
 
 @dataclasses.dataclass
@@ -161,14 +161,14 @@ class Job:
         if self.state is not None and "probe" in self.state:
             with checkpoint.fitting():
                 self.method.load_state_dict(self.state["method"])
-                self.state = {
-                    key: self.state[key] for key in ("method", "probe", "pretrain_seconds", "evaluate_seconds")
-                }
+                wanted = ("method", "probe", "pretrain_seconds", "evaluate_seconds")
+                self.state = {key: self.state[key] for key in wanted} | {"device": self.state.get("device")}
             return True
         if distributed.first():
             self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
+        state, self.state = self.state, None  # nobody else keeps a copy of the weights
         seconds = pretrain(
-            self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
+            self.method, self.images, self.augmentation, self.settings, self.device, state=state,
             save=self.folder.save, log=self.folder.log, monitor=lambda: self.measure(MONITOR_IMAGES, MONITOR_PAIRS)[0],
             stop=self.stop,
         )  # fmt: skip
@@ -183,6 +183,7 @@ class Job:
             "probe": None,
             "pretrain_seconds": seconds,
             "evaluate_seconds": 0.0,
+            "device": hardware(self.device),
         }
         self.folder.save(self.settings.epochs * self.steps() + 1, self.state)
         return True
@@ -232,6 +233,7 @@ class Job:
             bar.update()
             self.folder.save_spectrum(embeddings[0])
             self.folder.save_measures(evaluate.every_measure(*embeddings, on_measure=bar.update))
+        here = hardware(self.device)
         result = {
             "method": type(self.method).__name__,
             "uniformity": settings.uniformity,
@@ -247,7 +249,8 @@ class Job:
             "images_per_second": (  # views of one image counted once
                 self.steps() * settings.batch_size * settings.epochs / state["pretrain_seconds"]
             ),
-            "device": hardware(self.device),
+            "device": state["device"] or here,  # of pre-training
+            **({"evaluate_device": here} if state["device"] not in (None, here) else {}),
             "complete": True,
             "config": self.folder.config,
         }

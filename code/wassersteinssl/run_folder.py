@@ -31,28 +31,39 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+_LOCKS: set[Any] = set()  # the open files that hold them
+if hasattr(os, "register_at_fork"):  # a child that outlives its parent must not hold them on
+    os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _LOCKS])
 
 
 class RunFolder:
-    """The files of one run. Refuses a folder of another configuration or other `images` (ImageSet.record), and a second
-    writer."""
+    """The files of one run. Refuses a folder in which another configuration, with other `images` (ImageSet.record) or
+    another weight `alpha` of the term (at the start and the end), has begun, and a second writer."""
 
-    def __init__(self, path: Path, method: str, settings: Settings, images: dict | None = None):
+    def __init__(
+        self,
+        path: Path,
+        method: str,
+        settings: Settings,
+        images: dict | None = None,
+        alpha: tuple[float, float] | None = None,
+    ):
         self.path, self.result = path, path / "result.json"
         self.saved = True  # whether the last checkpoint that was asked for is written
         self._open_board: Callable[..., Any] | None = None
         self._board: Any = None  # of TensorBoard
-        self.config = {
+        self.config: dict[str, Any] = {
             "method": method,
             "settings": dataclasses.asdict(settings),
             "images": images,
+            "alpha": None if alpha is None else list(alpha),
             "processes": distributed.size(),
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
             "versions": versions(),
         }
 
     def __enter__(self) -> "RunFolder":
-        if self.config["settings"]["tensorboard"] == "yes":  # type: ignore[index]
+        if self.config["settings"]["tensorboard"] == "yes":
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
@@ -61,21 +72,22 @@ class RunFolder:
         config = self.path / "config.json"
         try:
             if config.exists():
-                if self.config["settings"]["resume"] == "never":  # type: ignore[index]
+                if self.config["settings"]["resume"] == "never":
                     raise UserError(f"{self.path} holds a run; --resume auto continues it")
-                self._check_same(config)
+                self._same(config)
             elif self.path.exists() and any(not _early(path.name) for path in self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and no run's folder: choose another --run-dir")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
             (self.path / "failed.json").unlink(missing_ok=True)
-            if not config.exists():
+            if not (config.exists() and self._same(config)):  # another process may have begun meanwhile
                 write_atomically(config, _json(self.config))
         except OSError as error:
             raise UserError(f"cannot use the run folder {self.path}: {error.strerror}") from None
         return self
 
     def __exit__(self, *_: Any) -> None:
+        _LOCKS.discard(self._lock_file)
         self._lock_file.close()
         if self._board is not None:
             with contextlib.suppress(OSError):
@@ -88,36 +100,46 @@ class RunFolder:
         write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": newest}))
         return newest
 
-    def _check_same(self, config: Path) -> None:
+    def _same(self, config: Path) -> bool:
+        """Whether the folder is of this configuration. UserError if it is not and has something to lose."""
         try:
             before = json.loads(config.read_text())
             old = {"method": before["method"], **before["settings"]}
             others = other_images(before.get("images"), self.config["images"])  # the data may have moved
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
-        new = {"method": self.config["method"], **self.config["settings"]}  # type: ignore[dict-item]
+        new = {"method": self.config["method"], **self.config["settings"]}
         differing = differences(old, {**dict.fromkeys(old), **new})
+        alpha, weight = before.get("alpha"), self.config["alpha"]  # older runs have not noted it
+        if not differing and alpha is not None and alpha != weight:
+            differing.append(f"weight of the term {alpha}, now {weight}")
         if others:
             differing.append(f"other images ({', '.join(others)})")
-        if differing:
+        ours = old.keys() == new.keys()  # and nothing is lost with it: another beginning may take its place
+        if differing and (results.begun(self.path) or not ours):
             named = others and new["dataset"] == "folder" and not new["run_dir"]  # the folder bears the images' name
             raise UserError(
                 f"{self.path} belongs to another configuration: {'; '.join(differing)}; choose another --run-dir"
                 + (" or --dataset-name" if named else "")
             )
+        return not differing
 
     def _lock(self) -> None:
         """Held by the open file, so that a dead process leaves no lock behind."""
         self._lock_file = open(self.path / "lock", "w")  # noqa: SIM115
+        _LOCKS.add(self._lock_file)
         if fcntl is None:
             return
         for attempt in range(5):
             try:
                 fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except OSError:
+            except BlockingIOError:
                 if attempt == 4:
                     raise UserError(f"another process is working in {self.path}") from None
+            except OSError as error:
+                tell(f"{self.path} cannot be locked ({error.strerror}): start no second run there", sys.stderr)
+                return
             time.sleep(0.05)  # a grid that only looks holds it for a moment
 
     def save(self, step: int, state: dict) -> None:

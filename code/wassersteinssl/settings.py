@@ -28,6 +28,7 @@ TERMS = (
 )  # fmt: skip
 
 
+STOPPED = 75  # exit status "temporary failure": a scheduler may start the same command again
 LARGEST, LARGEST_FLOAT = 2**53, 3e38  # whole numbers of a float64, numbers of a float32
 
 
@@ -218,10 +219,10 @@ class Settings:
         """Epochs of warm-up: the paper's 10 of 500; a short run would spend half its time there."""
         return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
-    # Settings that may differ when a run is continued: where it runs, not what it computes.
+    # Settings that may differ when a run is continued: where it runs and what it notes, not what it computes.
     PLACE = (
         "data_dir", "device", "cuda_graph", "checkpoint_epochs", "checkpoint_minutes", "compile", "tensorboard",
-        "run_dir", "resume", "stage",
+        "run_dir", "resume", "stage", "monitor_every",
     )  # fmt: skip
 
 

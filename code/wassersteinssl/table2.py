@@ -37,7 +37,7 @@ DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 GAINS = ("acc1", "w2", "alignment")  # shown against vanilla, as in the paper
 
 # What may differ between rows of one table; "place" settings never matter.
-_FREE = {"dataset", "dataset_name", "monitor_every", "seed", "uniformity", "alpha_max", "alpha_min", *Settings.PLACE}
+_FREE = {"dataset", "dataset_name", "seed", "uniformity", "alpha_max", "alpha_min", *Settings.PLACE}
 _SHARED = {entry.name for entry in fields(Settings)}  # the rest of a run's settings is the method's own
 _COMMON = _SHARED - _FREE
 
@@ -51,6 +51,7 @@ class Row:
     dataset: str
     variant: str  # weights of the term that were given; options of the method in which it differs from another row
     own: dict  # all options of the method itself
+    weights: tuple  # of the term, in force at the start and the end
     runs: list[dict] = field(default_factory=list)
 
     @property
@@ -105,11 +106,15 @@ class Table:
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(row.dataset for row in self.rows))
 
-    def vanilla(self, row: Row) -> Row | None:
-        if row.term == "none":
-            return None
+    def gain(self, row: Row, column: str) -> float | None:
+        """Over the row without a term, on the seeds that both have; None if there are none."""
         wanted = (row.method, row.dataset, row.own, "none")
-        return next((o for o in self.rows if (o.method, o.dataset, o.own, o.term) == wanted), None)
+        vanilla = next((o for o in self.rows if (o.method, o.dataset, o.own, o.term) == wanted), None)
+        if row.term == "none" or vanilla is None:
+            return None
+        without, run = ({run["seed"]: run[column] for run in r.runs} for r in (vanilla, row))
+        both = without.keys() & run.keys()
+        return mean(run[seed] for seed in both) - mean(without[seed] for seed in both) if both else None
 
 
 @dataclass
@@ -132,11 +137,14 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
     for result in finished:
         folder, settings, setting = result["folder"], result["config"]["settings"], _setting(result)
         table = tables.setdefault(json.dumps(setting), Table(setting, []))
-        variant = _variant(settings)
+        variant, weights = _variant(settings), _weights(result)
         own = {key: value for key, value in settings.items() if key not in _SHARED}
-        new = Row(result["method"], result["uniformity"], result["dataset"], variant, own)
-        row = next((r for r in table.rows if (*r.key, r.own) == (*new.key, new.own)), None)
-        if row is None:
+        new = Row(result["method"], result["uniformity"], result["dataset"], variant, own, weights)
+        same = [r for r in table.rows if (*r.key[:3], r.own, r.weights) == (*new.key[:3], own, weights)]
+        if same:
+            row = same[0]
+            row.variant = row.variant and variant  # a weight that is the default's for some need not be named
+        else:
             table.rows.append(row := new)
         if result["seed"] in (run["seed"] for run in row.runs):
             unfinished.append(Unfinished(folder, f"a second run of seed {result['seed']}, not counted"))
@@ -218,10 +226,15 @@ def paper() -> dict[tuple[str, str, str], dict[str, float]]:
 # ---- output ----
 
 
+_SHOWN = ("width", "epochs", "batch_size", "precision", "linear_epochs", "dim")
+
+
 def describe(table: Table) -> str:
     """The setting in a sentence, with the hardware and the preset's name where it is one."""
     s, runs = table.setting, [run for row in table.rows for run in row.runs]
     preset = next((name for name, options in PRESETS.items() if _matches(s, options)), None)
+    usual = {entry.name: entry.default for entry in fields(Settings)} | (PRESETS[preset] if preset else {})
+    unusual = [key for key in sorted(_COMMON - set(_SHOWN)) if s[key] not in (None, usual[key])]
     devices = ", ".join(sorted({run["device"] for run in runs}))
     seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
     epochs, probe = (f"{s[key]} epoch{'' if s[key] == 1 else 's'}" for key in ("epochs", "linear_epochs"))
@@ -230,7 +243,8 @@ def describe(table: Table) -> str:
         (f"Preset `{preset}`: " if preset else "")
         + f"ResNet-18 of width {s['width']}, {epochs}, batch {s['batch_size']}, {s['precision']}, "
         f"{probe} of linear evaluation (last epoch), z in R^{s['dim']}, {tests}, seed {seeds}; "
-        f"{devices}."
+        + "".join(f"{key} {s[key]}; " for key in unusual)
+        + f"{devices}."
     )
 
 
@@ -279,11 +293,11 @@ def to_csv(tables: Iterable[Table]) -> str:
         setting = json.dumps(table.setting)
         for row in table.rows:
             for column in COLUMNS:
-                deviation, vanilla = row.deviation(column), table.vanilla(row)
+                deviation, gain = row.deviation(column), table.gain(row, column)
                 number = row.published.get(column, "")
                 floor = row.value("w2_floor") if column == "w2" else ""
-                gain = "" if vanilla is None else row.value(column) - vanilla.value(column)
-                ours = [row.value(column), "" if deviation is None else deviation, row.seeds, gain, floor]
+                spread, more = ("" if value is None else value for value in (deviation, gain))
+                ours = [row.value(column), spread, row.seeds, more, floor]
                 key = [row.method, row.term, row.variant, row.dataset, column]
                 writer.writerow([*key, *ours, number, setting])
             for name in (name for name in row.runs[0]["measures"] if name not in COLUMNS):
@@ -330,11 +344,11 @@ def monitoring(table: Table) -> str:
 def _cell(table: Table, row: Row, column: str) -> str:
     decimals = COLUMNS[column][1]
     text = f"{row.value(column):.{decimals}f}"
-    deviation, vanilla = row.deviation(column), table.vanilla(row)
+    deviation, gain = row.deviation(column), table.gain(row, column)
     if deviation is not None:
         text += f" ± {deviation:.{decimals}f}"
-    if vanilla is not None and column in GAINS:
-        text += f" ({row.value(column) - vanilla.value(column):+.{decimals}f})"
+    if gain is not None and column in GAINS:
+        text += f" ({gain:+.{decimals}f})"
     return text
 
 
@@ -367,12 +381,32 @@ def _variant(settings: dict) -> str:
     return ", ".join(given)
 
 
+def _weights(result: dict) -> tuple:
+    """Of the term at the start and the end: as the run noted them, else from its epochs, where an older one did, or as
+    they were given."""
+    noted = result["config"].get("alpha")
+    if isinstance(noted, list) and all(isinstance(weight, (int, float)) for weight in noted):
+        return tuple(noted)
+    if result["uniformity"] == "none":
+        return ()
+    settings, epochs = result["config"]["settings"], {line["epoch"]: line for line in results.log(result["folder"])}
+    first, second = (epochs.get(k, {}).get("alpha") for k in (0, 1))
+    if not isinstance(first, float) or not isinstance(settings.get("epochs"), int):
+        return settings.get("alpha_max"), settings.get("alpha_min")
+    fall = 0.0 if not isinstance(second, float) else (first - second) * settings["epochs"]
+    return first, round(first - fall, 9)
+
+
 def _tell_apart(rows: list[Row]) -> None:
-    """Name the method's options in which rows of one name differ."""
+    """Name the weights and the method's options in which rows of one name differ."""
     alike: dict[tuple, list[Row]] = {}
     for row in rows:
         alike.setdefault(row.key, []).append(row)
     for group in alike.values():
+        if len({row.weights for row in group}) > 1:
+            for row in group:
+                told = " to ".join(dict.fromkeys(f"{weight:g}" for weight in row.weights if weight is not None))
+                row.variant = ", ".join(filter(None, [row.variant, f"weight {told}"]))
         options = sorted(set().union(*(row.own for row in group)))
         for option in options:
             if len({repr(row.own.get(option)) for row in group}) > 1:

@@ -53,7 +53,9 @@ def draw_table(table: Table, path: Path) -> list[Path]:
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.set_title(symbols(f"({_letter(k)}) {DATASETS.get(dataset, dataset)}: {COLUMNS[column][0]}"))
         panel.set_xlabel("linear accuracy (%)" if column == "acc1" else AXIS["w2"])
-    handles = [plt.Line2D([], [], marker="o", linestyle="", color="0.3", label="ours")]
+    several = any(row.seeds > 1 for row in table.rows)
+    ours = "ours ± deviation over seeds" if several else "ours"
+    handles = [plt.Line2D([], [], marker="o", linestyle="", color="0.3", label=ours)]
     if any(row.published for row in table.rows):
         paper_label = "paper (width 64, 500 epochs)"
         handles.append(
@@ -118,14 +120,18 @@ def _styles(labels: Sequence[str], order: list[str]) -> list[dict]:
 
 def draw_spectra(table: Table) -> Figure:
     """Eigenvalues of the covariance of the l2-normalised test embeddings, a line of `panels_of` for each data set (the
-    paper's figure 7). All panels have one scale."""
+    paper's figure 7). All panels have one scale. Of several seeds: the geometric mean, in a band from the least to the
+    largest."""
     figure, grid = _axes(panels_of(table))
     least, most = 1.0, 0.0
     for axis, panel in chain.from_iterable(grid):
         for row, style in zip(panel.rows, panel.styles, strict=True):
-            values = _spectrum(row.runs[0]["folder"] / "spectrum.npy")
-            least, most = min(least, values.min()), max(most, values.max())
-            axis.plot(np.arange(1, len(values) + 1), values, markevery=max(1, len(values) // 6), **style)
+            spectra = np.stack([_spectrum(run["folder"] / "spectrum.npy", run["dim"]) for run in row.runs])
+            index, values = np.arange(1, spectra.shape[1] + 1), np.exp(np.log(spectra).mean(0))
+            least, most = min(least, spectra.min()), max(most, spectra.max())
+            axis.plot(index, values, markevery=max(1, len(values) // 6), **style)
+            if len(spectra) > 1:
+                axis.fill_between(index, spectra.min(0), spectra.max(0), color=style["color"], alpha=0.2, linewidth=0)
         axis.axhline(1 / panel.rows[0].runs[0]["dim"], **UNIFORM)
         axis.set(xlabel="index", yscale="log")
     for line in grid:
@@ -134,10 +140,10 @@ def draw_spectra(table: Table) -> Figure:
     return figure
 
 
-def _spectrum(path: Path) -> np.ndarray:
+def _spectrum(path: Path, dim: int) -> np.ndarray:
     try:
         values = np.load(path, allow_pickle=False)
-        if values.ndim != 1 or values.size == 0 or values.dtype.kind != "f":
+        if values.shape != (dim,) or values.dtype.kind != "f":
             raise ValueError(f"{values.dtype} of shape {values.shape}")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from None
