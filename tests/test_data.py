@@ -13,6 +13,7 @@ import urllib.error
 from collections import Counter
 from hashlib import md5, sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from wassersteinssl import data, data_archives, data_cache, data_files, machine
 from wassersteinssl.data import Split, load
@@ -389,6 +391,26 @@ def test_a_set_too_large_for_memory_streams(tree, monkeypatch):
 
 def test_memory_is_measured():
     assert 1e6 < machine.memory() < 1e15
+
+
+@pytest.mark.parametrize(("free", "workers"), [(10**9, True), (1000, False)])
+def test_no_more_is_handed_over_than_shared_memory_takes(tree, monkeypatch, free, workers):
+    """As in a container with 64 MB of it, where workers die, or wait for ever."""
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    started = []
+    monkeypatch.setattr(data, "DataLoader", lambda *a, **k: started.append(k["num_workers"]) or DataLoader(*a, **k))
+    train = load("folder", tree, stream=True).train
+    started.clear()
+    assert len(list(train.batches(torch.arange(15).split(5), "cpu"))) == 3
+    assert [number > 0 for number in started] == [workers]
+
+
+def test_a_process_that_dies_while_it_decodes_is_told_in_a_line(tree, monkeypatch):
+    train = load("folder", tree, stream=True).train
+    monkeypatch.setattr(type(train.reader), "__getitems__", lambda *_: os._exit(1), raising=False)
+    monkeypatch.setattr(type(train.reader), "__getitem__", lambda *_: os._exit(1))
+    with pytest.raises(UserError, match=r"a process that decodes images has died, for want of memory\? \(.+\)$"):
+        list(train.batches(torch.arange(15).split(5), "cpu"))
 
 
 def test_a_file_that_breaks_while_streaming_is_named_in_one_line(tree):

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,6 +182,11 @@ def test_a_run_of_other_settings_is_not_done_and_told(grid):
     assert "the folder holds a run of other settings: epochs 2, now 3" in told
     assert "0 done" not in told
     assert "1 cell: 1 another" in told
+    refused = grid("run", *DIGITS, "--methods", "byol", "moco_v2", "--terms", "none")
+    assert refused.returncode == 2
+    told = r"a run of other settings lies in .*byol-s12: epochs 2, now 3; choose other --runs, or the same options"
+    assert re.fullmatch(rf"grid\.py: error: {told}\n", refused.stderr)
+    assert grid.started() == ["byol-s12"]
     config.write_text(json.dumps({"settings": {**vars(grid.settings("--epochs", "3")), "device": "cuda"}}))
     assert "1 done" in grid("status", *DIGITS, "--methods", "byol", "--terms", "none").stdout
 
@@ -212,6 +218,45 @@ def test_cells_run_side_by_side(grid):
     """Each of them waits for the other two to have begun."""
     assert grid("run", *DIGITS, "--methods", "byol", "--parallel", "3", WAIT="3").returncode == 0
     assert len(grid.started()) == 3
+
+
+@pytest.mark.parametrize(
+    ("visible", "each", "found"),
+    [("0,1", 1, ["0", "1"]), ("3, 5,7", 1, ["3", "5", "7"]), ("0,1,2,3,4", 2, ["0,1", "2,3"]), ("", 1, [])],
+)
+def test_the_gpus_are_those_that_the_user_shows(grid_module, monkeypatch, visible, each, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert grid_module.visible_gpus(each) == found
+
+
+def test_the_gpus_are_those_that_the_driver_lists(grid_module, monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert grid_module.visible_gpus(1) == []
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-2)'\n")
+    smi.chmod(0o755)
+    assert grid_module.visible_gpus(1) == ["0", "1"]
+
+
+def test_cells_at_a_time_are_spread_over_the_gpus(grid, tmp_path):
+    """Each of the four waits for the others, so that all run at once."""
+    (folder := tmp_path / "gpus").mkdir()
+    note = f"open({str(folder)!r} + '/' + folder.name, 'w').write(os.environ.get('CUDA_VISIBLE_DEVICES', 'any'))\n"
+    for name in ("BYOL/byol.py", "MoCov2/moco_v2.py"):
+        program = tmp_path / "a folder" / "code" / name
+        program.write_text(program.read_text().replace("stop = []\n", f"stop = []\n{note}"))
+    options = (*DIGITS, "--methods", "byol", "moco_v2", "--terms", "none", "w2", "--parallel", "4")
+    assert grid("run", *options, WAIT="4", CUDA_VISIBLE_DEVICES="4,6").returncode == 0
+    assert sorted(path.read_text() for path in folder.iterdir()) == ["4", "4", "6", "6"]
+
+
+def test_a_budget_leaves_time_for_the_measures_of_an_epoch(grid_module, tmp_path):
+    cell = grid_module.Cell("a", "none", "digits", 12, tmp_path, 3, [])
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 9.0, "monitor_seconds": 40.0}\n')
+    assert grid_module.Runner([cell], 1, 60).looking == 60
+    assert grid_module.Runner([cell], 1, 1).looking == 30  # of a minute, half
+    assert grid_module.Runner([cell], 1, None).looking == 0
 
 
 def test_a_slurm_array_is_of_the_same_command(grid_module, monkeypatch, tmp_path):

@@ -180,8 +180,13 @@ def test_the_time_left_is_of_the_images_left_at_the_pace_measured(module, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(run.Signals, "stop", lambda self: next(asked) >= 1)  # after two of the first epoch's three steps
         assert not execute(module, tmp_path / "run")
+    earlier = checkpoint.load(tmp_path / "run")["epoch_seconds"]
+    assert earlier > 0
     monkeypatch.setattr(pretrain, "_tell_epoch", lambda bar, line, minutes_left: told.append((line, minutes_left)))
     assert execute(module, tmp_path / "run")
+    first, second = told[0][0], told[1][0]
+    assert first["seconds"] == pytest.approx(earlier + 64 / first["images_per_second"])  # the third step here
+    assert second["seconds"] == pytest.approx(3 * 64 / second["images_per_second"])
     for (line, minutes_left), epochs in zip(told, (2, 1, 0), strict=True):
         assert minutes_left * 60 * line["images_per_second"] == pytest.approx(epochs * 3 * 64)
 
@@ -431,6 +436,14 @@ def test_the_program_tells_a_mistake_in_one_line_with_status_2(byol, tmp_path):
     assert done.returncode == 2
     assert done.stderr == "byol.py: error: --batch-size 4096 exceeds the 200 training images\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_term_that_needs_more_rows_than_a_batch_has_is_told(byol):
+    options = ("--uniformity", "kl", "--alpha-max", 1, "--dim", 8)
+    done = byol(*options, "--batch-size", 4)
+    assert done.returncode == 2
+    assert "--uniformity kl is infinite where the 8 rows of a batch's views do not span the 8 dimensions" in done.stderr
+    assert byol(*options, "--batch-size", 8).returncode == 0
 
 
 # ---- launchers ----
