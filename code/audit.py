@@ -33,7 +33,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--encoder", type=home, metavar="RUN", help="instead: the folder of a finished run")
     parser.add_argument("--timm", metavar="MODEL", help="instead: a pretrained model of the package timm")
     parser.add_argument("--key", metavar="NAME", help="of the array, in a file that holds several")
-    parser.add_argument("--labels", type=home, metavar="FILE", help="a class a row: does its neighbourhood know it?")
+    parser.add_argument(
+        "--labels",
+        type=home,
+        metavar="FILE",
+        help="a class a row, numbers or, in .csv, .tsv and .txt, names: does its neighbourhood know it?",
+    )
     parser.add_argument("--views", type=home, metavar="FEATURES2", help="features of the same inputs, seen differently")
     parser.add_argument("--report", type=home, metavar="DIR", help="write audit.html, .png, .json and .txt there")
     parser.add_argument("--sample", type=pair_size, default=2048, help="rows for pairs (default: %(default)s)")

@@ -116,8 +116,8 @@ def audit(
     if flat:
         report["w2"]["dimensions"] = 0.0
     eigenvalues, vectors = torch.linalg.eigh(rows.metric.covariance)
-    report["spectrum"] = _spectrum(rows.metric, eigenvalues, counted)
     present = torch.where(eigenvalues > eigenvalue_noise(eigenvalues), eigenvalues, 0)
+    report["spectrum"] = _spectrum(rows.metric, present.flip(0), counted)
     root = vectors * present.sqrt()  # root @ root.T is the covariance
     report["beyond"], nearest = _beyond(z, rows.metric.mean, root, seed)
     report["verdict"] = _verdict(report)
@@ -277,9 +277,9 @@ def _w2(metric: W2Metric, n: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _spectrum(metric: W2Metric, eigenvalues: Tensor, n: int) -> dict[str, Any]:
+def _spectrum(metric: W2Metric, values: Tensor, n: int) -> dict[str, Any]:
+    """`values` are the eigenvalues of the covariance, descending, without what rounding left of 0."""
     m = metric.dim
-    values = torch.where(eigenvalues > eigenvalue_noise(eigenvalues), eigenvalues, 0).flip(0)
     rank = float(exp_entropy(values))  # the effective rank, without decomposing the covariance again
     below = values.cumsum(0) < 0.99 * values.sum()
     return {
