@@ -22,7 +22,11 @@ done
 make_environment requirements.txt
 [ -z "$fresh" ] || rm -rf "$runs"
 
-"$python" code/grid.py run --preset digits --parallel 2 --runs "$runs"
+"$python" code/grid.py run --preset digits --parallel 2 --runs "$runs" || {
+  status=$?
+  [ "$status" != 2 ] || echo "runs of another version? ./reproduce.sh --fresh starts anew" >&2
+  exit "$status"
+}
 echo
 "$python" code/table2.py "$runs" --spectra --curves
 echo

@@ -121,7 +121,7 @@ class Cell:
             with open(self.folder / "lock") as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
+                except (BlockingIOError, PermissionError):
                     return True
         return False
 
@@ -385,8 +385,8 @@ class Runner:
         self.grid, self.running, self.failed = grid, {}, []  # type: ignore[var-annotated]
         self.end = time.monotonic() + 60 * budget if budget else float("inf")
         self.stopping, self.reserve = False, reserve
-        self.longest = 30 * budget if budget else 0.0
-        self.looking = self._looking()
+        self.longest = max(0.0, 30 * budget - reserve / 2) if budget else 0.0
+        self.looking = self._looking(grid)
 
     def run(self) -> int:
         from tqdm import tqdm
@@ -420,7 +420,8 @@ class Runner:
                         bar.update(self._epochs() - bar.n)
                         shown = time.monotonic()
                         if self.end < float("inf"):
-                            self.looking = self._looking()
+                            running = [cell for cell in self.grid if cell.name in self.running]
+                            self.looking = max(self.looking, self._looking(running))
         finally:
             for process in self.running.values():  # only after an error of the grid itself
                 process.terminate()
@@ -430,11 +431,10 @@ class Runner:
             return STOPPED
         return 1 if self.failed else 0
 
-    def _looking(self) -> float:
+    def _looking(self, cells: list[Cell]) -> float:
         """Seconds in which a cell may not notice that it is to stop, as it takes kNN and the measures of an epoch; at
-        most half of the budget."""
-        logs = (results.log(cell.folder) for cell in self.grid if cell.result() is None)
-        noted = [line.get("monitor_seconds") for log in logs for line in log]
+        most half of the time."""
+        noted = [line.get("monitor_seconds") for cell in cells for line in results.log(cell.folder)]
         return min(1.5 * max((s for s in noted if isinstance(s, float)), default=0.0), self.longest)
 
     def _environment(self, cell: Cell) -> dict[str, str]:
@@ -577,7 +577,7 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
 def visible_gpus(each: int) -> list[str]:
     """The GPUs that may be used, so many in an entry: those of CUDA_VISIBLE_DEVICES, else all that the driver lists."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        found = [name.strip() for name in named.split(",") if name.strip()]
+        found = [name.strip() for name in named.partition("-1")[0].split(",") if name.strip()]  # -1 ends the list
     else:
         try:
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
@@ -596,8 +596,6 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     if options.action == "status":
         print(status(grid, options.parallel))
         return 0
-    if options.action == "run" and options.slurm:
-        return submit(grid, options)
     if options.action == "run-one":
         if options.index >= len(grid):
             raise UserError(f"--index {options.index}: there are cells 0 to {len(grid) - 1}")
@@ -605,6 +603,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     if others := [f"{cell.folder}: {other}" for cell in grid if (other := cell.other())]:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise UserError(f"a run of other settings lies in {others[0]}{more}; choose other --runs, or the same options")
+    if options.slurm:
+        return submit(grid, options)
     done = sum(cell.result() is not None for cell in grid)
     tell(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}")
     reserve = RESERVE + (TORCHRUN if options.gpus and options.gpus > 1 else 0)

@@ -405,14 +405,6 @@ def test_no_more_is_handed_over_than_shared_memory_takes(tree, monkeypatch, free
     assert [number > 0 for number in started] == [workers]
 
 
-def test_a_process_that_dies_while_it_decodes_is_told_in_a_line(tree, monkeypatch):
-    train = load("folder", tree, stream=True).train
-    monkeypatch.setattr(type(train.reader), "__getitems__", lambda *_: os._exit(1), raising=False)
-    monkeypatch.setattr(type(train.reader), "__getitem__", lambda *_: os._exit(1))
-    with pytest.raises(UserError, match=r"a process that decodes images has died, for want of memory\? \(.+\)$"):
-        list(train.batches(torch.arange(15).split(5), "cpu"))
-
-
 def test_a_file_that_breaks_while_streaming_is_named_in_one_line(tree):
     train = load("folder", tree, stream=True).train
     wrong = tree / "train" / "bee" / "1.png"

@@ -222,7 +222,13 @@ def test_cells_run_side_by_side(grid):
 
 @pytest.mark.parametrize(
     ("visible", "each", "found"),
-    [("0,1", 1, ["0", "1"]), ("3, 5,7", 1, ["3", "5", "7"]), ("0,1,2,3,4", 2, ["0,1", "2,3"]), ("", 1, [])],
+    [
+        ("0,1", 1, ["0", "1"]),
+        ("0,-1,1", 1, ["0"]),
+        ("3, 5,7", 1, ["3", "5", "7"]),
+        ("0,1,2,3,4", 2, ["0,1", "2,3"]),
+        ("", 1, []),
+    ],
 )
 def test_the_gpus_are_those_that_the_user_shows(grid_module, monkeypatch, visible, each, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -255,7 +261,7 @@ def test_a_budget_leaves_time_for_the_measures_of_an_epoch(grid_module, tmp_path
     cell = grid_module.Cell("a", "none", "digits", 12, tmp_path, 3, [])
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 9.0, "monitor_seconds": 40.0}\n')
     assert grid_module.Runner([cell], 1, 60).looking == 60
-    assert grid_module.Runner([cell], 1, 1).looking == 30  # of a minute, half
+    assert grid_module.Runner([cell], 1, 1, reserve=20).looking == 20  # of a minute, half of what is left
     assert grid_module.Runner([cell], 1, None).looking == 0
 
 

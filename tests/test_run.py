@@ -2,9 +2,11 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,8 +21,9 @@ import torch
 from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metrics, timeless
 from PIL import Image
 
-from wassersteinssl import checkpoint, device, evaluate, pretrain, run, run_folder
+from wassersteinssl import checkpoint, data, device, evaluate, pretrain, run, run_folder
 from wassersteinssl.settings import UserError, parse
+from wassersteinssl.step import TrainingStep
 from wassersteinssl.uniformity import MEASURES
 
 DESIGNED = (
@@ -256,6 +259,9 @@ def test_before_a_run_has_begun_another_configuration_takes_its_place(module, tm
         with run_folder.RunFolder(tmp_path / "run", "BYOL", settings) as folder:
             pass
         assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["batch_size"] == batch
+    never = parse(module.BYOLSettings, "", [*TINY, "--batch-size", "12", "--resume", "never"])
+    with run_folder.RunFolder(folder.path, "BYOL", never):
+        pass
     folder.log({"epoch": 0})
     settings = parse(module.BYOLSettings, "", [*TINY, "--batch-size", "24"])
     with pytest.raises(UserError, match="batch_size 12, now 24"), run_folder.RunFolder(folder.path, "BYOL", settings):
@@ -268,6 +274,30 @@ def test_a_run_is_not_continued_with_another_default_weight(module, tmp_path, mo
     monkeypatch.setattr(module.BYOL, "ALPHA", {"w2": (5.0, 0.0)})
     with pytest.raises(UserError, match=r"weight of the term \[0\.2, 0\.2\], now \[5\.0, 0\.0\]"):
         execute(module, tmp_path, "--uniformity", "w2")
+
+
+def test_what_could_not_be_opened_is_not_locked(module, tmp_path, monkeypatch):
+    folder = run_folder.RunFolder(tmp_path / "run", "BYOL", parse(module.BYOLSettings, "", TINY))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write_atomically", full)
+        with pytest.raises(UserError, match="cannot use the run folder"), folder:
+            pass
+    with folder:
+        pass
+
+
+def test_a_lock_of_byte_ranges_that_is_held_is_one(module, tmp_path, monkeypatch):
+    def flock(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+    folder = run_folder.RunFolder(tmp_path / "run", "BYOL", parse(module.BYOLSettings, "", TINY))
+    with pytest.raises(UserError, match="another process is working"), folder:
+        pass
 
 
 def test_a_file_system_that_cannot_lock_is_told_and_used(module, tmp_path, monkeypatch, capsys):
@@ -436,6 +466,26 @@ def test_the_program_tells_a_mistake_in_one_line_with_status_2(byol, tmp_path):
     assert done.returncode == 2
     assert done.stderr == "byol.py: error: --batch-size 4096 exceeds the 200 training images\n"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_a_process_that_dies_while_it_decodes_is_told_in_a_line(module, tree, monkeypatch, capsys, between):
+    """Whether the run waits for its images or trains meanwhile: PyTorch raises where the main thread is."""
+    monkeypatch.setattr(data, "load", functools.partial(data.load, stream=True))
+    monkeypatch.setattr(data, "cpus", lambda: 1)
+
+    def learn(self, *_):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        time.sleep(5 if between else 0)
+
+    monkeypatch.setattr(TrainingStep, "learn", learn)
+    options = f"--dataset folder --data-dir {tree} --run-dir {tree}-run --batch-size 4 --limit-train 12".split()
+    with pytest.raises(SystemExit) as end:
+        run.main(module.BYOL, parse(module.BYOLSettings, "", [*TINY, *options]))
+    assert end.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"error: a process that decodes images has died, for want of memory\? \(DataLoader worker", told)
 
 
 def test_a_term_that_needs_more_rows_than_a_batch_has_is_told(byol):

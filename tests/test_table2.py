@@ -159,13 +159,30 @@ def test_runs_share_a_row_by_the_weight_in_force_however_it_came_about(make, tmp
     }
 
 
+@pytest.mark.parametrize("epochs", [7, 20, 100])
 @pytest.mark.parametrize(("high", "low"), [(0.2, 0.2), (30.0, 0.0), (1.0, 3.0)])
-def test_an_older_run_s_weight_is_that_of_its_epochs(make, tmp_path, high, low):
-    noted(make(folder="old", term="w2", seed=1), (high, low), epochs=7)
-    new = make(folder="new", term="w2", seed=2, options={"epochs": 7})
-    noted(new, [high, low])
+def test_an_older_run_s_weight_is_that_of_its_epochs(make, tmp_path, high, low, epochs):
+    noted(make(folder="old", term="w2", seed=1), (high, low), epochs=epochs)
+    noted(make(folder="new", term="w2", seed=2, options={"epochs": epochs}), [high, low])
     (table,), _ = table2.collect([tmp_path])
     assert [(row.name, row.seeds) for row in table.rows] == [("BYOL + W2", 2)]
+    noted(make(folder="other", term="w2", seed=3, options={"epochs": epochs}), [50.0, 50.0])
+    (table,), _ = table2.collect([tmp_path])
+    told = f"{high:g}" if high == low else f"{high:g} to {low:g}"
+    assert {row.name for row in table.rows} == {f"BYOL + W2 (weight {told})", "BYOL + W2 (weight 50)"}
+
+
+def test_an_older_run_without_epochs_has_the_weight_that_was_given(make, tmp_path):
+    make(folder="old", term="w2", seed=1, options={"alpha_max": 5.0})
+    noted(make(folder="new", term="w2", seed=2, options={"alpha_max": 5.0}), [5.0, 5.0])
+    (table,), _ = table2.collect([tmp_path])
+    assert [(row.name, row.seeds) for row in table.rows] == [("BYOL + W2 (alpha_max 5)", 2)]
+    make(folder="unknown", term="w2", seed=3)
+    (table,), _ = table2.collect([tmp_path])
+    assert {row.name: row.seeds for row in table.rows} == {
+        "BYOL + W2 (alpha_max 5)": 2,
+        "BYOL + W2": 1,
+    }
 
 
 def test_a_gain_is_of_the_seeds_that_both_rows_have(make, tmp_path):
@@ -179,6 +196,15 @@ def test_a_gain_is_of_the_seeds_that_both_rows_have(make, tmp_path):
     text = table2.markdown(table)
     assert cell(text, "BYOL + W2", "Acc@1 ↑").endswith("(+0.50)")
     assert cell(text, "BYOL + L_U", "Acc@1 ↑") == "99.00"
+
+
+def test_spectra_are_of_the_seeds_that_have_one(make, tmp_path):
+    for seed in (12, 13, 14):
+        np.save(make(seed=seed) / "spectrum.npy", np.array([0.5, 0.3, 0.1, 0.1 * seed - 1.1]))
+    (tmp_path / "BYOL-none-cifar10-12" / "spectrum.npy").unlink()
+    (table,), _ = table2.collect([tmp_path])
+    line = table2_figures.draw_spectra(table).axes[0].lines[0]
+    assert line.get_ydata()[-1] == pytest.approx((0.2 * 0.3) ** 0.5)
 
 
 def test_a_setting_that_is_not_the_preset_s_is_named(make, tmp_path):

@@ -110,7 +110,7 @@ def audit(
     report["features"] = rows.feature_statistics()
     # Repeated rows count once, but for a code of few values: of many rows that is what collapsed.
     counted = distinct - (0 < rows.zero < rows.n)
-    counted = max(2, counted) if counted > m or directed <= m else rows.metric.n
+    counted = counted if not flat and (counted > m or directed <= m) else rows.metric.n
     report["rows"]["in_floor"] = counted
     report["w2"] = _w2(rows.metric, counted)
     if flat:

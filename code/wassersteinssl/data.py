@@ -18,6 +18,7 @@ import importlib.util
 import math
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +29,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from wassersteinssl import data_archives, data_files
+from wassersteinssl import data_archives, data_files, distributed
 from wassersteinssl.data_cache import Arrays
-from wassersteinssl.files import reason
 from wassersteinssl.machine import cpus
 from wassersteinssl.settings import DATASETS, UserError, home
 
@@ -103,7 +103,7 @@ class Split:
         assert self.reader is not None
         assert self.rows is not None
         batch = 3 * math.prod(self.size) * max(map(len, indices))  # bytes, which workers hand over in shared memory
-        shared = shutil.disk_usage(SHARED).free if SHARED.is_dir() else math.inf
+        shared = shutil.disk_usage(SHARED).free // distributed.size() if SHARED.is_dir() else sys.maxsize
         loader = DataLoader(
             self.reader,
             batch_sampler=[self.rows[index].tolist() for index in indices],
@@ -113,15 +113,10 @@ class Split:
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else each epoch would draw a number from the global generator
         )
-        try:
-            for images in loader:
-                if isinstance(images, UserError):
-                    raise images
-                yield images
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(f"a process that decodes images has died, for want of memory? ({reason(error)})") from None
+        for images in loader:
+            if isinstance(images, UserError):
+                raise images
+            yield images
 
 
 def _leave_signals(_worker: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from wassersteinssl import augment, checkpoint, data, distributed, evaluate
+from wassersteinssl import augment, checkpoint, data, distributed, evaluate, results
 from wassersteinssl.device import find_device, hardware, out_of_memory
 from wassersteinssl.encoder import save_encoder
 from wassersteinssl.files import reason
@@ -47,6 +47,8 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
             _exit(2, "error", f"out of memory: {reason(error)[:200]}; try a smaller --batch-size")
+        if str(error).startswith("DataLoader worker (pid"):  # raised wherever the main thread is
+            _exit(2, "error", f"a process that decodes images has died, for want of memory? ({reason(error)[:200]})")
         if not distributed.lost(error):
             raise
         why = f"another process of the run has ended ({reason(error)[:200]})"
@@ -127,7 +129,7 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     method.place(device)
     name = method_class.__name__
     folder = run_path(name, settings)
-    if settings.stage == "evaluate" and not (folder / "config.json").exists():
+    if settings.stage == "evaluate" and not (folder.is_dir() and results.begun(folder)):
         raise UserError(f"{folder} holds no finished pre-training to evaluate")
     weight = None if term is None else (alpha[0], alpha[1])
     return Job(method, images, settings, device, RunFolder(folder, name, settings, images.record(), weight))
@@ -166,9 +168,8 @@ class Job:
             return True
         if distributed.first():
             self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
-        state, self.state = self.state, None  # nobody else keeps a copy of the weights
         seconds = pretrain(
-            self.method, self.images, self.augmentation, self.settings, self.device, state=state,
+            self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
             save=self.folder.save, log=self.folder.log, monitor=lambda: self.measure(MONITOR_IMAGES, MONITOR_PAIRS)[0],
             stop=self.stop,
         )  # fmt: skip

@@ -72,23 +72,26 @@ class RunFolder:
         config = self.path / "config.json"
         try:
             if config.exists():
-                if self.config["settings"]["resume"] == "never":
+                if self.config["settings"]["resume"] == "never" and results.begun(self.path):
                     raise UserError(f"{self.path} holds a run; --resume auto continues it")
                 self._same(config)
             elif self.path.exists() and any(not _early(path.name) for path in self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and no run's folder: choose another --run-dir")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
-            (self.path / "failed.json").unlink(missing_ok=True)
-            if not (config.exists() and self._same(config)):  # another process may have begun meanwhile
-                write_atomically(config, _json(self.config))
+            try:
+                (self.path / "failed.json").unlink(missing_ok=True)
+                if not (config.exists() and self._same(config)):  # another process may have begun meanwhile
+                    write_atomically(config, _json(self.config))
+            except BaseException:
+                self._unlock()
+                raise
         except OSError as error:
             raise UserError(f"cannot use the run folder {self.path}: {error.strerror}") from None
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _LOCKS.discard(self._lock_file)
-        self._lock_file.close()
+        self._unlock()
         if self._board is not None:
             with contextlib.suppress(OSError):
                 self._board.close()
@@ -134,13 +137,18 @@ class RunFolder:
             try:
                 fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except BlockingIOError:
+            except (BlockingIOError, PermissionError):  # the second where locks are those of byte ranges
                 if attempt == 4:
+                    self._unlock()
                     raise UserError(f"another process is working in {self.path}") from None
             except OSError as error:
                 tell(f"{self.path} cannot be locked ({error.strerror}): start no second run there", sys.stderr)
                 return
             time.sleep(0.05)  # a grid that only looks holds it for a moment
+
+    def _unlock(self) -> None:
+        _LOCKS.discard(self._lock_file)
+        self._lock_file.close()
 
     def save(self, step: int, state: dict) -> None:
         self.saved = checkpoint.save(self.path, step, state)

@@ -391,10 +391,10 @@ def _weights(result: dict) -> tuple:
         return ()
     settings, epochs = result["config"]["settings"], {line["epoch"]: line for line in results.log(result["folder"])}
     first, second = (epochs.get(k, {}).get("alpha") for k in (0, 1))
-    if not isinstance(first, float) or not isinstance(settings.get("epochs"), int):
-        return settings.get("alpha_max"), settings.get("alpha_min")
-    fall = 0.0 if not isinstance(second, float) else (first - second) * settings["epochs"]
-    return first, round(first - fall, 9)
+    if not (isinstance(first, float) and isinstance(second, float) and isinstance(settings.get("epochs"), int)):
+        first, last = (settings.get(key) for key in ("alpha_max", "alpha_min"))
+        return first, first if last is None else last
+    return first, round(first - (first - second) * settings["epochs"], 9) + 0.0  # not -0
 
 
 def _tell_apart(rows: list[Row]) -> None:
@@ -406,7 +406,7 @@ def _tell_apart(rows: list[Row]) -> None:
         if len({row.weights for row in group}) > 1:
             for row in group:
                 told = " to ".join(dict.fromkeys(f"{weight:g}" for weight in row.weights if weight is not None))
-                row.variant = ", ".join(filter(None, [row.variant, f"weight {told}"]))
+                row.variant = ", ".join(filter(None, [row.variant, f"weight {told or 'not noted'}"]))
         options = sorted(set().union(*(row.own for row in group)))
         for option in options:
             if len({repr(row.own.get(option)) for row in group}) > 1:

@@ -126,7 +126,8 @@ def draw_spectra(table: Table) -> Figure:
     least, most = 1.0, 0.0
     for axis, panel in chain.from_iterable(grid):
         for row, style in zip(panel.rows, panel.styles, strict=True):
-            spectra = np.stack([_spectrum(run["folder"] / "spectrum.npy", run["dim"]) for run in row.runs])
+            found = [run for run in row.runs if (run["folder"] / "spectrum.npy").exists()] or row.runs[:1]
+            spectra = np.stack([_spectrum(run["folder"] / "spectrum.npy", run["dim"]) for run in found])
             index, values = np.arange(1, spectra.shape[1] + 1), np.exp(np.log(spectra).mean(0))
             least, most = min(least, spectra.min()), max(most, spectra.max())
             axis.plot(index, values, markevery=max(1, len(values) // 6), **style)
