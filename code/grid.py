@@ -381,7 +381,8 @@ class Runner:
         gpus: Sequence[str] = (),
     ):
         self.waiting, self.parallel = [cell for cell in grid if cell.result() is None], parallel
-        self.gpus, self.place = gpus, {}  # type: ignore[var-annotated]
+        self.gpus = gpus
+        self.place: dict[str, str] = {}  # of each cell, of these
         self.grid, self.running, self.failed = grid, {}, []  # type: ignore[var-annotated]
         self.end = time.monotonic() + 60 * budget if budget else float("inf")
         self.stopping, self.reserve = False, reserve

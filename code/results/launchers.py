@@ -45,7 +45,8 @@ def launchers(method: str) -> list[tuple[str, Path]]:
 def headed(launcher: str, rows: dict[str, table2.Row | None]) -> str:
     """The launcher's text with its line of measurements."""
     told = [
-        f"{preset} {row.value('acc1'):.2f} % in {minutes(row)} minutes ({row.runs[0]['device']})"
+        f"{preset} {row.value('acc1'):.2f} %{f' (mean of {row.seeds} seeds)' if row.seeds > 1 else ''} "
+        f"in {minutes(row)} minutes ({row.runs[0]['device']})"
         for preset, row in rows.items()
         if row is not None
     ]
