@@ -64,6 +64,8 @@ def main() -> int:
         help="where data, notebooks and figures go (default: runs/figures)",
     )
     options = parser.parse_args()
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out {options.out} is no folder")
     if runs := os.environ.get("RUNS"):
         if not any(Path(runs).rglob("result.json")):
             parser.error(f"RUNS={runs}: no finished run below it")

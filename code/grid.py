@@ -31,7 +31,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,10 @@ TORCHRUN = 30  # more of them: what torchrun leaves its processes before it kill
 SHOW = 2  # seconds between looks at how far the cells are
 FOR_SLURM: dict[str, Any] = {"partition": None, "account": None, "time": 240, "cpus": 8}  # and their defaults
 # Options of a run that are not for all runs of a grid to share.
-SET_HERE = {"--dataset", "--dataset-name", "--seed", "--uniformity", "--run-dir", "--stage", "--resume"}
+SET_HERE = {
+    "--dataset": "--datasets", "--dataset-name": "--folder", "--seed": "--seeds", "--uniformity": "--terms",
+    "--run-dir": "--runs", "--stage": "", "--resume": "",
+}  # fmt: skip
 
 
 @dataclass
@@ -189,7 +192,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     names = _option_names(parser, rest)
     for text in names:  # the rest is for the programs, which know their options; a slip of the pen is not
         if text in SET_HERE:
-            parser.error(f"{text}: the grid gives it to each run by itself")
+            here = f", from {SET_HERE[text]}" if SET_HERE[text] else ""
+            parser.error(f"{text}: the grid gives it to each run by itself{here}")
         if meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85):
             parser.error(f"unknown option {text}: {meant[0]}?")
     methods = list(FILES) if "all" in options.methods else options.methods
@@ -282,6 +286,8 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
         """Vanilla and W2 of the four methods first, then L_U, then the further methods."""
         return method not in TABLE2, TERMS.index(term) > 1, list(FILES).index(method), TERMS.index(term)
 
+    if options.weights and not any(set(terms(method)) - {"none"} for method in methods):
+        raise UserError("--weights are of a term, and no cell has one: --terms")
     if not options.weights and settings.shared(rest).alpha_max is None:
         for method in methods:
             others = set(terms(method)) - set(table2(method))
@@ -350,7 +356,8 @@ def left(grid: list[Cell], parallel: int = 1) -> str:
     seen: dict[str, list[float]] = {}
     evaluations = []
     for cell in grid:
-        seen.setdefault(cell.method, []).extend(line["seconds"] for line in results.log(cell.folder))
+        lines = results.log(cell.folder)
+        seen.setdefault(cell.method, []).extend(line["seconds"] + line.get("monitor_seconds", 0) for line in lines)
         if result := cell.result():
             evaluations.append(result["evaluate_seconds"])
     everything = [seconds for epochs in seen.values() for seconds in epochs]
@@ -366,7 +373,9 @@ def left(grid: list[Cell], parallel: int = 1) -> str:
         total += (cell.epochs - done) * sum(epochs) / len(epochs)
         total += sum(evaluations) / len(evaluations) if evaluations else 0
     minutes = total / 60 / parallel
-    return f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.1f} hours"
+    told = f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.1f} hours"
+    told = told if minutes >= 1.5 else "about a minute"
+    return told if evaluations else f"{told} and the evaluation"
 
 
 class Runner:
@@ -406,7 +415,7 @@ class Runner:
                 bar.unpause()
                 shown = time.monotonic()
                 while self.running or (self.waiting and not self.stopping):
-                    self._start()
+                    self._start(write)
                     if not self.running and not self.stopping:
                         write(f"{', '.join(cell.name for cell in self.waiting)}: another process works on it")
                         break
@@ -450,7 +459,7 @@ class Runner:
     def _epochs(self) -> int:
         return sum(cell.progress() for cell in self.grid)
 
-    def _start(self) -> None:
+    def _start(self, write: Callable[[str], None]) -> None:
         if self.end - time.monotonic() < WORTHWHILE:
             self.stopping = self.stopping or not self.running
             return
@@ -468,10 +477,11 @@ class Runner:
                     start_new_session=True,  # Ctrl-C reaches the grid alone, which asks the cells once
                 )  # fmt: skip
             cell.tries += 1
+            write(f"{cell.name}: begun, log in {cell.folder}.log")
             if self.stopping:  # asked while it was being started
                 self.running[cell.name].terminate()
 
-    def _reap(self, write) -> None:
+    def _reap(self, write: Callable[[str], None]) -> None:
         by_name = {cell.name: cell for cell in self.grid}
         for name, process in list(self.running.items()):
             if (code := process.poll()) is None:
@@ -550,7 +560,7 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
         raise UserError("--slurm needs submitit (pip install submitit); without it: code/grid.sbatch") from None
     left = [k for k, cell in enumerate(grid) if cell.result() is None and not cell.busy()]
     if not left:
-        print(status(grid))
+        tell(status(grid))
         return 0
     folder = (options.runs or CODE.parent / "runs" / "grid" / options.preset) / "slurm"
     try:
@@ -595,7 +605,7 @@ def main() -> int:
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     grid = cells(options, rest)
     if options.action == "status":
-        print(status(grid, options.parallel))
+        tell(status(grid, options.parallel))
         return 0
     if options.action == "run-one":
         if options.index >= len(grid):

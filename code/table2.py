@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
 from wassersteinssl import table2
-from wassersteinssl.settings import Parser, UserError, home, in_a_line
+from wassersteinssl.settings import Parser, UserError, home, in_a_line, tell
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--best", action="store_true", help="of several weights of a term, show the best by kNN")
     options = parser.parse_args()
     written = build(options)
-    print("\nwrote " + ", ".join(map(str, written)))
+    tell("\nwrote " + ", ".join(map(str, written)))
     return 0
 
 
@@ -57,7 +57,7 @@ def build(options: argparse.Namespace) -> list[Path]:
     }
     for name, content in contents.items():
         (out / name).write_text(content, encoding="utf-8")
-    print(text, end="")
+    tell(text.rstrip("\n"))
     written = [out / name for name in contents]
     from wassersteinssl import plotting, table2_figures  # matplotlib takes a second to load
 
@@ -70,8 +70,11 @@ def build(options: argparse.Namespace) -> list[Path]:
             written += plotting.save(table2_figures.draw_spectra(table), out / f"spectra{suffix}")
         if options.curves:
             measures = [name for name in table2_figures.AXIS if name != "loss"]
-            written += plotting.save(table2_figures.draw_curves(table, measures), out / f"curves{suffix}")
-            written += plotting.save(table2_figures.draw_curves(table, ["loss"]), out / f"loss{suffix}")
+            for name, columns in (("curves", measures), ("loss", ["loss"])):
+                try:
+                    written += plotting.save(table2_figures.draw_curves(table, columns), out / f"{name}{suffix}")
+                except UserError as error:
+                    tell(f"no {name}{suffix}: {error}", sys.stderr)
     return written
 
 

@@ -396,15 +396,19 @@ def test_the_estimate_grows_with_what_is_left(grid_module, tmp_path):
         return grid_module.Cell(method, "none", "digits", 12, folder, total, [])
 
     assert grid_module.left([cell("a", 0, 5)]) == "unknown until the first epoch is done"
-    assert grid_module.left([cell("b", 1, 11)]) == "about 10 minutes"
+    assert grid_module.left([cell("b", 1, 11)]) == "about 10 minutes and the evaluation"
     assert os.path.exists(tmp_path / "b1" / "metrics.jsonl")
-    assert grid_module.left([cell("c", 1, 13)], parallel=3) == "about 4 minutes"
+    assert grid_module.left([cell("c", 1, 13)], parallel=3) == "about 4 minutes and the evaluation"
+    looking = cell("e", 1, 11)
+    (looking.folder / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 50.0, "monitor_seconds": 10.0}\n')
+    assert grid_module.left([looking]) == "about 10 minutes and the evaluation"
+    assert grid_module.left([cell("f", 1, 2)]) == "about a minute and the evaluation"
     another = cell("d", 0, 2)
     another.settings["epochs"] = 2
     (another.folder / "config.json").write_text(json.dumps({"settings": {"epochs": 9}}))
     lines = "".join(json.dumps({"epoch": epoch, "seconds": 60.0}) + "\n" for epoch in range(9))
     (another.folder / "metrics.jsonl").write_text(lines)
-    assert grid_module.left([another]) == "about 2 minutes"
+    assert grid_module.left([another]) == "about 2 minutes and the evaluation"
 
 
 def test_a_signal_while_a_cell_is_being_started_reaches_it(grid_module, tmp_path, monkeypatch):

@@ -294,8 +294,11 @@ def test_a_result_with_text_for_a_number_is_left_out_or_shown(tmp_path, wrong):
     assert len(tables) + len(unfinished) == 1
     for table in tables:
         assert table2.markdown(table)
+        for measure in ("w2", "loss"):
+            with pytest.raises(UserError, match=f"no run has noted {measure}"):
+                table2_figures.draw_curves(table, [measure])
+        (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 1, "w2": 1.0}\n{"epoch": 1, "w2": "x"}\n')
         assert table2_figures.draw_curves(table, ["w2"])
-        assert table2_figures.draw_curves(table, ["loss"])
 
 
 def png():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import functools
 import json
 import multiprocessing
 import os
@@ -21,9 +20,8 @@ import torch
 from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metrics, timeless
 from PIL import Image
 
-from wassersteinssl import checkpoint, data, device, evaluate, pretrain, run, run_folder
+from wassersteinssl import checkpoint, device, evaluate, pretrain, run, run_folder
 from wassersteinssl.settings import UserError, parse
-from wassersteinssl.step import TrainingStep
 from wassersteinssl.uniformity import MEASURES
 
 DESIGNED = (
@@ -468,24 +466,33 @@ def test_the_program_tells_a_mistake_in_one_line_with_status_2(byol, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("between", [False, True])
-def test_a_process_that_dies_while_it_decodes_is_told_in_a_line(module, tree, monkeypatch, capsys, between):
+DECODERS_DIE = """
+import functools, multiprocessing, os, runpy, signal, sys, time
+from wassersteinssl import data
+from wassersteinssl.step import TrainingStep
+
+def learn(self, *_):
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    time.sleep(float(os.environ["TRAINS"]))
+
+TrainingStep.learn, data.load, data.cpus = learn, functools.partial(data.load, stream=True), lambda: 1
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("trains", [0, 5])
+def test_a_process_that_dies_while_it_decodes_is_told_in_a_line(tree, tmp_path, trains):
     """Whether the run waits for its images or trains meanwhile: PyTorch raises where the main thread is."""
-    monkeypatch.setattr(data, "load", functools.partial(data.load, stream=True))
-    monkeypatch.setattr(data, "cpus", lambda: 1)
-
-    def learn(self, *_):
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGKILL)
-        time.sleep(5 if between else 0)
-
-    monkeypatch.setattr(TrainingStep, "learn", learn)
-    options = f"--dataset folder --data-dir {tree} --run-dir {tree}-run --batch-size 4 --limit-train 12".split()
-    with pytest.raises(SystemExit) as end:
-        run.main(module.BYOL, parse(module.BYOLSettings, "", [*TINY, *options]))
-    assert end.value.code == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"error: a process that decodes images has died, for want of memory\? \(DataLoader worker", told)
+    options = f"--dataset folder --data-dir {tree} --run-dir {tmp_path / 'run'} --batch-size 4 --limit-train 12".split()
+    done = subprocess.run(
+        [sys.executable, "-c", DECODERS_DIE, str(BYOL), *TINY, *options], text=True, capture_output=True, timeout=60,
+        env={**environment(), "TRAINS": str(trains)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    told = r"byol\.py: error: a process that decodes images has died, for want of memory\? \(.+\)\n"
+    assert re.fullmatch(told, done.stderr)
 
 
 def test_a_term_that_needs_more_rows_than_a_batch_has_is_told(byol):

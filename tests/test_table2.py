@@ -207,6 +207,15 @@ def test_spectra_are_of_the_seeds_that_have_one(make, tmp_path):
     assert line.get_ydata()[-1] == pytest.approx((0.2 * 0.3) ** 0.5)
 
 
+def test_curves_that_nobody_noted_are_not_drawn(make, tmp_path):
+    (make() / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 1, "loss": 2.0}\n')
+    done = program(tmp_path, "--out", tmp_path / "out", "--curves")
+    assert done.returncode == 0
+    assert done.stderr == "no curves: no run has noted knn1, w2, lu, alignment between its epochs (--monitor-every)\n"
+    assert (tmp_path / "out" / "loss.png").exists()
+    assert not (tmp_path / "out" / "curves.png").exists()
+
+
 def test_a_setting_that_is_not_the_preset_s_is_named(make, tmp_path):
     make(options={"limit_train": 1000, "warmup_epochs": 3.0})
     make(seed=13, options={"weight_lr": 0.1})
@@ -386,9 +395,8 @@ def program(*arguments):
 
 
 def test_the_program_writes_all_files(make, tmp_path):
-    make()
-    make(term="w2")
-    make(dataset="cifar100")
+    for folder in (make(), make(term="w2"), make(dataset="cifar100")):
+        (folder / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 1, "loss": 2.0, "w2": 1.0}\n')
     done = program(tmp_path, "--out", tmp_path / "out", "--spectra", "--curves")
     assert done.returncode == 0, done.stderr
     written = {path.name for path in (tmp_path / "out").iterdir()}

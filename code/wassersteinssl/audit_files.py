@@ -128,9 +128,9 @@ def read_labels(path: Path, n: int) -> Tensor:
             values = np.array(lines if path.suffix == ".txt" else _column(path, lines, n))
         else:
             stored = _format(path)(path, None, 1)
-            if stored.shape != (n,):
+            if stored.shape not in ((n,), (n, 1)):
                 raise UserError(f"{path} holds labels of shape {stored.shape} for {n} rows of features")
-            values = np.concatenate([np.asarray(chunk) for chunk in stored.chunks()])
+            values = np.concatenate([np.asarray(chunk) for chunk in stored.chunks()]).reshape(-1)
     if values.shape != (n,):
         raise UserError(f"{path} holds labels of shape {values.shape} for {n} rows of features")
     empty = 0

@@ -219,5 +219,7 @@ class Files(Dataset):
 
         rows = range(len(self.files))
         with ThreadPoolExecutor(cpus()) as pool, tqdm(total=len(rows), desc=title, disable=None) as bar:
+            if bar.disable and len(rows) >= 10_000:  # seconds
+                tell(f"{title}: {len(rows)} images", sys.stderr)
             for done in pool.map(chunk, [rows[start : start + 256] for start in rows[::256]]):
                 bar.update(done)

@@ -137,7 +137,7 @@ def _tell_epoch(bar: tqdm, line: dict[str, float], minutes_left: float) -> None:
         with bar.external_write_mode(file=sys.stderr):
             tell("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2", sys.stderr)
     if bar.disable:
-        tell("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left {minutes_left:.1f} min")
+        tell("  ".join(f"{k} {v:.5g}" for k, v in line.items()) + f"  left of pre-training {minutes_left:.1f} min")
 
 
 def _bar(total: int, initial: int, shown: bool) -> tqdm:

@@ -38,6 +38,8 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
         _exit(2, "error", error)
     except FloatingPointError as error:
         _exit(3, "failed", error, everywhere=False)
+    except (ConnectionResetError, EOFError) as error:  # killed while it handed images over
+        _decoder_died(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             if error.filename is None:
@@ -48,7 +50,7 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
         if out_of_memory(error):
             _exit(2, "error", f"out of memory: {reason(error)[:200]}; try a smaller --batch-size")
         if str(error).startswith("DataLoader worker (pid"):  # raised wherever the main thread is
-            _exit(2, "error", f"a process that decodes images has died, for want of memory? ({reason(error)[:200]})")
+            _decoder_died(error)
         if not distributed.lost(error):
             raise
         why = f"another process of the run has ended ({reason(error)[:200]})"
@@ -56,6 +58,10 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
     except KeyboardInterrupt:
         _exit(130, "stopped", "at the second Ctrl-C; the last checkpoint is kept", everywhere=False)
     sys.exit(0 if finished else STOPPED)
+
+
+def _decoder_died(error: Exception) -> NoReturn:
+    _exit(2, "error", f"a process that decodes images has died, for want of memory? ({reason(error)[:200]})")
 
 
 def _exit(status: int, kind: str, why: Any, *, everywhere: bool = True) -> NoReturn:
@@ -196,6 +202,8 @@ class Job:
         with checkpoint.fitting():
             begun = len(state["probe"]["history"]) if state["probe"] else 0
         bar = tqdm(total=settings.linear_epochs, initial=begun, desc="linear evaluation", unit="epoch", disable=None)
+        if bar.disable:
+            tell(f"linear evaluation, {settings.linear_epochs - begun} epochs, then kNN and all measures")
 
         def spent() -> float:
             return state["evaluate_seconds"] + time.perf_counter() - start

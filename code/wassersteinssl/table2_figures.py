@@ -156,7 +156,10 @@ def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
     of one scale; with "loss", which is another one in each method, a panel each of its own scale.
 
     Mean over seeds, with a band from the least to the largest. A tick at each epoch that was measured, if they are few.
+    UserError if no run has noted any of the measures.
     """
+    if not any(len(_followed(row, column)[0]) for row in table.rows for column in columns):
+        raise UserError(f"no run has noted {', '.join(columns)} between its epochs (--monitor-every)")
     shared = "loss" not in columns
     lines = panels_of(table, mixed=shared)
     figure, grid = _axes(lines * len(columns), sharey="row" if shared else False)
