@@ -676,6 +676,9 @@ def test_bad_companions(tmp_path, capsys):
         value = name if option == "--key" else tmp_path / (name if "." in name else f"{name}.npy")
         status = start(tmp_path / "z.npy", option, value, report=tmp_path / "report")
         check_refused(status, pattern, tmp_path, capsys)
+    np.save(tmp_path / "column.npy", np.arange(30)[:, None] % 3)  # of one feature: what it means is clear
+    assert start(tmp_path / "z.npy", "--labels", tmp_path / "column.npy") == 0
+    capsys.readouterr()
     np.savez(tmp_path / "labels.npz", a=np.zeros(30), b=np.zeros(30))
     status = start(tmp_path / "z.npy", "--labels", tmp_path / "labels.npz", report=tmp_path / "report")
     check_refused(status, "several arrays: save the labels alone: a, b", tmp_path, capsys)
