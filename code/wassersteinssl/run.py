@@ -33,6 +33,15 @@ from wassersteinssl.uniformity import MEASURES
 def main(method_class: type[Method], settings: Settings) -> NoReturn:
     """Do what the settings ask for and exit with the status of this module's docstring."""
     try:
+        _main(method_class, settings)
+    except RuntimeError as error:  # PyTorch raises it wherever the main thread is, be it in telling another error
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        _decoder_died(error)
+
+
+def _main(method_class: type[Method], settings: Settings) -> NoReturn:
+    try:
         finished = execute(method_class, settings)
     except UserError as error:
         _exit(2, "error", error)
@@ -49,8 +58,6 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
             _exit(2, "error", f"out of memory: {reason(error)[:200]}; try a smaller --batch-size")
-        if str(error).startswith("DataLoader worker (pid"):  # raised wherever the main thread is
-            _decoder_died(error)
         if not distributed.lost(error):
             raise
         why = f"another process of the run has ended ({reason(error)[:200]})"
@@ -61,6 +68,8 @@ def main(method_class: type[Method], settings: Settings) -> NoReturn:
 
 
 def _decoder_died(error: Exception) -> NoReturn:
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no second one
     _exit(2, "error", f"a process that decodes images has died, for want of memory? ({reason(error)[:200]})")
 
 
