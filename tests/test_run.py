@@ -467,7 +467,8 @@ def test_the_program_tells_a_mistake_in_one_line_with_status_2(byol, tmp_path):
 
 
 DECODERS_DIE = """
-import functools, multiprocessing, os, runpy, signal, sys, time
+import functools, multiprocessing, os, pathlib, runpy, signal, sys, time
+sys.path.insert(0, str(pathlib.Path(sys.argv[1]).parents[1]))
 from wassersteinssl import data
 from wassersteinssl.step import TrainingStep
 
