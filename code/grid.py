@@ -444,8 +444,8 @@ class Runner:
     def _looking(self, cells: list[Cell]) -> float:
         """Seconds in which a cell may not notice that it is to stop, as it takes kNN and the measures of an epoch; at
         most half of the time."""
-        noted = [line.get("monitor_seconds") for cell in cells for line in results.log(cell.folder)]
-        return min(1.5 * max((s for s in noted if isinstance(s, float)), default=0.0), self.longest)
+        noted = [line.get("monitor_seconds", 0) for cell in cells for line in results.log(cell.folder)]
+        return min(1.5 * max(noted, default=0), self.longest)
 
     def _environment(self, cell: Cell) -> dict[str, str]:
         """With several cells at a time and several GPUs: on those that the fewest of the running cells have."""

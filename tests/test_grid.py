@@ -403,6 +403,9 @@ def test_the_estimate_grows_with_what_is_left(grid_module, tmp_path):
     (looking.folder / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 50.0, "monitor_seconds": 10.0}\n')
     assert grid_module.left([looking]) == "about 10 minutes and the evaluation"
     assert grid_module.left([cell("f", 1, 2)]) == "about a minute and the evaluation"
+    wrong = cell("g", 1, 2)
+    (wrong.folder / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 50.0, "monitor_seconds": "a"}\n')
+    assert grid_module.left([wrong]) == "unknown until the first epoch is done"
     another = cell("d", 0, 2)
     another.settings["epochs"] = 2
     (another.folder / "config.json").write_text(json.dumps({"settings": {"epochs": 9}}))

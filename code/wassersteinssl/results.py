@@ -63,7 +63,8 @@ def log(folder: Path) -> list[dict]:
         for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines():
             with contextlib.suppress(*DAMAGE):
                 epoch = json.loads(line)
-                if _finite(epoch["seconds"]) and isinstance(epoch["epoch"], int):
+                times = epoch["seconds"], epoch.get("monitor_seconds", 0)
+                if all(map(_finite, times)) and isinstance(epoch["epoch"], int):
                     lines.append(epoch)
     return lines
 
