@@ -679,6 +679,11 @@ def test_bad_companions(tmp_path, capsys):
     np.save(tmp_path / "column.npy", np.arange(30)[:, None] % 3)  # of one feature: what it means is clear
     assert start(tmp_path / "z.npy", "--labels", tmp_path / "column.npy") == 0
     capsys.readouterr()
+    (tmp_path / "shards").mkdir()
+    for name in ("²1.npy", "10.npy"):  # a digit that is no number
+        np.save(tmp_path / "shards" / name, np.eye(15, 4))
+    assert start(tmp_path / "shards", "--labels", tmp_path / "column.npy") == 0
+    capsys.readouterr()
     np.savez(tmp_path / "labels.npz", a=np.zeros(30), b=np.zeros(30))
     status = start(tmp_path / "z.npy", "--labels", tmp_path / "labels.npz", report=tmp_path / "report")
     check_refused(status, "several arrays: save the labels alone: a, b", tmp_path, capsys)

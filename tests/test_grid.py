@@ -182,10 +182,11 @@ def test_a_run_of_other_settings_is_not_done_and_told(grid):
     assert "the folder holds a run of other settings: epochs 2, now 3" in told
     assert "0 done" not in told
     assert "1 cell: 1 another" in told
-    refused = grid("run", *DIGITS, "--methods", "byol", "moco_v2", "--terms", "none")
-    assert refused.returncode == 2
-    told = r"a run of other settings lies in .*byol-s12: epochs 2, now 3; choose other --runs, or the same options"
-    assert re.fullmatch(rf"grid\.py: error: {told}\n", refused.stderr)
+    for slurm in ((), ("--slurm",)):
+        refused = grid("run", *slurm, *DIGITS, "--methods", "byol", "moco_v2", "--terms", "none")
+        assert refused.returncode == 2
+        told = r"a run of other settings lies in .*byol-s12: epochs 2, now 3; choose other --runs, or the same options"
+        assert re.fullmatch(rf"grid\.py: error: {told}\n", refused.stderr)
     assert grid.started() == ["byol-s12"]
     config.write_text(json.dumps({"settings": {**vars(grid.settings("--epochs", "3")), "device": "cuda"}}))
     assert "1 done" in grid("status", *DIGITS, "--methods", "byol", "--terms", "none").stdout

@@ -192,6 +192,14 @@ def test_the_time_left_is_of_the_images_left_at_the_pace_measured(module, tmp_pa
         assert minutes_left * 60 * line["images_per_second"] == pytest.approx(epochs * 3 * 64)
 
 
+def test_a_result_names_the_device_of_each_stage(module, tmp_path, monkeypatch):
+    execute(module, tmp_path, "--stage", "pretrain")
+    monkeypatch.setattr(run, "hardware", lambda _: "another")
+    execute(module, tmp_path, "--stage", "evaluate")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["device"], result["evaluate_device"]) == (device.hardware(torch.device("cpu")), "another")
+
+
 def test_pretraining_and_evaluating_apart_is_the_same(module, finished, tmp_path):
     with pytest.raises(UserError, match="no finished pre-training"):
         execute(module, tmp_path / "run", "--uniformity", "w2", "--stage", "evaluate")
