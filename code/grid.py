@@ -24,6 +24,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import itertools
 import json
 import os
 import re
@@ -395,8 +396,8 @@ class Runner:
         self.grid, self.running, self.failed = grid, {}, []  # type: ignore[var-annotated]
         self.end = time.monotonic() + 60 * budget if budget else float("inf")
         self.stopping, self.reserve = False, reserve
-        self.longest = max(0.0, 30 * budget - reserve / 2) if budget else 0.0
-        self.looking = self._looking(grid)
+        self.most_measuring = max(0.0, 30 * budget - reserve / 2) if budget else 0.0
+        self.measuring = self._measuring(grid)
 
     def run(self) -> int:
         from tqdm import tqdm
@@ -420,7 +421,7 @@ class Runner:
                         write(f"{', '.join(cell.name for cell in self.waiting)}: another process works on it")
                         break
                     self._reap(write)
-                    if time.monotonic() > self.end - self.reserve - self.looking:
+                    if time.monotonic() > self.end - self.reserve - self.measuring:
                         self._stop()
                     if time.monotonic() > self.end:  # too late: their last checkpoints remain
                         for process in self.running.values():
@@ -431,7 +432,7 @@ class Runner:
                         shown = time.monotonic()
                         if self.end < float("inf"):
                             running = [cell for cell in self.grid if cell.name in self.running]
-                            self.looking = max(self.looking, self._looking(running))
+                            self.measuring = max(self.measuring, self._measuring(running))
         finally:
             for process in self.running.values():  # only after an error of the grid itself
                 process.terminate()
@@ -441,11 +442,11 @@ class Runner:
             return STOPPED
         return 1 if self.failed else 0
 
-    def _looking(self, cells: list[Cell]) -> float:
+    def _measuring(self, cells: list[Cell]) -> float:
         """Seconds in which a cell may not notice that it is to stop, as it takes kNN and the measures of an epoch; at
         most half of the time."""
         noted = [line.get("monitor_seconds", 0) for cell in cells for line in results.log(cell.folder)]
-        return min(1.5 * max(noted, default=0), self.longest)
+        return min(1.5 * max(noted, default=0), self.most_measuring)
 
     def _environment(self, cell: Cell) -> dict[str, str]:
         """With several cells at a time and several GPUs: on those that the fewest of the running cells have."""
@@ -491,10 +492,11 @@ class Runner:
             if (result := cell.result()) is not None:
                 remaining = left(self.grid, self.parallel)
                 write(f"{name}: done, acc1 {result['acc1']:.2f}, w2 {result['w2']:.3f}; left: {remaining}")
-            elif code == STOPPED or self.stopping or "another process is working" in (why := self._why(cell)):
+            elif code == STOPPED or self.stopping or cell.busy():
                 write(f"{name}: stopped after {len(results.log(cell.folder))} of {cell.epochs} epochs")
                 self.waiting.append(cell)
             else:
+                why = self._why(cell)
                 code = 2 if re.match(r"\S+\.py: error\b", why) else code  # of which torchrun makes 1
                 if cell.tries < 2 and code != 2:
                     write(f"{name}: ended with status {code}, will be tried again ({why})")
@@ -588,7 +590,8 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
 def visible_gpus(each: int) -> list[str]:
     """The GPUs that may be used, so many in an entry: those of CUDA_VISIBLE_DEVICES, else all that the driver lists."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        found = [name.strip() for name in named.partition("-1")[0].split(",") if name.strip()]  # -1 ends the list
+        names = [name.strip() for name in named.split(",")]
+        found = list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # -1 ends the list
     else:
         try:
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
@@ -619,7 +622,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     done = sum(cell.result() is not None for cell in grid)
     tell(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}")
     reserve = RESERVE + (TORCHRUN if options.gpus and options.gpus > 1 else 0)
-    gpus = visible_gpus(options.gpus or 1) if options.parallel > 1 and "--device" not in " ".join(rest) else []
+    chosen = any(text.partition("=")[0] == "--device" for text in rest)
+    gpus = visible_gpus(options.gpus or 1) if options.parallel > 1 and not chosen else []
     runner = Runner(grid, options.parallel, options.time_budget, reserve, gpus)
     code = runner.run()
     tell(status(grid, options.parallel))

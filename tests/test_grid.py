@@ -226,6 +226,7 @@ def test_cells_run_side_by_side(grid):
     [
         ("0,1", 1, ["0", "1"]),
         ("0,-1,1", 1, ["0"]),
+        ("GPU-1a,MIG-1b", 1, ["GPU-1a", "MIG-1b"]),
         ("3, 5,7", 1, ["3", "5", "7"]),
         ("0,1,2,3,4", 2, ["0,1", "2,3"]),
         ("", 1, []),
@@ -261,9 +262,9 @@ def test_cells_at_a_time_are_spread_over_the_gpus(grid, tmp_path):
 def test_a_budget_leaves_time_for_the_measures_of_an_epoch(grid_module, tmp_path):
     cell = grid_module.Cell("a", "none", "digits", 12, tmp_path, 3, [])
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 9.0, "monitor_seconds": 40.0}\n')
-    assert grid_module.Runner([cell], 1, 60).looking == 60
-    assert grid_module.Runner([cell], 1, 1, reserve=20).looking == 20  # of a minute, half of what is left
-    assert grid_module.Runner([cell], 1, None).looking == 0
+    assert grid_module.Runner([cell], 1, 60).measuring == 60
+    assert grid_module.Runner([cell], 1, 1, reserve=20).measuring == 20  # of a minute, half of what is left
+    assert grid_module.Runner([cell], 1, None).measuring == 0
 
 
 def test_a_slurm_array_is_of_the_same_command(grid_module, monkeypatch, tmp_path):

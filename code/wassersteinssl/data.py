@@ -107,7 +107,7 @@ class Split:
         loader = DataLoader(
             self.reader,
             batch_sampler=[self.rows[index].tolist() for index in indices],
-            num_workers=int(min(cpus(), 8, len(indices), shared // (3 * batch))),  # two batches ahead each
+            num_workers=min(cpus(), 8, len(indices), shared // (3 * batch)),  # each two batches ahead
             worker_init_fn=_leave_signals,
             collate_fn=default_convert,
             pin_memory=device.type == "cuda",
