@@ -174,6 +174,13 @@ def test_compiling_says_what_it_costs_and_changes_nothing(images, capsys, monkey
     assert torch.equal(plain.sums, compiled.sums)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_w2_is_compiled_with_the_networks_but_on_a_cpu(images, device):
+    assert (make("byol", images, device, term=w2_uniformity, compile="all").term is w2_uniformity) == (device == "cpu")
+    assert make("byol", images, device, term=w2_uniformity, compile="augmentation").term is w2_uniformity
+    assert make("byol", images, device, term=lu_uniformity, compile="all").term is lu_uniformity
+
+
 def test_without_a_compiler_training_goes_on_without(images, capsys):
     plain, compiled = make("byol", images), make("byol", images, compile="augmentation")
     plain.augmentation = compiled.augmentation = augment.CROP_AND_FLIP  # a small program: fails soon

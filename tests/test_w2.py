@@ -16,6 +16,7 @@ import scipy.integrate
 import scipy.linalg
 import scipy.optimize
 import torch
+import torch._inductor.metrics
 import torch.distributed as dist
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -631,15 +632,15 @@ def test_make_fx_traces_the_polar_solver_with_its_gradient():
             torch.testing.assert_close(got, expected)
 
 
-def check_compiled(backend):
+def check_compiled(backend, device="cpu"):
     torch._dynamo.reset()
     compiled = torch.compile(lambda z: w2_uniformity(z, solver="polar"), fullgraph=True, backend=backend)
-    z = randn(64, 16).requires_grad_()
+    z = randn(64, 16).to(device).requires_grad_()
     value = compiled(z)
     (gradient,) = torch.autograd.grad(value, z)
-    expected, expected_gradient = value_and_gradient(z, solver="polar")
+    expected, expected_gradient = value_and_gradient(z.cpu(), solver="polar")
     assert value.item() == pytest.approx(expected, rel=1e-6)
-    assert relative(gradient, expected_gradient.double()) < 1e-4
+    assert relative(gradient.cpu(), expected_gradient.double()) < 1e-4
 
 
 def test_the_polar_solver_compiles_to_one_graph():
@@ -648,7 +649,15 @@ def test_the_polar_solver_compiles_to_one_graph():
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a compiler")
 def test_the_polar_solver_compiles_with_inductor():
-    check_compiled("inductor")
+    torch._inductor.metrics.reset()
+    with torch.compiler.config.patch(force_disable_caches=True):  # else nothing is generated, or counted
+        check_compiled("inductor")
+    assert 0 < torch._inductor.metrics.generated_kernel_count <= 20  # beside the matrix products
+
+
+@needs_cuda
+def test_the_polar_solver_compiles_on_a_gpu():
+    check_compiled("inductor", "cuda")
 
 
 @needs_cuda

@@ -52,7 +52,7 @@ from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups
 from wassersteinssl.pretrain import pretrain
 from wassersteinssl.settings import Settings
-from wassersteinssl.step import TrainingStep
+from wassersteinssl.step import TrainingStep, compiled
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.vision import torchvision
 from wassersteinssl.w2 import w2_uniformity
@@ -171,7 +171,8 @@ def measure(name: str, options: dict, images: data.ImageSet, device: torch.devic
     step_seconds = statistics.median(seconds) / steps
     rate = settings.batch_size / step_seconds
     z = torch.randn(2 * settings.batch_size, settings.dim, device=device, requires_grad=True)
-    term = bench.as_in_a_step(lambda: torch.autograd.grad(w2_uniformity(z), z), device)
+    function = compiled(w2_uniformity, "W2") if settings.compile == "all" and device.type != "cpu" else w2_uniformity
+    term = bench.as_in_a_step(lambda: torch.autograd.grad(function(z), z), device)
     w2 = bench.in_turns({"W2": term}, device, seconds=0.5)["W2"]
     return {
         "method": name,

@@ -200,7 +200,7 @@ class Settings:
                                        check=not_negative)  # fmt: skip
     compile: str = option(
         "no",
-        "torch.compile: the augmentation (half a minute at the start), or the networks too (minutes)",
+        "torch.compile: the augmentation (half a minute at the start), or the networks and, on a GPU, W2 too (minutes)",
         choices=COMPILE,
     )
     tensorboard: str = option(

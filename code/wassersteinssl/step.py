@@ -21,7 +21,7 @@ from wassersteinssl.data import ImageSet
 from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.settings import Settings, tell
-from wassersteinssl.w2 import wide_dtype
+from wassersteinssl.w2 import w2_uniformity, wide_dtype
 
 NAMES = ("loss", "uniformity")  # of the terms: the method's own and the added one
 EAGER = 3  # ordinary steps before the capture, in which libraries choose their kernels and buffers get their memory
@@ -70,6 +70,8 @@ class TrainingStep:
             tell("augmentation not compiled: there are several processes", sys.stderr)
         if settings.compile == "all":
             self.network = compiled(self.network, "networks")
+            if term is w2_uniformity and device.type != "cpu":  # many small operations there, LAPACK's on a CPU
+                self.term = compiled(term, "W2")
         self.record = _record if device.type == "cuda" and settings.cuda_graph == "auto" else None
         if self.record is not None and distributed.size() > 1:
             self.record = None
