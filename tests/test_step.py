@@ -174,6 +174,16 @@ def test_compiling_says_what_it_costs_and_changes_nothing(images, capsys, monkey
     assert torch.equal(plain.sums, compiled.sums)
 
 
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_the_networks_of_every_method_compile_to_one_graph(name, images):
+    torch._dynamo.reset()
+    plain, compiled = make(name, images), make(name, images)
+    compiled.network = torch.compile(compiled.network, fullgraph=True, backend="aot_eager")
+    train(plain, images, 2)
+    train(compiled, images, 2)
+    torch.testing.assert_close(compiled.sums, plain.sums)
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_w2_is_compiled_with_the_networks_but_on_a_cpu(images, device):
     assert (make("byol", images, device, term=w2_uniformity, compile="all").term is w2_uniformity) == (device == "cpu")

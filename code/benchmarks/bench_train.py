@@ -5,9 +5,10 @@
 
 Every method is trained by the training loop itself, with its W2 term, and in turns with it by the usual way: the same
 step on the same device, fed by a DataLoader whose workers apply the paper's PIL transforms. images/s counts an image
-once, though two views of it are trained on. The parts of a step are timed where nothing runs ahead, on a GPU therefore
-without CUDA graph and compiler; "draw" chooses the augmentations, on the CPU, "rest" is the loss itself and what lies
-between. W2's share of a step is that of its value and gradient, timed alone.
+once, though two views of it are trained on; "spread" is the slowest round's time over the fastest's. The parts of a
+step are timed where nothing runs ahead, on a GPU therefore without CUDA graph and compiler; "draw" chooses the
+augmentations, on the CPU, "rest" is the loss itself and what lies between. W2's share of a step is
+that of its value and gradient, timed alone.
 """
 
 import contextlib
@@ -177,6 +178,7 @@ def measure(name: str, options: dict, images: data.ImageSet, device: torch.devic
     return {
         "method": name,
         "images/s": rate,
+        "spread": max(seconds) / min(seconds),
         "usual": settings.batch_size * steps / statistics.median(usual_seconds),
         "x usual": statistics.median(u / s for u, s in zip(usual_seconds, seconds, strict=True)),
         "500 epochs, h": PAPER_EPOCHS * CIFAR10 / rate / 3600,
@@ -250,7 +252,8 @@ def main(args) -> None:
     for row in rows:
         # drawing augmentations and the momentum update are not done by the step object
         row["rest"] = row["step"] + row["draw"] + row["momentum update"] - sum(row[part] for part in PARTS)
-    form = {"method": "", "images/s": ",.0f", "usual": ",.0f", "x usual": ".2f", "500 epochs, h": ".3g", "W2 %": ".2f"}
+    form = {"method": "", "images/s": ",.0f", "spread": ".2f", "usual": ",.0f", "x usual": ".2f"}
+    form |= {"500 epochs, h": ".3g", "W2 %": ".2f"}
     title = f"ResNet-18 of width {options['width']}, batch {batch_size}, {args.precision}, with W2"
     report.table(title, rows, form | {"TFLOP/s": ".3g"} | ({"% of peak": ".0f"} if device.type != "cpu" else {}))
     report.table("Milliseconds of a step", rows, {"method": "", "step": ".4g"} | dict.fromkeys((*PARTS, "rest"), ".3g"))
