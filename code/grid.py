@@ -65,7 +65,8 @@ TABLE2 = tuple(FILES)[:4]
 TERMS = ("none", *settings.TERMS)
 RESERVE = 20  # seconds before the end of a time budget at which running cells are asked to stop
 WORTHWHILE = 60  # no cell is started with less time left
-TORCHRUN = 30  # more of them: what torchrun leaves its processes before it kills them, which nobody else can
+TORCHRUN = 30  # more of them: its processes have groups of their own, which the grid cannot kill at the end
+PATIENCE = "300"  # seconds that torchrun leaves its processes to write a checkpoint, if nobody has set them: 30 are few
 SHOW = 2  # seconds between looks at how far the cells are
 FOR_SLURM: dict[str, Any] = {"partition": None, "account": None, "time": 240, "cpus": 8}  # and their defaults
 # Options of a run that are not for all runs of a grid to share.
@@ -210,6 +211,10 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         parser.error("--index goes with run-one")
     if options.slurm and sys.argv[1] != "run":  # in its place, where the jobs have run-one
         parser.error("--slurm goes with run: grid.py run --slurm ...")
+    if options.time_budget and 60 * options.time_budget <= WORTHWHILE:
+        parser.error(
+            f"--time-budget {options.time_budget:g}: no cell is begun with less than {WORTHWHILE / 60:g} minutes left"
+        )
     if options.action == "run" and not options.slurm:  # a cell of an array has those of the command that submitted it
         for name in FOR_SLURM:
             if getattr(options, name) is not None:
@@ -449,8 +454,9 @@ class Runner:
         return min(1.5 * max(noted, default=0), self.most_measuring)
 
     def _environment(self, cell: Cell) -> dict[str, str]:
-        """With several cells at a time and several GPUs: on those that the fewest of the running cells have."""
+        """Of a cell; with several at a time and several GPUs, on those that the fewest of the running cells have."""
         environment = environment_beside(self.parallel)
+        environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)
         if len(self.gpus) > 1:
             taken = [self.place[name] for name in self.running]
             self.place[cell.name] = min(self.gpus, key=taken.count)

@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from typing import Any
 
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
+
+import grid
 
 from wassersteinssl.machine import environment_beside
 from wassersteinssl.settings import PRESETS, STOPPED, Parser, count, ending_signals, home, positive
@@ -67,9 +70,9 @@ class Pair:
         command += [*BASES[self.base][:2], *(["--weights", *map(str, weights)] if weights else [])]
         command += ["--runs", str(self.options.runs / stage)]
         if self.end is not None:
-            if (left := (self.end - time.monotonic()) / 60) <= 0:
+            if (left := (self.end - time.monotonic()) / 60) * 60 <= grid.WORTHWHILE:
                 return STOPPED
-            command += ["--time-budget", f"{left:.3f}"]
+            command += ["--time-budget", str(left)]
         command += [*BASES[self.base][2:], *self.rest]
         status, told = self.grids.run(command)
         if status == 2:  # grid.py has told the mistake; every other one would repeat it
@@ -96,10 +99,12 @@ class Pair:
 
 
 class Grids:
-    """The grids that run. Ctrl-C, SIGTERM, a closed terminal ask them for checkpoints and an end; no other is begun."""
+    """The grids that run, each on that of the GPUs which the fewest of the others have. Ctrl-C, SIGTERM, a closed
+    terminal ask them for checkpoints and an end; no other is begun."""
 
-    def __init__(self) -> None:
-        self.running: set[subprocess.Popen] = set()
+    def __init__(self, gpus: Sequence[str] = ()) -> None:
+        self.gpus, self.lock = gpus, threading.Lock()
+        self.running: dict[subprocess.Popen, str | None] = {}  # and their GPUs
         self.stopping = False
         for number in ending_signals():
             signal.signal(number, self.stop)
@@ -108,20 +113,23 @@ class Grids:
         """Exit status and the last line of what it printed."""
         if self.stopping:
             return STOPPED, ""
-        grid = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        self.running.add(grid)
+        with self.lock:
+            gpu = min(self.gpus, key=list(self.running.values()).count) if len(self.gpus) > 1 else None
+            started = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
+                env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
+            )  # fmt: skip
+            self.running[started] = gpu
         if self.stopping:  # asked while it was being started
-            grid.terminate()
-        told = grid.communicate()[0]
-        self.running.discard(grid)
-        return grid.returncode, (told.strip().splitlines() or [""])[-1]
+            started.terminate()
+        told = started.communicate()[0]
+        del self.running[started]
+        return started.returncode, (told.strip().splitlines() or [""])[-1]
 
     def stop(self, *_: Any) -> None:
         if not self.stopping:
-            for grid in list(self.running):
-                grid.terminate()
+            for started in list(self.running):
+                started.terminate()
         self.stopping = True
 
 
@@ -139,11 +147,14 @@ def main() -> int:
         help=f"of none, {', '.join(WEIGHTS)} (default: all)",
     )
     parser.add_argument("--bases", nargs="+", choices=tuple(BASES), default=list(BASES), help="(default: mse byol)")
-    parser.add_argument("--parallel", type=count, default=1, metavar="K", help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--parallel", type=count, default=1, metavar="K", help="runs at a time, spread over the GPUs (default: 1)"
+    )
     parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")
     options, rest = parser.parse_known_args()
     os.environ.update(environment_beside(options.parallel))
-    grids = Grids()
+    chosen = any(text.partition("=")[0] in ("--device", "--gpus") for text in rest)
+    grids = Grids(grid.visible_gpus(1) if options.parallel > 1 and not chosen else [])
     pairs = [Pair(base, term, options, rest, grids) for term in options.terms for base in options.bases]
     from tqdm import tqdm
 

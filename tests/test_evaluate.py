@@ -317,6 +317,24 @@ def test_linear_probe_stops_when_asked_and_forgets_the_unfinished_epoch(data, ba
     assert not nothing["complete"]
 
 
+def test_linear_probe_resumes_bitwise_from_within_an_epoch(data, backbone):
+    """Stopped after every forward batch, as by a time budget that is shorter than an epoch."""
+    whole_states: list[dict] = []
+    whole = linear_probe(backbone, data, **PROBE, on_epoch=whole_states.append)
+    kept, epochs, result = [None], [], {"complete": False}
+    while not result["complete"]:
+        assert len(kept) < 20
+        questions = iter([False])  # one forward batch
+        result = linear_probe(
+            backbone, data, **PROBE, state=through_a_file(kept[-1]), on_part=lambda so_far: kept.append(so_far()),
+            on_epoch=lambda state: (kept.append(state), epochs.append(state)),
+            should_stop=lambda left=questions: next(left, True),
+        )  # fmt: skip
+    assert same(result, whole)
+    assert same(epochs, whole_states)
+    assert len(kept) > 8
+
+
 def test_forward_batch_is_a_matter_of_speed_alone(data, backbone):
     results = [linear_probe(backbone, data, **{**PROBE, "forward_batch": size}) for size in (1, 16, 64, None)]
     for result in results[1:]:

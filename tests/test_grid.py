@@ -365,6 +365,7 @@ def test_image_folders_stand_in_for_a_data_set(grid_module, tmp_path, monkeypatc
         ("run-one",),
         ("run", "--preset", "tiny"),
         ("run", "--time-budget", "-1"),
+        ("run", "--time-budget", "1"),
         ("run", "--parallel", "0"),
         ("run", "--slurm", "--time", "0"),
         ("status", "--slurm"),
@@ -443,6 +444,15 @@ def test_several_gpus_are_started_by_torchrun(grid_module, monkeypatch):
     command = grid_module.cells(*grid_module.parse())[0].command
     assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
     assert command[6].endswith("byol.py")
+
+
+def test_torchrun_waits_for_checkpoints_unless_the_user_says_how_long(grid_module, monkeypatch, tmp_path):
+    cell = grid_module.Cell("a", "none", "digits", 12, tmp_path, 3, [])
+    name = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+    monkeypatch.delenv(name, raising=False)
+    assert int(grid_module.Runner([cell], 1, None)._environment(cell)[name]) >= 120
+    monkeypatch.setenv(name, "7")
+    assert grid_module.Runner([cell], 1, None)._environment(cell)[name] == "7"
 
 
 def test_a_slurm_job_passes_the_failure_of_its_cell_on(grid_module):
@@ -595,6 +605,26 @@ def test_a_search_whose_grids_end_badly_ends_badly(regularisers, status, returne
     assert regularisers.returned == returned
     if status == 2:  # a mistake in the command, which every other grid would tell again
         assert len(calls) == 1
+
+
+def test_the_grids_of_a_search_are_spread_over_the_gpus(monkeypatch, tmp_path):
+    """Each of the four waits for the others, so that all run at once."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    grids = load(REPOSITORY / "code" / "regularisers.py").Grids(["4", "6"])
+    program = (
+        f"import os, time, pathlib as p; f = p.Path({str(tmp_path)!r}); (f / str(os.getpid())).touch()\n"
+        "while len(list(f.iterdir())) < 4: time.sleep(0.01)\n"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    with ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(grids.run, [[sys.executable, "-c", program]] * 4))
+    assert sorted(told) == [(0, "4"), (0, "4"), (0, "6"), (0, "6")]
+    assert not grids.running
+
+
+def test_a_search_begins_no_grid_that_its_time_is_too_short_for(regularisers):
+    assert regularisers("--terms", "none", "--bases", "mse", "--time-budget", "1") == []
+    assert regularisers.returned == 75
 
 
 def test_a_stopped_search_stops_its_grids_and_begins_no_other(monkeypatch):

@@ -504,12 +504,46 @@ def test_a_process_that_dies_while_it_decodes_is_told_in_a_line(tree, tmp_path, 
     assert re.fullmatch(told, done.stderr)
 
 
+STREAMS = """
+import functools, pathlib, runpy, sys
+sys.path.insert(0, str(pathlib.Path(sys.argv[1]).parents[1]))
+from wassersteinssl import data
+data.load, data.cpus = functools.partial(data.load, stream=True), lambda: 2
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_signal_to_all_processes_leaves_those_that_decode_to_the_run(tree, tmp_path):
+    """As torchrun, Slurm and a machine that shuts down send it."""
+    folder = tmp_path / "run"
+    options = f"--dataset folder --data-dir {tree} --run-dir {folder} --batch-size 4 --limit-train 12".split()
+    options += ["--epochs", "1000", "--checkpoint-epochs", "1000"]
+    run = subprocess.Popen(
+        [sys.executable, "-c", STREAMS, str(BYOL), *TINY, *options], text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(),
+    )  # fmt: skip
+    log, end = folder / "metrics.jsonl", time.monotonic() + 60
+    while not log.exists() and run.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGTERM)
+    told = run.communicate(timeout=60)[0]
+    assert run.returncode == 75, told
+    assert list(folder.glob("checkpoint-*.pt"))
+
+
 def test_a_term_that_needs_more_rows_than_a_batch_has_is_told(byol):
     options = ("--uniformity", "kl", "--alpha-max", 1, "--dim", 8)
     done = byol(*options, "--batch-size", 4)
     assert done.returncode == 2
     assert "--uniformity kl is infinite where the 8 rows of a batch's views do not span the 8 dimensions" in done.stderr
     assert byol(*options, "--batch-size", 8).returncode == 0
+
+
+def test_a_term_that_needs_more_hidden_features_is_told(byol):
+    done = byol("--uniformity", "kl", "--alpha-max", 1, "--dim", 8, "--batch-size", 8, "--hidden-dim", 6)
+    assert done.returncode == 2
+    assert "--uniformity kl is infinite where 6 hidden features do not span the 8 dimensions" in done.stderr
 
 
 # ---- launchers ----

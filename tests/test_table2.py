@@ -335,6 +335,15 @@ def test_the_best_of_several_weights_and_all_measures(make, tmp_path):
     assert sum(line["measure"] == "w2" for line in lines) == 4
 
 
+@pytest.mark.parametrize("values", [(None, 2.0), (2.0, None)])
+def test_a_measure_that_is_infinite_in_one_run_is_an_empty_cell(make, tmp_path, values):
+    for seed, value in enumerate(values):
+        (make(str(seed), seed=seed) / "measures.json").write_text(json.dumps({"kl": value}))
+    (table,), _ = table2.collect([tmp_path])
+    lines = list(csv.DictReader(io.StringIO(table2.to_csv([table]))))
+    assert [line["mean"] for line in lines if line["measure"] == "kl"] == [""]
+
+
 def test_a_weight_with_fewer_seeds_is_not_the_best(make, tmp_path):
     for weight, knns in ((10.0, (60.0, 50.0, 40.0)), (1.0, (45.0, 45.0, 45.0)), (1000.0, (55.0,))):
         for seed, knn in enumerate(knns):

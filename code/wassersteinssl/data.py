@@ -16,9 +16,11 @@ Shapes: n images, b of them in a batch, H x W pixels, channels r, g, b first.
 import hashlib
 import importlib.util
 import math
+import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 from wassersteinssl import data_archives, data_files, distributed
 from wassersteinssl.data_cache import Arrays
 from wassersteinssl.machine import cpus
-from wassersteinssl.settings import DATASETS, UserError, home
+from wassersteinssl.settings import DATASETS, UserError, ending_signals, home
 
 # Mean and standard deviation of the training pixels, in 0..1. CIFAR-10's are the paper's, which used them everywhere.
 STATISTICS = {
@@ -108,20 +110,40 @@ class Split:
             self.reader,
             batch_sampler=[self.rows[index].tolist() for index in indices],
             num_workers=min(cpus(), 8, len(indices), shared // (3 * batch)),  # each two batches ahead
-            worker_init_fn=_leave_signals,
+            worker_init_fn=_heed_the_parent,
             collate_fn=default_convert,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else each epoch would draw a number from the global generator
         )
-        for images in loader:
+        for images in _begin(loader):  # and no name for it: it ends its processes when it is dropped
             if isinstance(images, UserError):
                 raise images
             yield images
 
 
-def _leave_signals(_worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the main one ends the others."""
+def _begin(loader: DataLoader) -> Iterator:
+    """iter(loader), whose processes get no signal that asks a run to end; what comes meanwhile this one gets then."""
+    if not hasattr(signal, "sigwaitinfo"):  # Windows, macOS
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _heed_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal, SIGTERM those of a group or a job, and PyTorch's workers die of it,
+    whoever sends it. The parent alone ends these."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_await_the_parent, daemon=True).start()
+
+
+def _await_the_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @dataclass(frozen=True)

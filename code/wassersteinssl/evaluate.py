@@ -196,6 +196,7 @@ def linear_probe(
     forward_batch: int | None = None,
     state: dict | None = None,
     on_epoch: Callable[[dict], None] | None = None,
+    on_part: Callable[[Callable[[], dict]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> dict:
     """Linear evaluation of a frozen backbone on an ImageSet: {"acc1", "acc5", "best_acc1", "best_epoch", "history",
@@ -206,26 +207,40 @@ def linear_probe(
     through it at once, a matter of speed alone: order and crops are functions of (seed, epoch, step).
 
     on_epoch(state) is called after every epoch with all that a continuation needs, loadable with weights_only=True;
-    `state` continues from there, and on CPU ends bitwise equal. should_stop() is asked before every forward batch: the
-    result so far is returned with "complete" False, and the unfinished epoch is forgotten.
+    `state` continues from there, and on CPU ends bitwise equal. Before every forward batch but the first of an epoch,
+    on_part(f) is called, where f() gives such a state, and before every one should_stop() is asked: if it says so, the
+    result so far is returned with "complete" False.
     """
     if epochs < 1:
         raise UserError(f"the linear evaluation needs at least 1 epoch, not {epochs}")
     test_h, test_y = extract(backbone, data.test, data.mean, data.std, device=device, precision=precision)
     n, dim, classes = len(data.train), test_h.shape[1], len(data.classes)
+    batches = math.ceil(n / batch_size)
     options = {"batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "seed": seed}
     settings = {**options, "epochs": epochs, "crop": asdict(crop), "dim": dim, "classes": classes, "n_train": n}
-    probe = LinearProbe(dim, classes, total_steps=epochs * math.ceil(n / batch_size), device=device, **options)  # type: ignore[arg-type]
+    probe = LinearProbe(dim, classes, total_steps=epochs * batches, device=device, **options)  # type: ignore[arg-type]
     history: list[dict] = []
+    loss_sum = torch.zeros((), device=device)
     if state is not None:
         with checkpoint.fitting():
             _check_same(state["settings"], settings)
             probe.load_state_dict(state["probe"])
             history = copy.deepcopy(state["history"])
+            loss_sum += state.get("loss_sum", 0.0)
+
+    def so_far() -> dict:
+        return {
+            "settings": settings, "probe": probe.state_dict(), "history": copy.deepcopy(history),
+            "loss_sum": loss_sum.item(),
+        }  # fmt: skip
 
     for epoch in range(len(history), epochs):
-        loss_sum = torch.zeros((), device=device)
-        for h, y in _probe_epoch(backbone, data, crop, seed, epoch, batch_size, forward_batch, device, precision):
+        begun = probe.step - epoch * batches
+        for h, y in _probe_epoch(
+            backbone, data, crop, seed, epoch, batch_size, forward_batch, device, precision, begun
+        ):
+            if on_part is not None and probe.step > epoch * batches:
+                on_part(so_far)
             if should_stop is not None and should_stop():
                 return _result(history, epochs)
             loss_sum += probe.learn(h, y)
@@ -234,8 +249,9 @@ def linear_probe(
             raise FloatingPointError(f"linear evaluation: the loss of epoch {epoch} is {loss}")
         acc1, acc5 = probe.accuracy(test_h, test_y)
         history.append({"epoch": epoch, "loss": loss, "acc1": acc1, "acc5": acc5})
+        loss_sum.zero_()
         if on_epoch is not None:
-            on_epoch({"settings": settings, "probe": probe.state_dict(), "history": copy.deepcopy(history)})
+            on_epoch(so_far())
     return _result(history, epochs)
 
 
@@ -249,11 +265,13 @@ def _probe_epoch(
     forward_batch: int | None,
     device: torch.device | str,
     precision: str,
+    begun: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of cropped and flipped training images in a new order."""
+    """One epoch of cropped and flipped training images in a new order, without its first `begun` batches."""
     order = torch.randperm(len(data.train), generator=augment.generator(seed, epoch, 0, "probe order"))
     return _augmented_features(
-        backbone, data.train, data, crop, order, functools.partial(augment.generator, seed, epoch, stream="probe crop"),
+        backbone, data.train, data, crop, order[begun * batch_size :],
+        lambda step: augment.generator(seed, epoch, begun + step, "probe crop"),
         batch_size=batch_size, forward_batch=forward_batch, device=device, precision=precision,
     )  # fmt: skip
 

@@ -159,6 +159,11 @@ def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tenso
             f"--uniformity {name} is infinite where the {2 * settings.batch_size} rows of a batch's views do not span "
             f"the {settings.dim} dimensions: raise --batch-size or lower --dim"
         )
+    if name in FULL_RANK and settings.hidden_dim + 1 < settings.dim:  # the last layer adds a bias
+        raise UserError(
+            f"--uniformity {name} is infinite where {settings.hidden_dim} hidden features do not span the "
+            f"{settings.dim} dimensions: raise --hidden-dim or lower --dim"
+        )
     alpha_max, alpha_min = settings.alpha_max, settings.alpha_min
     if alpha_max is None:
         if name not in method.ALPHA:

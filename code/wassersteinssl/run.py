@@ -219,13 +219,13 @@ class Job:
 
         pace = checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
 
-        unsaved: dict | None = None  # the probe after an epoch
+        unsaved: dict | None = None  # the probe after an epoch or a part of one
 
         def keep() -> None:
             nonlocal unsaved
             if unsaved is not None:
                 with pace.writing():
-                    step = settings.epochs * self.steps() + 1 + len(unsaved["history"])
+                    step = settings.epochs * self.steps() + 1 + unsaved["probe"]["step"]
                     self.folder.save(step, {**state, "probe": unsaved, "evaluate_seconds": spent()})
             unsaved = None
 
@@ -237,11 +237,17 @@ class Job:
             bar.set_postfix(acc1=f"{probe['history'][-1]['acc1']:.2f}")
             bar.update()
 
+        def on_part(so_far: Callable[[], dict]) -> None:
+            nonlocal unsaved
+            if self.stop() or pace.overdue():
+                unsaved = so_far()
+                keep()
+
         with bar:
             probe = evaluate.linear_probe(
                 self.method.backbone, self.images, crop=augment.crop_only(self.augmentation),
                 epochs=settings.linear_epochs, seed=settings.seed, device=self.device, precision=settings.precision,
-                state=state["probe"], on_epoch=on_epoch, should_stop=self.stop,
+                state=state["probe"], on_epoch=on_epoch, on_part=on_part, should_stop=self.stop,
             )  # fmt: skip
         keep()
         if not probe["complete"]:

@@ -300,7 +300,8 @@ def to_csv(tables: Iterable[Table]) -> str:
                 ours = [row.value(column), spread, row.seeds, more, floor]
                 key = [row.method, row.term, row.variant, row.dataset, column]
                 writer.writerow([*key, *ours, number, setting])
-            for name in (name for name in row.runs[0]["measures"] if name not in COLUMNS):
+            recorded = dict.fromkeys(chain.from_iterable(run["measures"] for run in row.runs))
+            for name in (name for name in recorded if name not in COLUMNS):
                 key = [row.method, row.term, row.variant, row.dataset, name]
                 value = row.measure(name)
                 writer.writerow([*key, "" if value is None else value, "", row.seeds, "", "", "", setting])
