@@ -175,7 +175,9 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         help="read the data set NAME from an image folder: train/<class>/*, test/<class>/*",
     )
     parser.add_argument("--runs", type=home, help="where runs lie (default: runs/grid/PRESET of the repository)")
-    parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this (above 1)")
+    parser.add_argument(
+        "--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this (above 1)"
+    )
     parser.add_argument(
         "--parallel", type=count, default=1, metavar="K", help="cells at a time, spread over the GPUs (default: 1)"
     )
