@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ TINY = (
 hypothesis_settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 hypothesis_settings.load_profile("repeatable")
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, which programs respect
 
 
 def environment() -> dict[str, str]:
