@@ -609,6 +609,12 @@ def visible_gpus(each: int) -> list[str]:
     return [",".join(found[k : k + each]) for k in range(0, len(found) - each + 1, each)]
 
 
+def gpus_for(parallel: int, rest: list[str], each: int = 1) -> list[str]:
+    """Those to spread so many runs at a time over; none for one at a time, or where their options choose."""
+    chosen = any(text.partition("=")[0] in ("--device", "--gpus") for text in rest)
+    return visible_gpus(each) if parallel > 1 and not chosen else []
+
+
 def main() -> int:
     return in_a_line(run, *parse())
 
@@ -630,8 +636,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     done = sum(cell.result() is not None for cell in grid)
     tell(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}")
     reserve = RESERVE + (TORCHRUN if options.gpus and options.gpus > 1 else 0)
-    chosen = any(text.partition("=")[0] == "--device" for text in rest)
-    gpus = visible_gpus(options.gpus or 1) if options.parallel > 1 and not chosen else []
+    gpus = gpus_for(options.parallel, rest, options.gpus or 1)
     runner = Runner(grid, options.parallel, options.time_budget, reserve, gpus)
     code = runner.run()
     tell(status(grid, options.parallel))

@@ -70,9 +70,9 @@ class Pair:
         command += [*BASES[self.base][:2], *(["--weights", *map(str, weights)] if weights else [])]
         command += ["--runs", str(self.options.runs / stage)]
         if self.end is not None:
-            if (left := (self.end - time.monotonic()) / 60) * 60 <= grid.WORTHWHILE:
+            if (left := self.end - time.monotonic()) <= grid.WORTHWHILE:
                 return STOPPED
-            command += ["--time-budget", str(left)]
+            command += ["--time-budget", str(left / 60)]
         command += [*BASES[self.base][2:], *self.rest]
         status, told = self.grids.run(command)
         if status == 2:  # grid.py has told the mistake; every other one would repeat it
@@ -153,8 +153,7 @@ def main() -> int:
     parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")
     options, rest = parser.parse_known_args()
     os.environ.update(environment_beside(options.parallel))
-    chosen = any(text.partition("=")[0] in ("--device", "--gpus") for text in rest)
-    grids = Grids(grid.visible_gpus(1) if options.parallel > 1 and not chosen else [])
+    grids = Grids(grid.gpus_for(options.parallel, rest))
     pairs = [Pair(base, term, options, rest, grids) for term in options.terms for base in options.bases]
     from tqdm import tqdm
 

@@ -607,6 +607,15 @@ def test_a_search_whose_grids_end_badly_ends_badly(regularisers, status, returne
         assert len(calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("parallel", "rest", "found"),
+    [(2, ["--width", "2"], ["4", "6"]), (1, [], []), (2, ["--device=cpu"], []), (2, ["--gpus", "2"], [])],
+)
+def test_runs_are_spread_over_gpus_unless_their_options_choose(grid_module, monkeypatch, parallel, rest, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert grid_module.gpus_for(parallel, rest) == found
+
+
 def test_the_grids_of_a_search_are_spread_over_the_gpus(monkeypatch, tmp_path):
     """Each of the four waits for the others, so that all run at once."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)

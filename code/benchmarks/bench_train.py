@@ -7,8 +7,8 @@ Every method is trained by the training loop itself, with its W2 term, and in tu
 step on the same device, fed by a DataLoader whose workers apply the paper's PIL transforms. images/s counts an image
 once, though two views of it are trained on; "spread" is the slowest round's time over the fastest's. The parts of a
 step are timed where nothing runs ahead, on a GPU therefore without CUDA graph and compiler; "draw" chooses the
-augmentations, on the CPU, "rest" is the loss itself and what lies between. W2's share of a step is
-that of its value and gradient, timed alone.
+augmentations, on the CPU, "rest" is the loss itself and what lies between. W2's share of a step is that of its value
+and gradient, timed alone.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups
 from wassersteinssl.pretrain import pretrain
 from wassersteinssl.settings import Settings
-from wassersteinssl.step import TrainingStep, compiled
+from wassersteinssl.step import TrainingStep, with_w2_compiled
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.vision import torchvision
 from wassersteinssl.w2 import w2_uniformity
@@ -172,7 +172,7 @@ def measure(name: str, options: dict, images: data.ImageSet, device: torch.devic
     step_seconds = statistics.median(seconds) / steps
     rate = settings.batch_size / step_seconds
     z = torch.randn(2 * settings.batch_size, settings.dim, device=device, requires_grad=True)
-    function = compiled(w2_uniformity, "W2") if settings.compile == "all" and device.type != "cpu" else w2_uniformity
+    function = with_w2_compiled(w2_uniformity, device) if settings.compile == "all" else w2_uniformity
     term = bench.as_in_a_step(lambda: torch.autograd.grad(function(z), z), device)
     w2 = bench.in_turns({"W2": term}, device, seconds=0.5)["W2"]
     return {

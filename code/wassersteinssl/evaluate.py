@@ -196,8 +196,7 @@ def linear_probe(
     forward_batch: int | None = None,
     state: dict | None = None,
     on_epoch: Callable[[dict], None] | None = None,
-    on_part: Callable[[Callable[[], dict]], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    should_stop: Callable[[Callable[[], dict]], bool] | None = None,
 ) -> dict:
     """Linear evaluation of a frozen backbone on an ImageSet: {"acc1", "acc5", "best_acc1", "best_epoch", "history",
     "complete"}, percent, of the last epoch; `best_*` is over epochs and chosen on the test set, hence flattering.
@@ -207,9 +206,8 @@ def linear_probe(
     through it at once, a matter of speed alone: order and crops are functions of (seed, epoch, step).
 
     on_epoch(state) is called after every epoch with all that a continuation needs, loadable with weights_only=True;
-    `state` continues from there, and on CPU ends bitwise equal. Before every forward batch but the first of an epoch,
-    on_part(f) is called, where f() gives such a state, and before every one should_stop() is asked: if it says so, the
-    result so far is returned with "complete" False.
+    `state` continues from there, and on CPU ends bitwise equal. should_stop(f), where f() gives such a state, is asked
+    before every forward batch: if it says so, the result so far is returned with "complete" False.
     """
     if epochs < 1:
         raise UserError(f"the linear evaluation needs at least 1 epoch, not {epochs}")
@@ -239,9 +237,7 @@ def linear_probe(
         for h, y in _probe_epoch(
             backbone, data, crop, seed, epoch, batch_size, forward_batch, device, precision, begun
         ):
-            if on_part is not None and probe.step > epoch * batches:
-                on_part(so_far)
-            if should_stop is not None and should_stop():
+            if should_stop is not None and should_stop(so_far):
                 return _result(history, epochs)
             loss_sum += probe.learn(h, y)
         loss = loss_sum.item() / n

@@ -219,37 +219,30 @@ class Job:
 
         pace = checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
 
-        unsaved: dict | None = None  # the probe after an epoch or a part of one
-
-        def keep() -> None:
-            nonlocal unsaved
-            if unsaved is not None:
-                with pace.writing():
-                    step = settings.epochs * self.steps() + 1 + unsaved["probe"]["step"]
-                    self.folder.save(step, {**state, "probe": unsaved, "evaluate_seconds": spent()})
-            unsaved = None
+        def save(probe: dict) -> None:
+            with pace.writing():
+                step = settings.epochs * self.steps() + 1 + probe["probe"]["step"]
+                self.folder.save(step, {**state, "probe": probe, "evaluate_seconds": spent()})
 
         def on_epoch(probe: dict) -> None:
-            nonlocal unsaved
-            unsaved, done = probe, len(probe["history"])
+            done = len(probe["history"])
             if done == settings.linear_epochs or pace.after_epoch(done):
-                keep()
+                save(probe)
             bar.set_postfix(acc1=f"{probe['history'][-1]['acc1']:.2f}")
             bar.update()
 
-        def on_part(so_far: Callable[[], dict]) -> None:
-            nonlocal unsaved
-            if self.stop() or pace.overdue():
-                unsaved = so_far()
-                keep()
+        def should_stop(so_far: Callable[[], dict]) -> bool:
+            stopping = self.stop()
+            if stopping or pace.overdue():
+                save(so_far())
+            return stopping
 
         with bar:
             probe = evaluate.linear_probe(
                 self.method.backbone, self.images, crop=augment.crop_only(self.augmentation),
                 epochs=settings.linear_epochs, seed=settings.seed, device=self.device, precision=settings.precision,
-                state=state["probe"], on_epoch=on_epoch, on_part=on_part, should_stop=self.stop,
+                state=state["probe"], on_epoch=on_epoch, should_stop=should_stop,
             )  # fmt: skip
-        keep()
         if not probe["complete"]:
             return False
         with tqdm(total=1 + len(MEASURES), desc="measures", disable=None) as bar:

@@ -70,8 +70,7 @@ class TrainingStep:
             tell("augmentation not compiled: there are several processes", sys.stderr)
         if settings.compile == "all":
             self.network = compiled(self.network, "networks")
-            if term is w2_uniformity and device.type != "cpu":  # many small operations there, LAPACK's on a CPU
-                self.term = compiled(term, "W2")
+            self.term = with_w2_compiled(term, device)
         self.record = _record if device.type == "cuda" and settings.cuda_graph == "auto" else None
         if self.record is not None and distributed.size() > 1:
             self.record = None
@@ -198,6 +197,11 @@ def compiled(function: Callable, name: str) -> Callable:
         return result
 
     return call
+
+
+def with_w2_compiled(term: Callable | None, device: torch.device) -> Callable | None:
+    """The term; W2 compiled, which is of many small operations on a GPU and LAPACK's on a CPU."""
+    return compiled(term, "W2") if term is w2_uniformity and device.type != "cpu" else term
 
 
 def place_lr(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
