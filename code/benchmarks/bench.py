@@ -78,7 +78,10 @@ class Report:
         if self.path is not None:  # told now, not after minutes of measuring
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                new = not self.path.exists()
                 open(self.path, "a").close()
+                if new:
+                    self.path.unlink()  # nothing is left of a benchmark that is stopped
             except OSError as error:
                 stop(f"cannot write {self.path}: {error.strerror}")
         self.content: dict[str, Any] = {

@@ -29,6 +29,8 @@ from wassersteinssl.run_folder import RunFolder, run_path
 from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, STOPPED, Settings, UserError, ending_signals, tell
 from wassersteinssl.uniformity import MEASURES
 
+TELL_SECONDS = 60.0  # between the lines that tell how far the linear evaluation is, where no bar does
+
 
 def main(method_class: type[Method], settings: Settings) -> NoReturn:
     """Do what the settings ask for and exit with the status of this module's docstring."""
@@ -218,6 +220,7 @@ class Job:
             return state["evaluate_seconds"] + time.perf_counter() - start
 
         pace = checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
+        told = start
 
         def save(probe: dict) -> None:
             with pace.writing():
@@ -225,11 +228,15 @@ class Job:
                 self.folder.save(step, {**state, "probe": probe, "evaluate_seconds": spent()})
 
         def on_epoch(probe: dict) -> None:
-            done = len(probe["history"])
+            nonlocal told
+            done, acc1, now = len(probe["history"]), probe["history"][-1]["acc1"], time.perf_counter()
             if done == settings.linear_epochs or pace.after_epoch(done):
                 save(probe)
-            bar.set_postfix(acc1=f"{probe['history'][-1]['acc1']:.2f}")
+            bar.set_postfix(acc1=f"{acc1:.2f}")
             bar.update()
+            if bar.disable and now - told >= TELL_SECONDS:
+                told, left = now, (now - start) / (done - begun) * (settings.linear_epochs - done)
+                tell(f"linear evaluation, epoch {done - 1}  acc1 {acc1:.2f}  left of it {left / 60:.1f} min")
 
         def should_stop(so_far: Callable[[], dict]) -> bool:
             stopping = self.stop()
