@@ -195,7 +195,8 @@ def test_the_time_left_is_of_the_images_left_at_the_pace_measured(module, tmp_pa
 def test_a_long_linear_evaluation_tells_how_far_it_is(module, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "TELL_SECONDS", 0.0)
     assert execute(module, tmp_path, "--linear-epochs", 3)
-    found = re.findall(r"linear evaluation, epoch (\d)  acc1 ([\d.]+)  left of it ([\d.]+) min", capsys.readouterr().out)
+    line = r"linear evaluation, epoch (\d)  acc1 ([\d.]+)  left of it ([\d.]+) min"
+    found = re.findall(line, capsys.readouterr().out)
     history = checkpoint.load(tmp_path)["probe"]["history"]
     assert [(int(epoch), acc1) for epoch, acc1, _ in found] == [(e["epoch"], f"{e['acc1']:.2f}") for e in history]
     assert float(found[-1][2]) == 0
