@@ -365,6 +365,24 @@ def test_one_is_told_in_the_singular(make, tmp_path):
     assert table2.monitoring(table) == told.replace("one run", "2 runs")
 
 
+def test_data_sets_stand_below_each_other(make, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(table2_figures, "save", lambda figure, path: figures.append(figure))
+    for dataset in ("cifar10", "cifar100"):
+        make(dataset, dataset=dataset)
+        (table,), _ = table2.collect([tmp_path])
+        table2_figures.draw_table(table, tmp_path / "table")
+    one, two = figures
+    assert one.get_figwidth() == two.get_figwidth() == 2 * plotting.COLUMN
+    one.canvas.draw()
+    two.canvas.draw()
+    assert [panel.get_title(loc="left") or panel.get_title() for panel in two.axes[::2]] == [
+        "(a) CIFAR-10: Acc@1 ↑", "(c) CIFAR-100: Acc@1 ↑",
+    ]  # fmt: skip
+    heights = [panel.get_window_extent().height for panel in two.axes]
+    assert min(heights) > 0.8 * one.axes[0].get_window_extent().height
+
+
 @pytest.mark.parametrize("name", ["a$^$b", "a$b", r"a\$^\$b W2", "$$_L_U"])
 def test_a_name_is_no_formula(make, tmp_path, name):
     for term in ("none", "w2"):

@@ -101,7 +101,7 @@ def tcr(z: Tensor | W2Metric, *, eps: float = 0.2, normalize: bool = True) -> Te
     """-logdet(I + (m / eps) M) / 2 with M = Z^T Z / n, minus the total coding rate in nats; lower is more uniform.
 
     Always finite for unit rows. Rows far longer than 1 (normalize=False) exceed float64 from lengths of about 1e6 on.
-        `eps` is the square of theirs. Yu et al., Learning Diverse and Discriminative Representations via the Principle of
+    `eps` is the square of theirs. Yu et al., Learning Diverse and Discriminative Representations via the Principle of
     Maximal Coding Rate Reduction, NeurIPS 2020.
 
     """

@@ -30,15 +30,15 @@ FLOOR: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "linestyle": ":", "la
 
 
 def draw_table(table: Table, path: Path) -> list[Path]:
-    """Acc@1 and W2, a line a row, two panels a data set: ours (with the deviation), the paper's hollow below it."""
+    """Acc@1 and W2, a line a row, a data set below another: ours (with its deviation), the paper's hollow below."""
     datasets = table.datasets()
     rows = {dataset: [row for row in table.rows if row.dataset == dataset] for dataset in datasets}
-    height = 1.1 + 0.19 * max(map(len, rows.values()))
+    heights = [1.1 + 0.19 * len(rows[dataset]) for dataset in datasets]
     figure, axes = plt.subplots(
-        1, 2 * len(datasets), figsize=(2 * COLUMN * len(datasets), height), squeeze=False, sharey=False
+        len(datasets), 2, figsize=(2 * COLUMN, sum(heights)), squeeze=False, gridspec_kw={"height_ratios": heights}
     )
     for k, (dataset, column) in enumerate((d, c) for d in datasets for c in ("acc1", "w2")):
-        panel, shown = axes[0, k], rows[dataset]
+        panel, shown = axes.flat[k], rows[dataset]
         shift = 0.17 if any(row.published for row in shown) else 0
         for y, row in enumerate(shown):
             color, deviation = _color(row), row.deviation(column) or 0
