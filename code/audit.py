@@ -40,6 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="a class a row, numbers or, in .csv, .tsv and .txt, names: does its neighbourhood know it?",
     )
     parser.add_argument("--views", type=home, metavar="FEATURES2", help="features of the same inputs, seen differently")
+    parser.add_argument("--views-key", metavar="NAME", help="of their array (default: as --key)")
     parser.add_argument("--report", type=home, metavar="DIR", help="write audit.html, .png, .json and .txt there")
     parser.add_argument("--sample", type=pair_size, default=2048, help="rows for pairs (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=12, help="of that sample and of the draws (default: %(default)s)")
@@ -61,6 +62,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         ("--split", options.split, encoded, "--encoder or --timm"),
         ("--layer", options.layer, options.encoder is not None, "--encoder"),
         ("--key", options.key, not encoded or options.views is not None, "FEATURES or --views"),
+        ("--views-key", options.views_key, options.views is not None, "--views"),
     ):
         if value is not None and not used:
             parser.error(f"{name} goes with {partners}")
@@ -81,7 +83,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         features = audit_files.read(options.features, options.key)
     features = audit_files.with_labels(features, options.labels)
-    views = options.views and audit_files.read(options.views, options.key)
+    views_key = options.views_key or options.key
+    if options.views is not None and views_key and (options.views, views_key) == (options.features, options.key):
+        raise UserError(f"--views is {options.views} itself: choose another array of it with --views-key")
+    views = options.views and audit_files.read(options.views, views_key)
+    if options.views_key is not None:
+        audit_files.check_key([options.views])
     if options.key is not None:
         audit_files.check_key([path for path in (options.features, options.views) if path is not None])
     found = audit.audit(

@@ -301,6 +301,8 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
             others = set(terms(method)) - set(table2(method))
             if lacking := sorted(others - set(default_weights(method))) if others else []:
                 raise UserError(f"{method} has no default weight for {', '.join(lacking)}: give --weights")
+    if options.weights and settings.shared(rest).alpha_max is not None:
+        raise UserError("give --weights or --alpha-max, not both")
     weights = options.weights or [None]
     triples = [
         (method, term, weight)
@@ -485,7 +487,6 @@ class Runner:
                     cell.command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(cell),
                     start_new_session=True,  # Ctrl-C reaches the grid alone, which asks the cells once
                 )  # fmt: skip
-            cell.tries += 1
             write(f"{cell.name}: begun, log in {cell.folder}.log")
             if self.stopping:  # asked while it was being started
                 self.running[cell.name].terminate()
@@ -506,6 +507,7 @@ class Runner:
             else:
                 why = self._why(cell)
                 code = 2 if re.match(r"\S+\.py: error\b", why) else code  # of which torchrun makes 1
+                cell.tries += 1
                 if cell.tries < 2 and code != 2:
                     write(f"{name}: ended with status {code}, will be tried again ({why})")
                     self.waiting.append(cell)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(CODE))  # works with and without an installation
 import grid
 
 from wassersteinssl.machine import environment_beside
-from wassersteinssl.settings import PRESETS, STOPPED, Parser, count, ending_signals, home, positive
+from wassersteinssl.settings import PRESETS, STOPPED, Parser, count, ending_signals, home, positive, tell
 
 BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
 WEIGHTS: dict[str, tuple[float, ...]] = {
@@ -75,6 +75,8 @@ class Pair:
             command += ["--time-budget", str(left / 60)]
         command += [*BASES[self.base][2:], *self.rest]
         status, told = self.grids.run(command)
+        if not sys.stderr.isatty() and status in (0, STOPPED):  # where no bar is shown
+            tell(f"{self.base} + {self.term}, {stage}: {told}")
         if status == 2:  # grid.py has told the mistake; every other one would repeat it
             self.grids.stop()
         elif status not in (0, STOPPED):

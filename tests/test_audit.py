@@ -191,6 +191,13 @@ def test_the_dimensions_of_gaussian_rows_in_a_subspace_are_counted(n, k, m):
     assert np.mean(counts, axis=0) == pytest.approx([k, k], rel=0.06)
 
 
+def test_one_feature_that_holds_the_length_is_told():
+    z = torch.nn.functional.normalize(normal(500, M))
+    assert not any("squared length" in note for note in report_on(z)["notes"])
+    labelled = torch.cat([z[:, :7], torch.arange(500.0, dtype=z.dtype).remainder(10)[:, None], z[:, 7:]], 1)
+    assert "feature 8 holds 80 % of the squared length: is it one?" in report_on(labelled)["notes"]
+
+
 def test_many_rows_of_few_values_are_judged():
     report = report_on(normal(2, M)[torch.arange(5000) % 2])
     assert report["verdict"]["word"] == "collapsed"
@@ -506,6 +513,23 @@ def test_labels_are_numbers_or_lines(tmp_path):
     assert audit_files.read_labels(tmp_path / "y.npy", 3).tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize("header", ["image_id,a,b\n", "label,a,b\n", ""])
+@pytest.mark.parametrize("start", [0, 1, 512])  # a later shard goes on counting
+def test_a_column_that_counts_the_rows_is_left_out(tmp_path, header, start):
+    z = normal(20, 2).numpy()
+    lines = "".join(f"{start + k},{a:.17g},{b:.17g}\n" for k, (a, b) in enumerate(z.tolist()))
+    (tmp_path / "z.csv").write_text(header + lines)
+    found = audit_files.read(tmp_path / "z.csv")
+    assert torch.cat(list(found.chunks())).numpy() == pytest.approx(z, abs=0)
+    assert found.notes == ("the first column, which counts the rows, was taken for an index and left out",)
+
+
+def test_a_column_that_is_called_label_is_told_and_kept(tmp_path):
+    (tmp_path / "z.csv").write_text("a,Label,b\n1,0,2\n3,1,5\n5,0,7\n2,1,9\n")
+    found = audit_files.read(tmp_path / "z.csv")
+    assert (found.m, found.notes) == (3, ("column 2 is called 'Label': if it is no feature, leave it out",))
+
+
 @pytest.mark.parametrize("name", ["y.csv", "y.tsv"])
 def test_a_header_of_labels_is_skipped_and_a_label_too_many_is_not(name, tmp_path):
     path = tmp_path / name
@@ -613,7 +637,7 @@ REFUSED = {
     "a pickle": (lambda folder: torch.save(SimpleNamespace(), folder / "z.pt"), "z.pt", "more than tensors"),
     "no torch file": (lambda folder: (folder / "z.pt").write_text("hello"), "z.pt", "no file of torch.save"),
     "sparse": (lambda folder: torch.save(torch.eye(4).to_sparse(), folder / "z.pt"), "z.pt", "sparse"),
-    "no tensor": (lambda folder: torch.save({"a": 1}, folder / "z.pt"), "z.pt", "holds no array"),
+    "no tensor": (lambda folder: torch.save({"a": 1}, folder / "z.pt"), "z.pt", "a dict without a tensor"),
     "truncated": (truncated, "z.npy", "cannot read"),
     "not safetensors": (lambda f: (f / "z.safetensors").write_text("hello there"), "z.safetensors", "cannot read"),
     "no zip": (lambda folder: (folder / "z.npz").write_text("hello"), "z.npz", "not a zip file"),
@@ -690,6 +714,12 @@ def test_bad_companions(tmp_path, capsys):
     np.savez(tmp_path / "two.npz", a=np.load(tmp_path / "z.npy"), b=np.eye(3))
     for features, views in (("two.npz", "z.npy"), ("z.npy", "two.npz")):  # one of them needs the name
         assert start(tmp_path / features, "--views", tmp_path / views, "--key", "a") == 0
+    np.savez(tmp_path / "views.npz", a=np.load(tmp_path / "z.npy"), b=-np.load(tmp_path / "z.npy"))
+    two = (tmp_path / "views.npz", "--views", tmp_path / "views.npz", "--key", "a")
+    capsys.readouterr()
+    check_refused(start(*two, report=tmp_path / "report"), "choose another array of it", tmp_path, capsys)
+    assert start(*two, "--views-key", "b") == 0
+    assert re.search(r"alignment A +4\.0000", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

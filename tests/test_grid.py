@@ -34,6 +34,9 @@ stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 with open(os.environ["STARTED"], "a") as file:
     file.write(folder.name + "\\n")
+if os.environ.get("PREEMPTED") == folder.name and not (folder / "preempted").exists():
+    (folder / "preempted").touch()
+    sys.exit(75)
 if os.environ.get("CRASH") == folder.name and (os.environ.get("ALWAYS") or not (folder / "crashed").exists()):
     (folder / "crashed").touch()
     sys.exit(os.environ.get("WHY", "it crashed"))
@@ -127,6 +130,12 @@ def test_a_crash_is_tried_once_more_at_the_end(grid):
     done = grid("run", *DIGITS, "--methods", "byol", CRASH="byol-s12")
     assert done.returncode == 0, done.stderr
     assert grid.started() == ["byol-s12", "byol+w2-s12", "byol+lu-s12", "byol-s12"]
+
+
+def test_a_start_that_was_stopped_is_no_crash(grid):
+    done = grid("run", *DIGITS, "--methods", "byol", "--terms", "none", CRASH="byol-s12", PREEMPTED="byol-s12")
+    assert done.returncode == 0, done.stderr
+    assert grid.started() == 3 * ["byol-s12"]
 
 
 def test_a_cell_that_always_crashes_is_named_and_the_others_finish(grid):
@@ -381,6 +390,7 @@ def test_image_folders_stand_in_for_a_data_set(grid_module, tmp_path, monkeypatc
         ("run", "--width"),
         ("run", "--seeds", "12", "12"),
         ("run", "--terms", "w2", "--weights", "10", "1e1"),
+        ("run", "--terms", "w2", "--weights", "10", "--alpha-max", "1"),
         ("status", "--terms", "w2", "--alpha-min", "0"),
     ],
 )

@@ -228,6 +228,16 @@ def test_two_uses_in_one_graph_add_their_gradients():
     torch.testing.assert_close(z.grad, 2 * expected)
 
 
+@pytest.mark.parametrize("name", ["w2", "lu", "koleo", "tcr", "kl", "ssw"])
+def test_a_second_derivative_through_a_learned_weight_raises(name):
+    """It asks for the gradient of what came in, which is not differentiated either."""
+    z, weight = randn(40, 8).requires_grad_(), torch.tensor(0.7, requires_grad=True)
+    loss = weight * (MEASURES[name].function(z) + z.square().mean())
+    (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        torch.autograd.grad(gradient.norm(), weight)
+
+
 def test_a_second_derivative_raises():
     z = randn(9, 4).requires_grad_()
     value = lu_uniformity(z)

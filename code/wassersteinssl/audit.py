@@ -126,6 +126,10 @@ def audit(
     if views is not None:
         report["views"] = _views(z, pick(views.chunks(), rows.index), views.name, seed)
     report["notes"] += _cautions(report)
+    length = moments_of(rows.metric, normalize=False).second.diagonal()
+    if m > 2 and float(length.max()) > 0.5 * float(length.sum()):
+        share = percent(float(length.max() / length.sum()))
+        report["notes"].append(f"feature {int(length.argmax()) + 1} holds {share} of the squared length: is it one?")
     report["versions"] = {"wassersteinssl": __version__, "torch": torch.__version__, "numpy": np.__version__}
     return Audit(report, rows.norms.numpy(), nearest)
 
@@ -418,7 +422,7 @@ def _views(z: Tensor, other: Tensor, name: str, seed: int) -> dict[str, Any]:
     if not bool(good.all()):
         raise UserError(
             f"{int((~good).sum())} of {len(other)} sampled rows of {name} hold NaN, infinite, gigantic or vanishing "
-            "values"
+            "values; leave them out of both files"
         )
     other = other / torch.where(norms == 0, 1, norms).unsqueeze(1)  # as z is: not every measure scales rows itself
     functions = {key: record.function for key, record in MEASURES.items() if record.needs_views}

@@ -29,6 +29,8 @@ from wassersteinssl.settings import UserError
 CHUNK = 2**21  # numbers at once: 16 MiB in float64
 TEXT = "utf-8-sig"  # spreadsheets put a mark before the first number
 INDEX = ("", "Unnamed: 0")  # heads of the column that pandas writes unasked
+NO_FEATURES = ("label", "labels", "class", "target", "y", "id", "index", "image_id", "split", "epoch")
+COUNTED = 1000  # lines of a table that are looked at for an index
 CODE = "which could run code when read: save a plain array"
 
 
@@ -209,7 +211,10 @@ def _torch(path: Path, key: str | None, ndim: int) -> Stored:
     def tensors() -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         arrays = content if isinstance(content, dict) else {"the tensor": content}
-        return {str(name): value.detach() for name, value in arrays.items() if isinstance(value, Tensor)}
+        found = {str(name): value.detach() for name, value in arrays.items() if isinstance(value, Tensor)}
+        if not found:
+            raise ValueError(f"a {type(content).__name__} without a tensor at its top: save a tensor or a dict of some")
+        return found
 
     found = tensors()
     name, notes = _choose({name: value.ndim for name, value in found.items()}, key, ndim)
@@ -269,7 +274,8 @@ def _npz(path: Path, key: str | None, ndim: int) -> Stored:
 
 def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     """Numbers separated by comma, semicolon or tab, a row a line. A first line without a number is a header; and one
-    that counts 0, 1, 2, ... further than 0,1, which may be a code, or behind a name."""
+    that counts 0, 1, 2, ... further than 0,1, which may be a code, or behind a name. A first column without a name, or
+    that counts the rows, is an index."""
 
     def is_line(line: str) -> bool:  # a tab may separate what is missing
         return bool(line.strip(" \r\n"))
@@ -281,11 +287,15 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     numbered = len(names) > 2 and names == _count(len(names))  # as pandas names columns
     counted = len(names) > 1 and (names[0] in INDEX or len(names) > 3) and names[1:] == _count(len(names) - 1)
     header = numbered or counted or (any(names) and not any(map(_is_number, names)))
-    index = int(header and names[0] in INDEX)
 
     def lines() -> Iterator[str]:
         with path.open(encoding=TEXT) as file:
             yield from itertools.islice(filter(is_line, file), int(header), None)
+
+    firsts = [line.partition(delimiter)[0].strip() for line in itertools.islice(lines(), COUNTED)]
+    counting = len(firsts) > 3 and len(names) > 1 and firsts[0].isdecimal() and len(firsts[0]) < 19
+    counting = counting and firsts == [str(int(firsts[0]) + k) for k in range(len(firsts))]
+    index = int(counting or (header and names[0] in INDEX))
 
     def check(line: str) -> None:
         for column, cell in enumerate(line.rstrip("\n").split(delimiter), 1):
@@ -313,7 +323,13 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
                 raise
             yield rows
 
-    notes = ["the first column, which has no name, was taken for an index and left out"] if index else []
+    why = "counts the rows" if counting else "has no name"
+    notes = [f"the first column, which {why}, was taken for an index and left out"] if index else []
+    notes += [
+        f"column {k} is called {name!r}: if it is no feature, leave it out"
+        for k, name in enumerate(names, 1)
+        if header and k > index and name.casefold() in NO_FEATURES
+    ]
     if numbered:
         notes.append(f"the first line, 0 to {len(names) - 1}, was taken for a header")
     return Stored(shape, "float64", chunks, tuple(notes))

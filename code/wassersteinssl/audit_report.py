@@ -82,7 +82,7 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             (
                 "LiDAR",
                 f"{views['lidar']:.1f}",
-                f"directions that tell inputs apart; {views['unrelated']['lidar']:.1f} if views are unrelated",
+                f"directions, of {report['m']}, by how the inputs' own spread exceeds that of their views",
             )
         )
     return [(name, value, printable(meaning)) for name, value, meaning in found]

@@ -103,7 +103,6 @@ def tcr(z: Tensor | W2Metric, *, eps: float = 0.2, normalize: bool = True) -> Te
     Always finite for unit rows. Rows far longer than 1 (normalize=False) exceed float64 from lengths of about 1e6 on.
     `eps` is the square of theirs. Yu et al., Learning Diverse and Discriminative Representations via the Principle of
     Maximal Coding Rate Reduction, NeurIPS 2020.
-
     """
     x = moments_of(z, normalize)
     factor, infinite = cholesky(x.identity + x.m / eps * x.second)

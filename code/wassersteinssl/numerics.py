@@ -69,8 +69,8 @@ class _UnitRows(torch.autograd.Function):
         z, u, scale = ctx.saved_tensors
         with torch.no_grad():
             radial = (u * gradient).sum(dim=1, keepdim=True)
-            gradient = torch.addcmul(gradient, u, radial, value=-1).mul_(scale)
-        return FirstDerivative.apply(gradient, z), None
+            of_rows = torch.addcmul(gradient, u, radial, value=-1).mul_(scale)
+        return FirstDerivative.apply(of_rows, z, gradient), None
 
 
 def result_dtype(z: Tensor) -> torch.dtype:

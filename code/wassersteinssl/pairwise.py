@@ -193,7 +193,7 @@ class _LogMeanKernel(torch.autograd.Function):
                 for i in _rows(z):
                     u = _standard_rows(z, i, shift, scale, normalize=True)
                     out[i] = (out[i] - u * (out[i] * u).sum(dim=1, keepdim=True)) * scale[i]
-        return FirstDerivative.apply(out.to(z.dtype), z), None, None
+        return FirstDerivative.apply(out.to(z.dtype), z, gradient), None, None
 
 
 def _standardise(z: Tensor, normalize: bool, wide: torch.dtype) -> tuple[Tensor, Tensor]:

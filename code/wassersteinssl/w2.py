@@ -311,11 +311,11 @@ class _Distance(torch.autograd.Function):
 
 
 class FirstDerivative(torch.autograd.Function):
-    """`gradient`, which depends on z in a way that is not differentiated: asking for that raises. (PyTorch's
-    once_differentiable stays silent, and wrong, where the incoming gradient is a constant.)"""
+    """`gradient`, which depends on what follows it in a way that is not differentiated: asking for that raises.
+    (PyTorch's once_differentiable stays silent, and wrong, where the incoming gradient is a constant.)"""
 
     @staticmethod
-    def forward(ctx, gradient: Tensor, z: Tensor) -> Tensor:
+    def forward(ctx, gradient: Tensor, *dependencies: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
