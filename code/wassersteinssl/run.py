@@ -149,7 +149,9 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     if settings.stage == "evaluate" and not (folder.is_dir() and results.begun(folder)):
         raise UserError(f"{folder} holds no finished pre-training to evaluate")
     weight = None if term is None else (alpha[0], alpha[1])
-    return Job(method, images, settings, device, RunFolder(folder, name, settings, images.record(), weight))
+    augmentation = augment.FOR_DATASET.get(settings.dataset, augment.Augmentation())
+    files = RunFolder(folder, name, settings, images.record(), weight, augmentation)
+    return Job(method, images, augmentation, settings, device, files)
 
 
 @dataclasses.dataclass
@@ -159,14 +161,12 @@ class Job:
 
     method: Method
     images: data.ImageSet
+    augmentation: augment.Augmentation
     settings: Settings
     device: torch.device
     folder: RunFolder
     state: dict | None = None
     stop: Callable[[], bool] = lambda: False
-
-    def __post_init__(self) -> None:
-        self.augmentation = augment.FOR_DATASET.get(self.settings.dataset, augment.Augmentation())
 
     def restored(self) -> dict | None:
         """The last checkpoint."""

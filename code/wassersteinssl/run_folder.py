@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from wassersteinssl import __version__, checkpoint, distributed, evaluate, results
+from wassersteinssl.augment import Augmentation
 from wassersteinssl.files import write_atomically
 from wassersteinssl.settings import Settings, UserError, differences, home, other_images, tell
 from wassersteinssl.vision import torchvision
@@ -37,8 +38,9 @@ if hasattr(os, "register_at_fork"):  # a child that outlives its parent must not
 
 
 class RunFolder:
-    """The files of one run. Refuses a folder in which another configuration, with other `images` (ImageSet.record) or
-    another weight `alpha` of the term (at the start and the end), has begun, and a second writer."""
+    """The files of one run. Refuses a folder in which another configuration, with other `images` (ImageSet.record),
+    another weight `alpha` of the term (at the start and the end) or another augmentation, has begun, and a second
+    writer."""
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class RunFolder:
         settings: Settings,
         images: dict | None = None,
         alpha: tuple[float, float] | None = None,
+        augmentation: Augmentation | None = None,
     ):
         self.path, self.result = path, path / "result.json"
         self.saved = True  # whether the last checkpoint that was asked for is written
@@ -57,6 +60,7 @@ class RunFolder:
             "settings": dataclasses.asdict(settings),
             "images": images,
             "alpha": None if alpha is None else list(alpha),
+            "augmentation": None if augmentation is None else json.loads(json.dumps(dataclasses.asdict(augmentation))),
             "processes": distributed.size(),
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
             "versions": versions(),
@@ -116,6 +120,9 @@ class RunFolder:
         alpha, weight = before.get("alpha"), self.config["alpha"]  # older runs have not noted it
         if not differing and alpha is not None and alpha != weight:
             differing.append(f"weight of the term {alpha}, now {weight}")
+        noted, augmentation = before.get("augmentation"), self.config["augmentation"]
+        if not differing and noted is not None and augmentation is not None:
+            differing += (f"augmentation: {told}" for told in differences(noted, augmentation))
         if others:
             differing.append(f"other images ({', '.join(others)})")
         ours = old.keys() == new.keys()  # and nothing is lost with it: another beginning may take its place
