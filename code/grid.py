@@ -349,6 +349,9 @@ def status(grid: list[Cell], parallel: int = 1) -> str:
     for k, cell in enumerate(grid):
         result, done = cell.result(), len(results.log(cell.folder))
         note = f"acc1 {result['acc1']:.2f}  w2 {result['w2']:.3f}" if result else f"{done}/{cell.epochs} epochs"
+        found = result["config"]["settings"] if result else {}
+        if found.get("dataset") == "folder" and found["data_dir"] != cell.settings["data_dir"]:
+            note += f"  of the images in {found['data_dir']}"
         if other := cell.other():
             note = f"the folder holds a run of other settings: {other}"
         lines.append(f"{k:3}  {cell.state():8} {cell.name:40} {note}")

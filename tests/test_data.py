@@ -389,6 +389,13 @@ def test_a_set_too_large_for_memory_streams(tree, monkeypatch):
     assert load("folder", tree).train.images is not None
 
 
+def test_each_process_of_a_machine_keeps_its_own_images(monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: 4e9)
+    assert not machine.fills_memory(10**9)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert machine.fills_memory(10**9)
+
+
 def test_memory_is_measured():
     assert 1e6 < machine.memory() < 1e15
 

@@ -337,6 +337,16 @@ def test_nohup_is_respected_and_a_closed_terminal_is_else_a_signal_to_end(grid_m
             signal.signal(number, handler)
 
 
+def test_status_tells_of_what_other_folder_the_images_were(grid, tmp_path):
+    options = (*DIGITS, "--datasets", "cifar10", "--methods", "byol", "--terms", "none", "--folder")
+    assert grid("run", *options, f"cifar10={tmp_path / 'a'}").returncode == 0
+    path = grid.runs.parent / "cifar10" / "byol-s12" / "result.json"
+    settings = {"dataset": "folder", "data_dir": str(tmp_path / "a")}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": {"settings": settings}}))
+    assert "of the images" not in grid("status", *options, f"cifar10={tmp_path / 'a'}").stdout
+    assert f"of the images in {tmp_path / 'a'}\n" in grid("status", *options, f"cifar10={tmp_path / 'b'}").stdout
+
+
 def test_run_one_runs_the_cell_that_status_numbers(grid):
     listed = grid("status", *DIGITS).stdout.splitlines()
     assert listed[3].split()[:3] == ["3", "waiting", "digits/moco_v2+w2-s12"]

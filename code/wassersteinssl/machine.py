@@ -33,5 +33,6 @@ def memory() -> float:
 
 
 def fills_memory(size: int) -> bool:
-    """Whether `size` bytes are too many to be kept in memory: more than half of it."""
-    return size > memory() / 2
+    """Whether `size` bytes are too many to be kept in memory by each process that torchrun started here: more than
+    half of it."""
+    return size * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > memory() / 2
