@@ -338,6 +338,8 @@ def test_nohup_is_respected_and_a_closed_terminal_is_else_a_signal_to_end(grid_m
 
 
 def test_status_tells_of_what_other_folder_the_images_were(grid, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     options = (*DIGITS, "--datasets", "cifar10", "--methods", "byol", "--terms", "none", "--folder")
     assert grid("run", *options, f"cifar10={tmp_path / 'a'}").returncode == 0
     path = grid.runs.parent / "cifar10" / "byol-s12" / "result.json"
