@@ -391,6 +391,9 @@ def test_dead_and_repeated_features():
     z = normal(N, 8)
     z[:, 1], z[:, 3], z[:, 6], z[:, 7] = 2.5, z[:, 0], -3 * z[:, 2], 0
     found = report_on(z)["features"]
+    length = torch.nn.functional.normalize(z).square().mean(dim=0)
+    assert found.pop("largest") == length.argmax()
+    assert found.pop("largest_share") == pytest.approx(float(length.max() / length.sum()), rel=1e-9)
     assert found == {"dead": 2, "first_dead": [1, 7], "repeated": 2, "first_pairs": [[0, 3], [2, 6]]}
 
 

@@ -126,10 +126,6 @@ def audit(
     if views is not None:
         report["views"] = _views(z, pick(views.chunks(), rows.index), views.name, seed)
     report["notes"] += _cautions(report)
-    length = moments_of(rows.metric, normalize=False).second.diagonal()
-    if m > 2 and float(length.max()) > 0.5 * float(length.sum()):
-        share = percent(float(length.max() / length.sum()))
-        report["notes"].append(f"feature {int(length.argmax()) + 1} holds {share} of the squared length: is it one?")
     report["versions"] = {"wassersteinssl": __version__, "torch": torch.__version__, "numpy": np.__version__}
     return Audit(report, rows.norms.numpy(), nearest)
 
@@ -209,8 +205,9 @@ class _Pass:
         }  # fmt: skip
 
     def feature_statistics(self) -> dict[str, Any]:
-        """Features that are constant over all rows, and those that are a multiple of an earlier one in every row: with
-        the mean and without it, as features that hardly vary beside their mean all look alike."""
+        """Features that are constant over all rows, those that are a multiple of an earlier one in every row (with the
+        mean and without it, as features that hardly vary beside their mean all look alike), and the largest one with
+        its share of the squared length."""
         dead = self.low == self.high
         covariance = self.metric.covariance
         second = covariance + torch.outer(self.metric.mean, self.metric.mean)
@@ -221,7 +218,9 @@ class _Pass:
         copies = copies.tril(-1)
         repeated = copies.any(dim=1)
         pairs = [[int(copies[j].to(torch.uint8).argmax()), int(j)] for j in repeated.nonzero()[:NAMED]]
+        length = second.diagonal()
         return {
+            "largest": int(length.argmax()), "largest_share": float(length.max() / length.sum().clamp(min=1e-300)),
             "dead": int(dead.sum()), "first_dead": dead.nonzero().flatten()[:NAMED].tolist(),
             "repeated": int(repeated.sum()), "first_pairs": pairs,
         }  # fmt: skip
@@ -442,6 +441,9 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
         yield f"{rows['distinct']} distinct rows span at most as many of the {m} dimensions: read W2 beside its floor"
     if m < 32:
         yield "the floor is the law of many dimensions and overstates small ones: by 5 % at 8, 18 % at 2"
+    if m > 2 and report["features"]["largest_share"] > 0.5:
+        share = percent(report["features"]["largest_share"])
+        yield f"feature {report['features']['largest'] + 1} holds {share} of the squared length: is it one?"
     if rows["repeated"]:
         yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor is that of {rows['in_floor']} rows"
 
