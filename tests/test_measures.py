@@ -22,7 +22,7 @@ from wassersteinssl.moments import alpha_req, effective_rank, frobenius, kl, ran
 from wassersteinssl.pairwise import koleo, lu_calibrated, lu_theory, mst_length
 from wassersteinssl.pretrain import uniformity_term
 from wassersteinssl.settings import TERMS
-from wassersteinssl.sliced import sigreg, ssw
+from wassersteinssl.sliced import NewDirections, random_directions, sigreg, ssw
 from wassersteinssl.uniformity import MEASURES, of_moments
 from wassersteinssl.views import lidar
 from wassersteinssl.w2 import W2Metric
@@ -134,13 +134,13 @@ def mst_of(z):
 def ssw_of(z):
     import ot
 
-    planes = sliced._fixed(2, 256, z.shape[1], torch.device("cpu"), torch.float64).permute(2, 1, 0)  # (slices, m, 2)
+    planes = sliced._fixed(2, z.shape[1], 256, torch.device("cpu"), torch.float64).permute(2, 1, 0)  # (slices, m, 2)
     rows = unit(z).numpy()  # all that POT takes
     return ot.sliced_wasserstein_sphere_unif(rows, n_projections=256, projections=planes.numpy()) ** 2
 
 
 def sigreg_of(z):
-    (lines,) = sliced._fixed(1, 256, z.shape[1], torch.device("cpu"), torch.float64)
+    (lines,) = sliced._fixed(1, z.shape[1], 256, torch.device("cpu"), torch.float64)
     x = math.sqrt(z.shape[1]) * (z @ lines).numpy()  # (n, slices)
     t = np.linspace(-3, 3, 33)
     apart = np.abs(np.exp(1j * x[..., None] * t).mean(axis=0) - np.exp(-(t**2) / 2)) ** 2
@@ -339,13 +339,38 @@ def test_barlow_s_measure_is_the_method_s_loss():
 def test_directions_come_from_the_generator():
     z = randn(30, 5)
     for measure in (ssw, sigreg):
-        draws = [measure(z, generator=torch.Generator().manual_seed(seed)).item() for seed in (3, 3, 4)]
+        count = 1 + (measure is ssw)
+        draws = [measure(z, directions=random_directions(count, 5, generator=seeded(k))).item() for k in (3, 3, 4)]
         assert draws[0] == draws[1] != draws[2]
         assert measure(z).item() == measure(z).item()
-        directions = sliced._directions(2, 300, z, torch.Generator().manual_seed(3))
-        gram = torch.einsum("ams,bms->sab", directions, directions)
-        torch.testing.assert_close(gram, torch.eye(2, dtype=z.dtype).expand(300, 2, 2))
-        assert directions.mean(dim=2).abs().max() < 0.15  # uniform: no side is preferred
+        assert measure(z).item() == measure(z, directions=random_directions(count, 5, generator=seeded(0))).item()
+        for wrong in ((3 - count, 5, 9), (count, 4, 9), (count, 5, 0), (count, 5)):
+            with pytest.raises(ValueError, match=f"shape .{count}, 5, slices"):
+                measure(z, directions=torch.ones(wrong))
+        with pytest.raises(ValueError, match="at least 1"):
+            measure(z, slices=0)
+    directions = random_directions(2, 5, 300, generator=seeded(3))
+    gram = torch.einsum("ams,bms->sab", directions, directions)
+    torch.testing.assert_close(gram, torch.eye(2, dtype=z.dtype).expand(300, 2, 2))
+    assert directions.mean(dim=2).abs().max() < 0.15  # uniform: no side is preferred
+    with pytest.raises(ValueError, match="has no 2 orthonormal"):
+        random_directions(2, 1, generator=seeded(0))
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_directions_of_a_term_are_replaced_where_they_lie():
+    z = randn(30, 5)
+    term = NewDirections(ssw, 2, 5, z.device)
+    place, values = term.directions.data_ptr(), []
+    for k in (3, 4):
+        term.draw(seeded(k))
+        values.append(term(z).item())
+        assert values[-1] == ssw(z, directions=random_directions(2, 5, generator=seeded(k))).item()
+    assert values[0] != values[1]
+    assert term.directions.data_ptr() == place
 
 
 def test_a_value_without_a_gradient_leaves_fixed_directions_that_can_have_one():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from PIL import Image
 
 from wassersteinssl import checkpoint, device, evaluate, pretrain, run, run_folder
 from wassersteinssl.settings import UserError, parse
+from wassersteinssl.sliced import NewDirections
 from wassersteinssl.uniformity import MEASURES
 
 DESIGNED = (
@@ -174,6 +176,33 @@ def test_stopped_at_any_step_a_run_continues_bitwise(module, finished, tmp_path,
     assert not (tmp_path / "run" / "result.json").exists()
     assert execute(module, tmp_path / "run", "--uniformity", "w2")
     assert_bitwise_equal(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("term", ["ssw", "sigreg"])
+def test_a_term_on_random_directions_has_new_ones_in_each_step_and_continues_bitwise(
+    term, module, tmp_path, monkeypatch
+):
+    seen, call = [], NewDirections.__call__
+
+    def spied(self, z):
+        seen.append(self.directions.clone())
+        return call(self, z)
+
+    monkeypatch.setattr(NewDirections, "__call__", spied)
+    options = ("--uniformity", term, "--alpha-max", 1)
+    assert execute(module, tmp_path / "whole", *options)
+    of_whole = seen.copy()
+    assert len(of_whole) == 9  # 3 an epoch
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(of_whole, 2))
+    seen.clear()
+    asked = iter(range(10**6))
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Signals, "stop", lambda self: next(asked) >= 3)  # in the second epoch
+        assert not execute(module, tmp_path / "run", *options)
+    assert len(seen) < len(of_whole)
+    assert execute(module, tmp_path / "run", *options)
+    assert all(torch.equal(a, b) for a, b in zip(of_whole, seen, strict=True))
+    assert_bitwise_equal(tmp_path / "whole", tmp_path / "run")
 
 
 def test_the_time_left_is_of_the_images_left_at_the_pace_measured(module, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from wassersteinssl.device import fits, peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
 from wassersteinssl.settings import TERMS, Settings, UserError, tell
+from wassersteinssl.sliced import NewDirections
 from wassersteinssl.step import NAMES, TrainingStep
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import w2_uniformity
@@ -39,7 +40,7 @@ def pretrain(
 ) -> float | None:
     """Train for settings.epochs; the seconds it took, over all continuations, or None if `stop()` asked for an end.
 
-    `state` continues a run, bitwise on a CPU: order and augmentation are functions of (seed, epoch, step). `save(step,
+    `state` continues a run, bitwise on a CPU: all that is random is a function of (seed, epoch, step). `save(step,
     state)` is called as often as the settings say and before an end, `log(line)` with the means of every epoch.
     With several processes each calls this with the same arguments; `save`, `log` and `monitor` are of the first alone.
     """
@@ -53,6 +54,8 @@ def pretrain(
     )
     total, warmup_steps = settings.epochs * steps, round(settings.warmup * steps)
     term, alpha_max, alpha_min = uniformity_term(method, settings)
+    if term is not None and (directions := MEASURES[settings.uniformity].directions):
+        term = NewDirections(term, directions, settings.dim, device)
     train = TrainingStep(method, optimizer, term, data, augmentation, settings, device)
     done, seconds, collapsed = 0, 0.0, 0  # steps and time so far; epochs in a row with a collapsed last batch
     earlier = 0.0  # seconds that the epoch had taken when it was interrupted
@@ -88,6 +91,8 @@ def pretrain(
                     augment.draw(augmentation, batch_size, split.size, augment.generator(seed, epoch, step, view))
                     for view in "ab"
                 ]
+                if isinstance(term, NewDirections):
+                    term.draw(augment.generator(seed, epoch, step, "directions"))
                 train(images, [view.share(distributed.rank(), distributed.size()) for view in views])
                 done += 1
                 method.after_step(done / total)

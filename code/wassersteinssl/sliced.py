@@ -3,25 +3,27 @@
 z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. The values
 are differentiable, once.
 
-A value belongs to its directions. Without a `generator` they are the same at every call, those of seed 0: so a training
-step is a pure function of its rows and a continued run is bitwise the uninterrupted one; what is not uniform between
-these directions goes unseen. A generator draws new ones at each call.
+A value belongs to its directions. Without `directions` they are those of seed 0 at every call: values can be compared,
+but what is not uniform between these directions goes unseen, and a network trained on them would learn that. A loss
+needs new ones in each step: `random_directions` draws them, and `NewDirections` keeps them for a recorded step.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from wassersteinssl.numerics import result_dtype, wide_rows
+from wassersteinssl.w2 import wide_dtype
 
 CHUNK = 2**22  # projected numbers at once: 32 MiB in float64
 
 
-def ssw(z: Tensor, *, slices: int = 256, generator: torch.Generator | None = None, normalize: bool = True) -> Tensor:
+def ssw(z: Tensor, *, slices: int = 256, directions: Tensor | None = None, normalize: bool = True) -> Tensor:
     """SSW_2^2, the squared spherical sliced Wasserstein distance to the uniform sphere; lower is more uniform.
 
     Mean over random great circles of W_2^2 between the rows' angles on it and the uniform circle, both measured in
@@ -29,15 +31,16 @@ def ssw(z: Tensor, *, slices: int = 256, generator: torch.Generator | None = Non
 
         W_2^2 = mean_i x_i^2 - (mean_i x_i)^2 + mean_i x_(i) (n + 1 - 2i) / n + 1/12.
 
-    1/12 when all rows are equal. Only directions count: `normalize` changes nothing. A row without a projection has
-    angle 0 and no gradient. ValueError for m = 1, where there is no circle.
+    1/12 when all rows are equal. Only the rows' directions count: `normalize` changes nothing. A row without a
+    projection has angle 0 and no gradient. `directions` (2, m, slices): an orthonormal pair a circle. ValueError for
+    m = 1, where there is no circle.
     Bonet et al., Spherical Sliced-Wasserstein, ICLR 2023.
     """
     rows = wide_rows(z, normalize)
     if z.shape[1] < 2:
         raise ValueError(f"a great circle needs m >= 2 features, got shape {tuple(z.shape)}")
     n = len(rows)
-    first, second = _directions(2, slices, rows, generator)  # (m, slices) each
+    first, second = directions = _directions(2, slices, rows, directions)  # (m, slices) each
     place = torch.arange(n - 1, -n, -2, dtype=rows.dtype, device=rows.device).unsqueeze(1) / n  # (n + 1 - 2i) / n
     total = torch.zeros((), dtype=rows.dtype, device=rows.device)
     with torch.autocast(z.device.type, enabled=False):
@@ -48,7 +51,7 @@ def ssw(z: Tensor, *, slices: int = 256, generator: torch.Generator | None = Non
             x = torch.where(nowhere, 0, x).sort(dim=0).values
             mean = x.mean(dim=0)
             total = total + ((x - mean).square().mean(dim=0) + (x * place).mean(dim=0)).sum()
-    return (total / slices + 1 / 12).to(result_dtype(z))
+    return (total / directions.shape[2] + 1 / 12).to(result_dtype(z))
 
 
 def sigreg(
@@ -56,7 +59,7 @@ def sigreg(
     *,
     slices: int = 256,
     knots: int = 17,
-    generator: torch.Generator | None = None,
+    directions: Tensor | None = None,
     per_row: bool = False,
     normalize: bool = True,
 ) -> Tensor:
@@ -64,7 +67,8 @@ def sigreg(
     empirical characteristic function of a^T sqrt(m) z_i; lower is more uniform. `per_row`: without the factor n.
 
     By the trapezoidal rule on `knots` points of [0, 3], doubled, as its authors do. For n rows of N(0, I/m) 1.0524 on
-    average; about 1.05 n when all rows are equal to one unit vector, 0.40205 n when all are 0.
+    average; about 1.05 n when all rows are equal to one unit vector, 0.40205 n when all are 0. `directions`
+    (1, m, slices): the unit vectors a.
     Balestriero & LeCun, LeJEPA, arXiv 2511.08544.
     """
     if knots < 2:
@@ -75,13 +79,45 @@ def sigreg(
     normal = torch.exp(-t.square() / 2)
     weight = torch.full_like(t, 2 * 3 / (knots - 1))
     weight[:: knots - 1] *= 0.5  # in place: assigning a number to an element would wait for the device
+    directions = _directions(1, slices, rows, directions)
     total = torch.zeros((), dtype=rows.dtype, device=rows.device)
     with torch.autocast(z.device.type, enabled=False):
-        for a in _parts(_directions(1, slices, rows, generator)[0], n * knots):
+        for a in _parts(directions[0], n * knots):
             x = (rows @ a).unsqueeze(-1) * t  # (n, part, knots)
             apart = (x.cos().mean(dim=0) - normal).square() + x.sin().mean(dim=0).square()
             total = total + (apart * (normal * weight)).sum()
-    return (total * ((1 if per_row else n) / slices)).to(result_dtype(z))
+    return (total * ((1 if per_row else n) / directions.shape[2])).to(result_dtype(z))
+
+
+def random_directions(
+    count: int, m: int, slices: int = 256, *, generator: torch.Generator, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """(count, m, slices): for each slice `count` orthonormal directions of R^m, uniformly distributed, on the
+    generator's device. SSW takes 2, SIGReg 1. ValueError for less than one slice or more directions than m."""
+    if slices < 1:
+        raise ValueError(f"a mean over slices needs at least 1, not {slices}")
+    if count > m:
+        raise ValueError(f"R^{m} has no {count} orthonormal directions")
+    normal = torch.randn(slices, m, count, generator=generator, dtype=dtype, device=generator.device)
+    q, r = torch.linalg.qr(normal)
+    q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # LAPACK's own choice of the signs is not uniform
+    return q.permute(2, 1, 0).contiguous()
+
+
+class NewDirections:
+    """`measure` as a term for training, on directions that `draw` replaces where they lie: a recorded step sees it."""
+
+    def __init__(self, measure: Callable[..., Tensor], count: int, m: int, device: torch.device, slices: int = 256):
+        self.measure = measure
+        self.directions = torch.zeros(count, m, slices, dtype=wide_dtype(device), device=device)
+
+    def draw(self, generator: torch.Generator) -> None:
+        """New ones from a generator of the CPU, without waiting for the device."""
+        new = random_directions(*self.directions.shape, generator=generator, dtype=self.directions.dtype)
+        self.directions.copy_(new.pin_memory() if self.directions.is_cuda else new, non_blocking=True)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.measure(z, directions=self.directions)
 
 
 def _parts(directions: Tensor, numbers: int) -> tuple[Tensor, ...]:
@@ -89,23 +125,17 @@ def _parts(directions: Tensor, numbers: int) -> tuple[Tensor, ...]:
     return directions.split(max(1, CHUNK // numbers), dim=1)
 
 
-def _directions(count: int, slices: int, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(count, m, slices): for each slice `count` orthonormal directions, uniformly distributed. ValueError for none."""
-    if slices < 1:
-        raise ValueError(f"a mean over slices needs at least 1, not {slices}")
-    if generator is None:
-        return _fixed(count, slices, rows.shape[1], rows.device, rows.dtype)
-    return _draw(count, slices, rows.shape[1], rows.dtype, generator).to(rows.device)
+def _directions(count: int, slices: int, rows: Tensor, given: Tensor | None) -> Tensor:
+    """(count, m, slices): those given, or those of seed 0. ValueError for another shape."""
+    m = rows.shape[1]
+    if given is None:
+        return _fixed(count, m, slices, rows.device, rows.dtype)
+    if given.ndim != 3 or given.shape[:2] != (count, m) or not given.shape[2]:
+        raise ValueError(f"directions of shape ({count}, {m}, slices) wanted, got {tuple(given.shape)}")
+    return given.to(rows)
 
 
 @functools.lru_cache(maxsize=16)
-def _fixed(count: int, slices: int, m: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _fixed(count: int, m: int, slices: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # a later call may want a gradient
-        return _draw(count, slices, m, dtype, torch.Generator().manual_seed(0)).to(device)
-
-
-def _draw(count: int, slices: int, m: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    normal = torch.randn(slices, m, count, generator=generator, dtype=dtype, device=generator.device)
-    q, r = torch.linalg.qr(normal)
-    q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # LAPACK's own choice of the signs is not uniform
-    return q.permute(2, 1, 0).contiguous()
+        return random_directions(count, m, slices, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)

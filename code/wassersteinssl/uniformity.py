@@ -50,6 +50,7 @@ class Measure:
     loss: bool = False  # usable as `--uniformity NAME`
     needs_views: bool = False
     of_moments: bool = False  # two moments determine it: see the function of that name
+    directions: int = 0  # how many a slice: as a loss it is given new ones in each step
 
 
 _moments = partial(Measure, of_moments=True)
@@ -66,9 +67,10 @@ MEASURES: dict[str, Measure] = {
     "mst": Measure("MST length", mst_length, "low",
         "-(1/n) length of the minimum spanning tree", "Mordacq et al., T-REGS, 2025", loss=True),
     "ssw": Measure("SSW", ssw, "low",
-        "mean over great circles of W2^2(angles, uniform)", "Bonet et al., ICLR 2023", loss=True),
+        "mean over great circles of W2^2(angles, uniform)", "Bonet et al., ICLR 2023", loss=True, directions=2),
     "sigreg": Measure("SIGReg", sigreg, "low",
-        "n mean_a int |ECF(a^T z) - e^(-t^2/2)|^2 e^(-t^2/2) dt", "Balestriero & LeCun, LeJEPA, 2025", loss=True),
+        "n mean_a int |ECF(a^T z) - e^(-t^2/2)|^2 e^(-t^2/2) dt", "Balestriero & LeCun, LeJEPA, 2025", loss=True,
+        directions=1),
     "frobenius": _moments("Frobenius", frobenius, "low",
         "||m S - I||^2 / m + ||mu||^2", "distance of moments", loss=True),
     "vicreg": _moments("VICReg terms", vicreg, "low",
