@@ -20,7 +20,7 @@ from PIL import Image
 from test_grid import grid_module, stand_in  # noqa: F401
 
 from wassersteinssl import audit_files, checkpoint, data, results, run, run_folder, table2, table2_figures
-from wassersteinssl.settings import Settings, UserError, parse
+from wassersteinssl.settings import Settings, UserError, parse, tell
 
 fuzz = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -272,6 +272,22 @@ sys.exit(in_a_line(program))
             assert done.returncode == 2
             assert (done.stderr or "\n").count("\n") == 1
     os.close(writer)
+
+
+def test_a_line_is_told_in_one_piece():
+    """Other processes of a run write to the same pipe: between the pieces of a line there may be one of theirs."""
+    pieces = []
+
+    class Pipe(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, piece):
+            pieces.append(bytes(piece))
+            return len(piece)
+
+    tell("stopped", io.TextIOWrapper(Pipe(), write_through=True))  # as standard error is
+    assert pieces == [b"stopped\n"]
 
 
 @pytest.mark.parametrize(

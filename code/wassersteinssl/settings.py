@@ -37,10 +37,12 @@ class UserError(Exception):
 
 
 def tell(text: str, stream: TextIO | None = None) -> None:
-    """Print a line. A reader that has gone, of a pipe or a terminal, costs the line and not the program."""
+    """Print a line, in one piece: other processes may write to the same pipe or terminal. A reader that has gone costs
+    the line and not the program."""
     stream = stream or sys.stdout
     try:
-        print(text, file=stream, flush=True)
+        stream.write(f"{text}\n")  # print would write the end of the line by itself
+        stream.flush()
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
