@@ -231,6 +231,26 @@ def test_a_long_linear_evaluation_tells_how_far_it_is(module, tmp_path, monkeypa
     assert float(found[-1][2]) == 0
 
 
+def test_a_long_epoch_tells_how_far_it_is(module, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrain, "TELL_SECONDS", 0.0)
+    assert execute(module, tmp_path)
+    line = r"epoch (\d), (\d) of 3 steps  left of pre-training ([\d.]+) min"
+    found = re.findall(line, capsys.readouterr().out)
+    assert [(int(epoch), int(step)) for epoch, step, _ in found] == [(e, s) for e in range(3) for s in (1, 2, 3)]
+    assert float(found[-1][2]) == 0
+
+
+def test_a_result_names_every_device_that_pretraining_had(module, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Signals, "stop", lambda self: True)
+        patch.setattr(run, "hardware", lambda _: "another")
+        assert not execute(module, tmp_path)
+    assert execute(module, tmp_path)
+    here = device.hardware(torch.device("cpu"))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["device"], result["evaluate_device"]) == (f"another and {here}", here)
+
+
 def test_a_result_names_the_device_of_each_stage(module, tmp_path, monkeypatch):
     execute(module, tmp_path, "--stage", "pretrain")
     monkeypatch.setattr(run, "hardware", lambda _: "another")

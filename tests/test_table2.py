@@ -34,7 +34,7 @@ def make(tmp_path):
             **{"images_per_second": 1.0, "device": "a test", "complete": True, "config": {"settings": settings}},
             **numbers,
         }
-        result["config"]["images"] = result.pop("images", None)
+        result["config"] |= {key: result.pop(key, None) for key in ("images", "augmentation")}
         (path / "config.json").write_text(json.dumps({"settings": settings}))
         (path / "metrics.jsonl").write_text("{}\n{}\n")
         (path / "result.json").write_text(json.dumps(result) if spoil is None else spoil(result))
@@ -119,11 +119,21 @@ def test_different_images_never_share_a_row(make, tmp_path):
         ("folder (labels 0b)", "none"): (1, 60.0),
         ("folder (labels 0b)", "w2"): (1, 61.0),
         ("folder (labels 0c)", "none"): (1, 60.0),
-        ("folder (images not recorded)", "none"): (2, 50.0),
+        ("folder (not recorded)", "none"): (2, 50.0),
     }
     text = table2.markdown(table)
     assert "**folder (labels 0b)**" in text
     assert "61.00 (+1.00)" in text
+
+
+def test_different_augmentations_never_share_a_row(make, tmp_path):
+    make("old", seed=1, images=IMAGES, acc1=50.0)  # has noted none: perhaps the same
+    for k, flip in enumerate((0.5, 0.0)):
+        make(f"flip{k}", seed=2 + k, images=IMAGES, augmentation={"flip": flip, "blur": 0.5}, acc1=60.0 + k)
+    (table,), _ = table2.collect([tmp_path])
+    found = {row.dataset: [run["seed"] for run in row.runs] for row in table.rows}
+    names = {"cifar10 (flip 0.5)": [2], "cifar10 (flip 0.0)": [3], "cifar10 (not recorded)": [1]}
+    assert found == names
 
 
 def test_another_weight_of_the_term_is_another_row(make, tmp_path):

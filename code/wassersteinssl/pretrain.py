@@ -23,6 +23,7 @@ from wassersteinssl.w2 import w2_uniformity
 
 FULL_RANK = ("kl", "reverse_kl", "jeffreys", "bhattacharyya")  # terms with a determinant or an inverse
 COLLAPSED = 0.99 * math.sqrt(2)  # the W2 of a batch from which on its rows are nearly equal
+TELL_SECONDS = 300.0  # between the lines that tell how far an epoch is, where no bar does
 
 
 def pretrain(
@@ -77,7 +78,8 @@ def pretrain(
                 save(done, {"method": method.state_dict(), **train.state_dict(), **own})
 
     method.train()
-    start = time.perf_counter()
+    resumed = done
+    start = told = time.perf_counter()
     with _bar(total * batch_size, done * batch_size, first_process) as bar:
         for epoch in range(done // steps, settings.epochs):
             began, begun = time.perf_counter(), done % steps
@@ -99,6 +101,9 @@ def pretrain(
                 bar.update(batch_size)
                 if device.type == "cpu" and not bar.disable:  # elsewhere once an epoch: reading the loss would stall
                     bar.set_postfix(_shown(epoch, train.sums / (step + 1), term, collapsed), refresh=False)
+                if bar.disable and first_process and (now := time.perf_counter()) - told >= TELL_SECONDS:
+                    told, left = now, (now - start) / (done - resumed) * (total - done)
+                    tell(f"epoch {epoch}, {step + 1} of {steps} steps  left of pre-training {left / 60:.1f} min")
                 stopping = stop()
                 # Each process has a clock of its own; the first one writes, and is the first to tell of bad numbers.
                 if done % steps and (stopping or (first_process and pace.overdue())):
@@ -120,6 +125,7 @@ def pretrain(
                 if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
                     line |= _timed(monitor)
                 bar.set_postfix(_shown(epoch, means, term, collapsed))
+                told = time.perf_counter()
                 _tell_epoch(bar, line, minutes_left=(total - done) * batch_size / line["images_per_second"] / 60)
                 log(line)
             train.sums.zero_()

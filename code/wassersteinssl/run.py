@@ -185,10 +185,12 @@ class Job:
             return True
         if distributed.first():
             self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
+        earlier = (self.state or {}).get("devices", [])
+        devices = list(dict.fromkeys([*earlier, hardware(self.device)]))  # on which it has run
         seconds = pretrain(
             self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
-            save=self.folder.save, log=self.folder.log, monitor=lambda: self.measure(MONITOR_IMAGES, MONITOR_PAIRS)[0],
-            stop=self.stop,
+            save=lambda step, state: self.folder.save(step, state | {"devices": devices}), log=self.folder.log,
+            monitor=lambda: self.measure(MONITOR_IMAGES, MONITOR_PAIRS)[0], stop=self.stop,
         )  # fmt: skip
         if seconds is None:
             return False
@@ -201,7 +203,7 @@ class Job:
             "probe": None,
             "pretrain_seconds": seconds,
             "evaluate_seconds": 0.0,
-            "device": hardware(self.device),
+            "device": " and ".join(devices),
         }
         self.folder.save(self.settings.epochs * self.steps() + 1, self.state)
         return True

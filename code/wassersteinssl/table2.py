@@ -162,13 +162,14 @@ def _setting(result: dict) -> dict:
 
 
 def _images(result: dict) -> dict:
-    """ImageSet.record; empty of older runs."""
-    record = result["config"].get("images")
-    return record if isinstance(record, dict) else {}
+    """ImageSet.record and the augmentation: what was trained on. Older runs have noted less or nothing."""
+    noted = (result["config"].get(key) for key in ("images", "augmentation"))
+    return {key: value for record in noted if isinstance(record, dict) for key, value in record.items()}
 
 
 def _name_images(runs: list[dict]) -> None:
-    """Other images are another data set: in what those of one name differ becomes part of the name."""
+    """Other images, or otherwise augmented, are another data set: in what those of one name differ becomes part of the
+    name."""
     named: dict[str, list[dict]] = {}
     for run in runs:
         named.setdefault(json.dumps([_setting(run), run["dataset"]]), []).append(run)
@@ -187,7 +188,7 @@ def _name_images(runs: list[dict]) -> None:
         keys = [key for key, found in values.items() if len(set(found)) > 1]
         keys = next(([key] for key in keys if len(set(values[key])) == len(values[key])), keys)  # one is enough
         for record, members in zip(records, sets, strict=True):
-            told = ", ".join(f"{key} {record[key]}" for key in keys if key in record) or "images not recorded"
+            told = ", ".join(f"{key} {record[key]}" for key in keys if key in record) or "not recorded"
             for run in members:
                 run["dataset"] += f" ({told})"
 
