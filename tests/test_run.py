@@ -266,6 +266,8 @@ def test_pretraining_and_evaluating_apart_is_the_same(module, finished, tmp_path
     for stage in ("pretrain", "evaluate"):
         execute(module, tmp_path / "run", "--uniformity", "w2", "--stage", stage)
     assert_bitwise_equal(finished, tmp_path / "run")
+    with pytest.raises(UserError, match=r"linear_epochs 2, now 3$"):  # another folder would not help
+        execute(module, tmp_path / "run", "--uniformity", "w2", "--stage", "evaluate", "--linear-epochs", 3)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -127,11 +127,12 @@ class RunFolder:
             differing.append(f"other images ({', '.join(others)})")
         ours = old.keys() == new.keys()  # and nothing is lost with it: another beginning may take its place
         if differing and (results.begun(self.path) or not ours):
-            named = others and new["dataset"] == "folder" and not new["run_dir"]  # the folder bears the images' name
-            raise UserError(
-                f"{self.path} belongs to another configuration: {'; '.join(differing)}; choose another --run-dir"
-                + (" or --dataset-name" if named else "")
-            )
+            advice = "; choose another --run-dir"
+            if others and new["dataset"] == "folder" and not new["run_dir"]:  # the folder bears the images' name
+                advice += " or --dataset-name"
+            if new["stage"] == "evaluate":  # elsewhere there is nothing to evaluate
+                advice = ""
+            raise UserError(f"{self.path} belongs to another configuration: {'; '.join(differing)}{advice}")
         return not differing
 
     def _lock(self) -> None:
