@@ -19,11 +19,11 @@ Exit status: 0 the audit is done, whatever it says; 2 a mistake in the command o
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
+from wassersteinssl.files import check_writable
 from wassersteinssl.settings import DATASETS, Parser, UserError, home, in_a_line, pair_size, seed
 
 
@@ -71,7 +71,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    check_writable(options.report)
+    if options.report is not None:
+        check_writable(options.report)
     from wassersteinssl import audit, audit_encoders, audit_files, audit_report  # torch and matplotlib take seconds
 
     if options.encoder is not None:
@@ -104,17 +105,6 @@ def run(options: argparse.Namespace) -> int:
     if written:
         print("wrote " + ", ".join(map(str, written)))
     return 0
-
-
-def check_writable(folder: Path | None) -> None:
-    """UserError now, not after minutes of reading, if no file can be written into `folder`; nothing stays there."""
-    if folder is None:
-        return
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=existing).close()  # permissions do not tell of a file system like /proc
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {existing}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
+
+from wassersteinssl.settings import UserError
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -29,6 +32,17 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """UserError now, not after minutes of work, if no file can be written into `folder`, be it still to be made;
+    nothing stays there."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()  # permissions do not tell of a file system like /proc
+    except OSError as error:
+        where = folder if existing == folder.absolute() else f"{folder}: {existing}"
+        raise UserError(f"cannot write into {where}: {error.strerror}") from None
 
 
 def sweep(folder: Path) -> None:

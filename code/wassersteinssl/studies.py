@@ -10,7 +10,6 @@ import io
 import json
 import platform
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from wassersteinssl import __version__
 from wassersteinssl.device import find_device, out_of_memory
-from wassersteinssl.files import write_atomically
+from wassersteinssl.files import check_writable, write_atomically
 from wassersteinssl.pairwise import lu_theory, lu_uniformity
 from wassersteinssl.settings import UserError, in_a_line
 from wassersteinssl.w2 import W2Metric, w2_floor
@@ -43,7 +42,8 @@ def main(study: Callable[[argparse.Namespace], Path], options: argparse.Namespac
 
 def _run(study: Callable[[argparse.Namespace], Path], options: argparse.Namespace) -> int:
     options.device = str(find_device(options.device))
-    _check_writable(options.out)
+    check_writable(options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
     try:
         print(f"wrote {study(options)}")
     except (MemoryError, RuntimeError) as error:
@@ -51,15 +51,6 @@ def _run(study: Callable[[argparse.Namespace], Path], options: argparse.Namespac
             raise
         raise UserError(f"--samples {options.samples} do not fit into the memory of {options.device}") from None
     return 0
-
-
-def _check_writable(folder: Path) -> None:
-    """UserError now, not after minutes of work, if no file can be written into `folder`, which is made if need be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}") from None
 
 
 def progress(items: Iterable, description: str) -> Iterator:
