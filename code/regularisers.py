@@ -66,15 +66,12 @@ class Pair:
         return self.grid("final", self.options.preset, weights) if weights else status
 
     def grid(self, stage: str, preset: str, weights: Sequence[float]) -> int:
-        command = [sys.executable, str(CODE / "grid.py"), "run", "--preset", preset, "--terms", self.term]
-        command += [*BASES[self.base][:2], *(["--weights", *map(str, weights)] if weights else [])]
-        command += ["--runs", str(self.options.runs / stage)]
+        arguments = self.arguments(stage, preset, weights)
         if self.end is not None:
             if (left := self.end - time.monotonic()) <= grid.WORTHWHILE:
                 return STOPPED
-            command += ["--time-budget", str(left / 60)]
-        command += [*BASES[self.base][2:], *self.rest]
-        status, told = self.grids.run(command)
+            arguments += ["--time-budget", str(left / 60)]
+        status, told = self.grids.run([sys.executable, str(CODE / "grid.py"), *arguments])
         if not sys.stderr.isatty() and status in (0, STOPPED):  # where no bar is shown
             tell(f"{self.base} + {self.term}, {stage}: {told}")
         if status == 2:  # grid.py has told the mistake; every other one would repeat it
@@ -83,20 +80,22 @@ class Pair:
             print(f"{self.base} + {self.term}, {stage}: {told or f'ended with status {status}'}", flush=True)
         return status
 
+    def arguments(self, stage: str, preset: str, weights: Sequence[float]) -> list[str]:
+        """Of its grid."""
+        arguments = ["run", "--preset", preset, "--terms", self.term, *BASES[self.base][:2]]
+        arguments += ["--weights", *map(str, weights)] if weights else []
+        return [*arguments, "--runs", str(self.options.runs / stage), *BASES[self.base][2:], *self.rest]
+
     def best(self) -> list[float]:
         """The weight with the best kNN accuracy, over the data sets and seeds of the search; none if no run is done.
 
         A weight with fewer finished runs comes last: it may have diverged on the harder data set, which lifts its mean.
         """
-        from wassersteinssl import table2
-
-        method = {"mse": "AlignUniform", "byol": "BYOL"}[self.base]
         found: dict[float, list[float]] = {}
-        for table in table2.collect([self.options.runs / "search"])[0]:
-            for run in (run for row in table.rows for run in row.runs):
-                chosen = run["config"]["settings"]
-                if (run["method"], run["uniformity"]) == (method, self.term):
-                    found.setdefault(chosen["alpha_max"], []).append(run["knn1"])
+        searched = self.arguments("search", self.options.search, WEIGHTS[self.term])
+        for cell in grid.cells(*grid.parse(searched)):
+            if (result := cell.result()) is not None:
+                found.setdefault(cell.settings["alpha_max"], []).append(result["knn1"])
         return sorted(found, key=lambda weight: (-len(found[weight]), -sum(found[weight])))[:1]
 
 

@@ -15,7 +15,9 @@ from scipy.ndimage import gaussian_filter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wassersteinssl import augment
-from wassersteinssl.augment import CROP_AND_FLIP, Augmentation, Parameters, apply, draw, generator, normalize
+from wassersteinssl.augment import Parameters, apply, draw, generator, normalize
+from wassersteinssl.augmentation import CROP_AND_FLIP, FOR_DATASET, Augmentation, crop_only
+from wassersteinssl.device import move_into, moved
 from wassersteinssl.vision import torchvision  # noqa: F401  (before the next: its import is repaired there)
 
 from torchvision.transforms import RandomResizedCrop  # isort: skip
@@ -400,8 +402,8 @@ def test_autocast_does_not_round_the_pixels():
 
 
 def test_linear_evaluation_keeps_the_crop_and_drops_the_colours():
-    assert augment.crop_only(PAPER) == CROP_AND_FLIP
-    digits = augment.crop_only(augment.FOR_DATASET["digits"])
+    assert crop_only(PAPER) == CROP_AND_FLIP
+    digits = crop_only(FOR_DATASET["digits"])
     parameters = draw(digits, 50, (8, 8), generator(0, 0, 0, 0))
     assert parameters.flip.sum() == 0
     assert parameters.box[2].min() * parameters.box[3].min() > 64 * 0.2
@@ -470,9 +472,32 @@ def test_wrong_images_are_refused():
             apply(images, parameters, PAPER, **CIFAR)
 
 
+class Copies(TorchDispatchMode):
+    """Notes whether copies between devices wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.non_blocking = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ == "_to_copy":
+            self.non_blocking.append(kwargs.get("non_blocking", False))
+        elif function.overloadpacket.__name__ == "copy_":
+            self.non_blocking.append(len(args) > 2 and args[2])
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_copy_waits_where_memory_cannot_be_pinned():
+    """On an Apple GPU one that does not wait reads memory that may be gone."""
+    with Copies() as copies:
+        move_into(torch.empty(3, device="meta"), moved(torch.ones(3), "meta"))
+        move_into(torch.empty(3), torch.ones(3))
+    assert copies.non_blocking == [False, False, False]
+
+
 def test_parameters_move_as_one_table():
     parameters = draw(PAPER, 4, (8, 8), generator(0, 0, 0, 0))
-    moved = parameters.to("meta", non_blocking=True)
+    moved = parameters.to("meta")
     assert isinstance(moved, Parameters)
     assert moved.table.device.type == "meta"
     assert moved.hue.shape == (4,)
@@ -481,15 +506,13 @@ def test_parameters_move_as_one_table():
 @pytest.mark.parametrize("n", [4, 8, 64, 7])
 def test_views_are_augmented_together_as_apart(n):
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    views = [augment.draw(augment.Augmentation(), n, (32, 32), augment.generator(1, 0, 0, view)) for view in "ab"]
+    views = [augment.draw(Augmentation(), n, (32, 32), augment.generator(1, 0, 0, view)) for view in "ab"]
     statistics = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    apart = [augment.apply(images, view, augment.Augmentation(), *statistics) for view in views]
+    apart = [augment.apply(images, view, Augmentation(), *statistics) for view in views]
     together = augment.joined(views)
     assert len(together) == (1 if n % 4 == 0 else 2)
     if len(together) == 1:
-        both = augment.apply(
-            images.repeat(2, 1, 1, 1), together[0], augment.Augmentation(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-        )
+        both = augment.apply(images.repeat(2, 1, 1, 1), together[0], Augmentation(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
         torch.testing.assert_close(both, torch.cat(apart), rtol=0, atol=1e-5)
     shares = [view.share(1, 2) for view in views]
     assert augment.joined(shares) == shares

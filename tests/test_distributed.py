@@ -15,6 +15,7 @@ from conftest import PROGRAMS, REPOSITORY, TINY, environment, load, metrics
 from torch import nn
 
 from wassersteinssl import augment, data, distributed, pretrain, run
+from wassersteinssl.augmentation import Augmentation
 from wassersteinssl.backbones import BatchNorm2d
 from wassersteinssl.settings import UserError, parse
 
@@ -50,7 +51,7 @@ def trained(name):
     images, lines = data.load("digits", None, limit_train=settings.limit_train), []
     # the full augmentation: the hue of a sample is shifted at a place that the whole batch decides
     pretrain.pretrain(
-        method, images, augment.Augmentation(crop_scale=(0.4, 1)), settings, torch.device("cpu"), state=None,
+        method, images, Augmentation(crop_scale=(0.4, 1)), settings, torch.device("cpu"), state=None,
         save=lambda *_: None, log=lines.append, monitor=dict, stop=lambda: distributed.any_of(False),
     )  # fmt: skip
     return lines, method.state_dict()
@@ -126,7 +127,7 @@ def test_processes_agree(by_two):
 @pytest.mark.parametrize("n", [12, 30])  # whether or not four divides a share
 def test_shares_of_a_batch_are_augmented_as_the_batch(n):
     images = torch.randint(256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    everything = augment.Augmentation(jitter=1, hue=0.5)
+    everything = Augmentation(jitter=1, hue=0.5)
     parameters = augment.draw(everything, n, (8, 8), augment.generator(1, 0, 0, "a"))
     whole = augment.apply(images, parameters, everything, (0.5,) * 3, (0.2,) * 3)
     parts = [

@@ -14,7 +14,8 @@ from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from wassersteinssl import augment, evaluate
+from wassersteinssl import evaluate
+from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
 from wassersteinssl.backbones import projector, resnet18
 from wassersteinssl.data import ImageSet, Split
 from wassersteinssl.evaluate import (
@@ -33,7 +34,7 @@ from wassersteinssl.evaluate import (
 from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES
 
-CROP = augment.CROP_AND_FLIP
+CROP = CROP_AND_FLIP
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
@@ -459,7 +460,7 @@ def method(backbone):
 
 
 def test_measure_gathers_what_the_parts_give(data, method):
-    augmentation = augment.Augmentation()
+    augmentation = Augmentation()
     options = {"device": "cpu", "precision": "fp32"}
     measures, (z, z_a, z_b) = measure(method, data, augmentation, train_limit=None, seed=1, **options)
     train_h, train_y = extract(method.backbone, data.train, MEAN, STD, **options)
@@ -482,9 +483,9 @@ def test_measure_repeats_itself_and_changes_nothing(data, method):
     """Of two different views, drawn anew for another seed; at most `train_limit` images vote."""
     options = {"train_limit": 3, "device": "cpu"}
     before = [t.clone() for m in (method.backbone, method.projector) for t in m.state_dict().values()]
-    measures, (z, *_) = measure(method, data, augment.Augmentation(), seed=1, **options)
-    again, (z_again, *_) = measure(method, data, augment.Augmentation(), seed=1, **options)
-    other, _ = measure(method, data, augment.Augmentation(), seed=2, **options)
+    measures, (z, *_) = measure(method, data, Augmentation(), seed=1, **options)
+    again, (z_again, *_) = measure(method, data, Augmentation(), seed=1, **options)
+    other, _ = measure(method, data, Augmentation(), seed=2, **options)
     assert measures == again
     assert torch.equal(z, z_again)
     assert 0 < measures["alignment"] != other["alignment"]

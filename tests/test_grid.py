@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import REPOSITORY, environment, load
 
-from wassersteinssl import table2
 from wassersteinssl.run import Signals
 from wassersteinssl.settings import PRESETS, PROGRAMS, TERMS, Settings, UserError, parse, shared
 
@@ -559,31 +558,20 @@ def regularisers(tmp_path, monkeypatch):
         calls.append(" ".join(command[2:]))
         return start.status, ""
 
-    def collect(folders):
-        assert folders == [tmp_path / "runs" / "search"]
-        runs = [
-            {
-                "method": method,
-                "uniformity": term,
-                "knn1": 40 - abs(k - 1),
-                "config": {"settings": {"alpha_max": weight}},
-            }
-            for method in ("AlignUniform", "BYOL")
-            for term, weights in module.WEIGHTS.items()
-            for k, weight in enumerate(weights)
-        ]
-        return [types.SimpleNamespace(rows=[types.SimpleNamespace(runs=runs)])], []
+    def result(cell):
+        assert cell.folder.is_relative_to(tmp_path / "runs" / "search")
+        return {"knn1": 40 - abs(module.WEIGHTS[cell.term].index(cell.settings["alpha_max"]) - 1)}
 
     monkeypatch.setattr(module.Grids, "run", run)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(table2, "collect", collect)
+    monkeypatch.setattr(module.grid.Cell, "result", result)
 
     def start(*options):
         monkeypatch.setattr(sys, "argv", ["regularisers.py", str(tmp_path / "runs"), *options])
         start.returned = module.main()
         return calls
 
-    start.weights, start.status = module.WEIGHTS, 0
+    start.weights, start.status, start.module, start.calls = module.WEIGHTS, 0, module, calls
     return start
 
 
@@ -597,7 +585,7 @@ def test_every_term_is_searched_and_then_run_with_alignment_alone_and_with_byol(
             tried = " ".join(map(str, weights))
             assert search.startswith(f"run --preset search --terms {term} --methods {base} --weights {tried} --runs ")
             assert final.startswith(
-                f"run --preset digits --terms {term} --methods {base} --weights {weights[1]} --runs "
+                f"run --preset digits --terms {term} --methods {base} --weights {float(weights[1])} --runs "
             )
             assert search.endswith(f"search{more} --seeds 3")
             assert final.endswith(f"final{more} --seeds 3")
@@ -605,18 +593,23 @@ def test_every_term_is_searched_and_then_run_with_alignment_alone_and_with_byol(
 
 
 def test_a_weight_that_diverged_on_a_data_set_is_not_the_best(regularisers, monkeypatch):
-    def run(weight, accuracy):
-        config = {"settings": {"alpha_max": weight}}
-        return {"method": "BYOL", "uniformity": "ssw", "knn1": accuracy, "config": config}
+    found = {("cifar10", 10): 50, ("cifar10", 1000): 40, ("cifar100", 10): 22, ("cifar100", 100): 21}
 
-    rows = [[run(10, 50), run(1000, 40)], [run(10, 22), run(100, 21)]]  # CIFAR-10, CIFAR-100
-    tables = [types.SimpleNamespace(rows=[types.SimpleNamespace(runs=runs)]) for runs in rows]
-    monkeypatch.setattr(table2, "collect", lambda _: (tables, []))
-    assert "--weights 10 " in regularisers("--terms", "ssw", "--bases", "byol")[1]
+    def result(cell):
+        accuracy = found.get((cell.dataset, cell.settings["alpha_max"]))
+        return None if accuracy is None else {"knn1": accuracy}
+
+    monkeypatch.setattr(regularisers.module.grid.Cell, "result", result)
+    assert "--weights 10.0 " in regularisers("--terms", "ssw", "--bases", "byol")[1]
+    regularisers.calls.clear()
+    found["cifar100", 1000] = 90
+    assert "--weights 1000.0 " in regularisers("--terms", "ssw", "--bases", "byol")[1]
+    regularisers.calls.clear()  # runs on another data set, of an earlier command say, have no say
+    assert "--weights 10.0 " in regularisers("--terms", "ssw", "--bases", "byol", "--datasets", "cifar10")[1]
 
 
 def test_a_search_without_a_finished_run_has_no_final_one(regularisers, monkeypatch):
-    monkeypatch.setattr(table2, "collect", lambda _: ([], []))
+    monkeypatch.setattr(regularisers.module.grid.Cell, "result", lambda _: None)
     assert len(regularisers("--terms", "w2", "--bases", "mse")) == 1
 
 

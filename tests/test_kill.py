@@ -15,6 +15,7 @@ from conftest import PROGRAMS, REPOSITORY, TINY, load, metrics
 from test_run import assert_bitwise_equal
 
 from wassersteinssl import augment, checkpoint, data, evaluate, pretrain, run, run_folder, step, w2
+from wassersteinssl.augmentation import Augmentation
 from wassersteinssl.encoder import load_encoder
 from wassersteinssl.settings import parse
 
@@ -224,7 +225,7 @@ def test_a_gradient_that_is_not_finite_moves_no_weight(gpu):
         return (z - z.detach()).sum().square().sqrt() if next(steep) else w2.w2_uniformity(z)
 
     train = step.TrainingStep(
-        method, optimizer, term, images, augment.Augmentation(), settings, torch.device("cpu")
+        method, optimizer, term, images, Augmentation(), settings, torch.device("cpu")
     )  # fmt: skip
     train.alpha.fill_(1.0)
     train.check_every_step = not gpu

@@ -345,10 +345,10 @@ def test_a_run_is_not_continued_with_another_default_weight(module, tmp_path, mo
 
 def test_a_run_is_not_continued_with_another_augmentation(module, tmp_path, monkeypatch):
     execute(module, tmp_path, "--stage", "pretrain")
-    augmentation = run.augment.FOR_DATASET["digits"]
+    augmentation = run.FOR_DATASET["digits"]
     assert json.loads((tmp_path / "config.json").read_text())["augmentation"]["crop_scale"] == [0.4, 1.0]
     assert execute(module, tmp_path, "--stage", "pretrain")
-    monkeypatch.setitem(run.augment.FOR_DATASET, "digits", dataclasses.replace(augmentation, blur=0.5))
+    monkeypatch.setitem(run.FOR_DATASET, "digits", dataclasses.replace(augmentation, blur=0.5))
     with pytest.raises(UserError, match=r"augmentation: blur 0, now 0\.5"):
         execute(module, tmp_path)
 

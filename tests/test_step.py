@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wassersteinssl import augment, settings
 from wassersteinssl import step as step_module
+from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
 from wassersteinssl.data import load
 from wassersteinssl.files import load_module
 from wassersteinssl.optim import LARS, param_groups, set_lr
@@ -44,7 +45,7 @@ def make(name, images, device="cpu", term=None, lr_tensor=False, **options):
     torch.manual_seed(0)
     method = method_class(chosen).to(device)
     optimizer = LARS(param_groups(method, batch_size=32), lr=0.2)
-    step = TrainingStep(method, optimizer, term, images, augment.Augmentation(), chosen, torch.device(device))
+    step = TrainingStep(method, optimizer, term, images, Augmentation(), chosen, torch.device(device))
     step.alpha.fill_(0.5)
     if lr_tensor:
         for group in optimizer.param_groups:
@@ -193,7 +194,7 @@ def test_w2_is_compiled_with_the_networks_but_on_a_cpu(images, device):
 
 def test_without_a_compiler_training_goes_on_without(images, capsys):
     plain, compiled = make("byol", images), make("byol", images, compile="augmentation")
-    plain.augmentation = compiled.augmentation = augment.CROP_AND_FLIP  # a small program: fails soon
+    plain.augmentation = compiled.augmentation = CROP_AND_FLIP  # a small program: fails soon
     train(plain, images, 2)
     none = torch._inductor.config.patch({"cpp.cxx": ("/nonexistent/c++",)})
     with none, torch.compiler.config.patch(force_disable_caches=True):  # else an earlier result is used

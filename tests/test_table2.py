@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, environment
 
-from wassersteinssl import plotting, table2, table2_figures
+from wassersteinssl import augmentation, plotting, table2, table2_figures
 from wassersteinssl.settings import TERMS, Settings
 
 DEFAULTS = {name: entry.default for name, entry in Settings.__dataclass_fields__.items()}
@@ -126,14 +126,21 @@ def test_different_images_never_share_a_row(make, tmp_path):
     assert "61.00 (+1.00)" in text
 
 
-def test_different_augmentations_never_share_a_row(make, tmp_path):
-    make("old", seed=1, images=IMAGES, acc1=50.0)  # has noted none: perhaps the same
-    for k, flip in enumerate((0.5, 0.0)):
-        make(f"flip{k}", seed=2 + k, images=IMAGES, augmentation={"flip": flip, "blur": 0.5}, acc1=60.0 + k)
+def test_an_unusual_augmentation_is_named_and_never_shares_a_row(make, tmp_path):
+    def usual(dataset):
+        return augmentation.record(augmentation.FOR_DATASET.get(dataset, augmentation.Augmentation()))
+
+    make("unusual", seed=1, images=IMAGES, augmentation=usual("cifar10") | {"flip": 0.0}, acc1=60.0)
     (table,), _ = table2.collect([tmp_path])
-    found = {row.dataset: [run["seed"] for run in row.runs] for row in table.rows}
-    names = {"cifar10 (flip 0.5)": [2], "cifar10 (flip 0.0)": [3], "cifar10 (not recorded)": [1]}
-    assert found == names
+    assert [row.dataset for row in table.rows] == ["cifar10 (flip 0.0)"]
+    assert not table.rows[0].published
+    make("older", seed=1, images=IMAGES, acc1=50.0)  # has noted none
+    make("usual", seed=2, images=IMAGES, augmentation=usual("cifar10"), acc1=52.0)
+    for seed, noted in enumerate((None, usual("digits"))):
+        make(f"digits{seed}", dataset="digits", seed=seed, options={"dataset": "digits"}, augmentation=noted)
+    (table,), _ = table2.collect([tmp_path])
+    found = {row.dataset: row.seeds for row in table.rows}
+    assert found == {"cifar10": 2, "cifar10 (flip 0.0)": 1, "digits": 2}
 
 
 def test_another_weight_of_the_term_is_another_row(make, tmp_path):

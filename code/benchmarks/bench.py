@@ -178,12 +178,13 @@ def two_views(images: Any, step: int, apply: Callable, *, join: bool = True) -> 
     """Augment a batch as a training step does: random numbers drawn on the CPU, then both views on the images' device,
     in one call where they are to be joined; `apply` is `augment.apply`, or that compiled."""
     from wassersteinssl import augment, data
+    from wassersteinssl.augmentation import Augmentation
 
-    settings, (mean, std) = augment.Augmentation(), data.STATISTICS["cifar10"]
+    settings, (mean, std) = Augmentation(), data.STATISTICS["cifar10"]
     drawn = [augment.draw(settings, len(images), images.shape[2:], augment.generator(0, 0, step, v)) for v in "ab"]
     together = augment.joined(drawn) if join else drawn
     repeated = images.repeat(2 // len(together), 1, 1, 1)
-    return [apply(repeated, p.to(images.device, non_blocking=True), settings, mean, std) for p in together]
+    return [apply(repeated, p.to(images.device), settings, mean, std) for p in together]
 
 
 def synchronize(device: Any) -> None:

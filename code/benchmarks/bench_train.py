@@ -48,6 +48,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from wassersteinssl import augment, data
+from wassersteinssl.augmentation import Augmentation
+from wassersteinssl.device import moved
 from wassersteinssl.files import load_module
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups
@@ -110,7 +112,7 @@ class Usual:
         self.method, self.device = method, device
         optimizer = LARS(param_groups(method, batch_size=settings.batch_size), lr=settings.weight_lr)
         self.step = TrainingStep(
-            method, optimizer, w2_uniformity, images, augment.Augmentation(), settings, device
+            method, optimizer, w2_uniformity, images, Augmentation(), settings, device
         )  # fmt: skip
         self.step.alpha.fill_(settings.alpha_max)
         pil = [torchvision.transforms.functional.to_pil_image(image) for image in images.train.images]
@@ -123,7 +125,7 @@ class Usual:
         """Seconds of an epoch, or of its first steps. Workers begin with it and have nothing left to do at its end."""
         start = time.perf_counter()
         for views in itertools.islice(self.loader, steps):
-            self.step.learn(*(view.to(self.device, non_blocking=True) for view in views))
+            self.step.learn(*(moved(view, self.device) for view in views))
             self.method.after_step(0.5)
         bench.synchronize(self.device)
         return time.perf_counter() - start
@@ -148,7 +150,7 @@ def train(
 
     with contextlib.redirect_stdout(sys.stderr):
         pretrain(
-            method, images, augment.Augmentation(), settings, device, state=None, save=lambda *_: None, log=log,
+            method, images, Augmentation(), settings, device, state=None, save=lambda *_: None, log=log,
             monitor=dict, stop=lambda: False,
         )  # fmt: skip
     return seconds

@@ -13,56 +13,16 @@ import hashlib
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from wassersteinssl.augmentation import Augmentation
+from wassersteinssl.device import moved
+
 GREY = (0.299, 0.587, 0.114)  # luma of R, G, B
 CHUNK_PIXELS = 64 * 32 * 32  # on a CPU, so many pixels a thread at a time stay in its second-level cache
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What is drawn: ranges and probabilities. The defaults are the paper's, the same for both views."""
-
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the crop box / area of the image
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of the crop box
-    flip: float = 0.5  # probability
-    jitter: float = 0.8  # probability of the four colour operations that follow
-    brightness: float = 0.4  # factor from U(1 - b, 1 + b), and so on
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1  # shift from U(-hue, hue), in turns of the colour circle
-    gray: float = 0.2  # probability
-    blur: float = 0.5  # probability
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the output
-    solarize: float = 0.2  # probability
-    solarize_threshold: float = 128
-
-    def __post_init__(self):
-        for name in ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "gray", "blur", "solarize"):
-            largest = 0.5 if name == "hue" else 1
-            if not 0 <= getattr(self, name) <= largest:
-                raise ValueError(f"{name} must lie in [0, {largest}], got {getattr(self, name)}")
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} must be 0 < low <= high, got {(low, high)}")
-
-
-CROP_AND_FLIP = Augmentation(jitter=0, gray=0, blur=0, solarize=0)  # linear evaluation
-
-# Data sets for which the paper's augmentation makes no sense: a mirrored digit is another sign, a blurred one of 8 x 8
-# pixels is gone, and grey images have no hue.
-FOR_DATASET = {
-    "digits": Augmentation(crop_scale=(0.4, 1.0), flip=0, saturation=0, hue=0, gray=0, blur=0, solarize=0),
-}
-
-
-def crop_only(augmentation: Augmentation) -> Augmentation:
-    """The crop and flip of an augmentation without its colours: linear evaluation."""
-    return replace(CROP_AND_FLIP, crop_scale=augmentation.crop_scale, flip=augmentation.flip)
 
 
 def _field(first: int, number: int = 1) -> property:
@@ -96,11 +56,8 @@ class Parameters:
     place = _field(18)  # 0, 1, 2 or 3
     order = _field(19)  # a permutation of the samples
 
-    def to(self, device, non_blocking: bool = False) -> "Parameters":
-        table = self.table
-        if non_blocking and torch.device(device).type == "cuda":
-            table = table.pin_memory()  # from pageable memory the copy would wait
-        return Parameters(table.to(device, non_blocking=non_blocking), self.cuts)
+    def to(self, device: torch.device | str) -> "Parameters":
+        return Parameters(moved(self.table, device), self.cuts)
 
     def share(self, rank: int, size: int) -> "Parameters":
         """Those of the rank-th of `size` equal shares of the samples. On the CPU."""

@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from wassersteinssl import data_archives, data_files, distributed
 from wassersteinssl.data_cache import Arrays
+from wassersteinssl.device import moved
 from wassersteinssl.machine import cpus
 from wassersteinssl.settings import DATASETS, UserError, ending_signals, home
 
@@ -83,7 +84,7 @@ class Split:
         else:
             batches = (self.images.index_select(0, index) for index in indices)
         for index, images in zip(indices, batches, strict=True):
-            yield _moved(images, device), _moved(self.labels[index], device)
+            yield moved(images, device), moved(self.labels[index], device)
 
     def take(self, n: int) -> "Split":
         """The split cut to n images, spread evenly over the classes: always the same ones, in their old order.
@@ -265,14 +266,6 @@ def _statistics(split: Split) -> tuple[Channels, Channels]:
     mean = share @ levels
     std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # at least one grey level
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; on the way to a GPU through pinned memory, so that the host does not wait."""
-    to_gpu = device.type == "cuda"
-    if to_gpu and tensor.device.type == "cpu" and not tensor.is_pinned():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=to_gpu)
 
 
 def _rank_in_class(labels: Tensor) -> Tensor:

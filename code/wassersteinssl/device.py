@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wassersteinssl import distributed
 from wassersteinssl.files import reason
@@ -57,6 +58,23 @@ def hardware(device: torch.device) -> str:
     threads = torch.get_num_threads()
     other = "" if device.type == "cpu" else f", {device.type}"
     return f"{processes}{cpu}, {threads} thread{'s' if threads > 1 else ''}{other}"
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`. On the way to a CUDA GPU through pinned memory, so that the host does not wait; elsewhere
+    it waits, since the tensor may be gone before a copy that it does not wait for has read it."""
+    device = torch.device(device)
+    return _pinned(tensor, device).to(device, non_blocking=device.type == "cuda")
+
+
+def move_into(target: Tensor, tensor: Tensor) -> None:
+    """Overwrite `target` with the tensor; waits as `moved` does."""
+    target.copy_(_pinned(tensor, target.device), non_blocking=target.is_cuda)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    to_gpu = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory() if to_gpu and not tensor.is_pinned() else tensor
 
 
 def fits(size: int, device: torch.device) -> bool:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wassersteinssl import augment, checkpoint
+from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
 from wassersteinssl.data import ImageSet, Split
 from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES, alignment, lu_uniformity
@@ -52,11 +53,11 @@ def _encode(encoder_fn: Callable[[Tensor], Tensor], images: Tensor, precision: s
         return encoder_fn(images).float()
 
 
-def _view(images: Tensor, augmentation: augment.Augmentation, generator: torch.Generator, data: ImageSet) -> Tensor:
+def _view(images: Tensor, augmentation: Augmentation, generator: torch.Generator, data: ImageSet) -> Tensor:
     """One augmented and normalised view of each image (b, 3, H, W) uint8."""
     height, width = images.shape[2:]
     parameters = augment.draw(augmentation, len(images), (height, width), generator)
-    return augment.apply(images, parameters.to(images.device, non_blocking=True), augmentation, data.mean, data.std)
+    return augment.apply(images, parameters.to(images.device), augmentation, data.mean, data.std)
 
 
 def extract(
@@ -184,7 +185,7 @@ def linear_probe(
     backbone: nn.Module,
     data: ImageSet,
     *,
-    crop: augment.Augmentation = augment.CROP_AND_FLIP,
+    crop: Augmentation = CROP_AND_FLIP,
     epochs: int = 100,
     batch_size: int = 256,
     lr: float = 0.3,
@@ -254,7 +255,7 @@ def linear_probe(
 def _probe_epoch(
     backbone: nn.Module,
     data: ImageSet,
-    crop: augment.Augmentation,
+    crop: Augmentation,
     seed: int,
     epoch: int,
     batch_size: int,
@@ -276,7 +277,7 @@ def _augmented_features(
     backbone: nn.Module,
     split: Split,
     data: ImageSet,
-    augmentation: augment.Augmentation,
+    augmentation: Augmentation,
     order: Tensor,
     generator: Callable[[int], torch.Generator],
     *,
@@ -371,7 +372,7 @@ def every_measure(
 def measure(
     method: Any,
     data: ImageSet,
-    augmentation: augment.Augmentation,
+    augmentation: Augmentation,
     *,
     train_limit: int | None = None,
     pairs_limit: int | None = None,

@@ -124,8 +124,7 @@ def rankme(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
 
 def rankme_share(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
     """RankMe / m, in [0, 1]; unlike RankMe it notices unused and repeated features."""
-    x = moments_of(z, normalize)
-    return (exp_entropy(present_eigenvalues(x.second).sqrt()) / x.m).to(x.dtype)
+    return rankme(z, normalize=normalize) / (z.dim if isinstance(z, W2Metric) else z.shape[1])
 
 
 def effective_rank(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wassersteinssl import augment, checkpoint, distributed
+from wassersteinssl.augmentation import Augmentation
 from wassersteinssl.data import ImageSet
 from wassersteinssl.device import fits, peak_memory
 from wassersteinssl.method import Method
@@ -29,7 +30,7 @@ TELL_SECONDS = 300.0  # between the lines that tell how far an epoch is, where n
 def pretrain(
     method: Method,
     data: ImageSet,
-    augmentation: augment.Augmentation,
+    augmentation: Augmentation,
     settings: Settings,
     device: torch.device,
     *,

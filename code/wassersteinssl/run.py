@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from wassersteinssl import augment, checkpoint, data, distributed, evaluate, results
+from wassersteinssl import checkpoint, data, distributed, evaluate, results
+from wassersteinssl.augmentation import FOR_DATASET, Augmentation, crop_only
 from wassersteinssl.device import find_device, hardware, out_of_memory
 from wassersteinssl.encoder import save_encoder
 from wassersteinssl.files import reason
@@ -149,7 +150,7 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     if settings.stage == "evaluate" and not (folder.is_dir() and results.begun(folder)):
         raise UserError(f"{folder} holds no finished pre-training to evaluate")
     weight = None if term is None else (alpha[0], alpha[1])
-    augmentation = augment.FOR_DATASET.get(settings.dataset, augment.Augmentation())
+    augmentation = FOR_DATASET.get(settings.dataset, Augmentation())
     files = RunFolder(folder, name, settings, images.record(), weight, augmentation)
     return Job(method, images, augmentation, settings, device, files)
 
@@ -161,7 +162,7 @@ class Job:
 
     method: Method
     images: data.ImageSet
-    augmentation: augment.Augmentation
+    augmentation: Augmentation
     settings: Settings
     device: torch.device
     folder: RunFolder
@@ -248,7 +249,7 @@ class Job:
 
         with bar:
             probe = evaluate.linear_probe(
-                self.method.backbone, self.images, crop=augment.crop_only(self.augmentation),
+                self.method.backbone, self.images, crop=crop_only(self.augmentation),
                 epochs=settings.linear_epochs, seed=settings.seed, device=self.device, precision=settings.precision,
                 state=state["probe"], on_epoch=on_epoch, should_stop=should_stop,
             )  # fmt: skip

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from wassersteinssl import __version__, checkpoint, distributed, evaluate, results
-from wassersteinssl.augment import Augmentation
+from wassersteinssl.augmentation import Augmentation, record, usual
 from wassersteinssl.files import write_atomically
 from wassersteinssl.settings import Settings, UserError, differences, home, other_images, tell
 from wassersteinssl.vision import torchvision
@@ -60,7 +60,7 @@ class RunFolder:
             "settings": dataclasses.asdict(settings),
             "images": images,
             "alpha": None if alpha is None else list(alpha),
-            "augmentation": None if augmentation is None else json.loads(json.dumps(dataclasses.asdict(augmentation))),
+            "augmentation": None if augmentation is None else record(augmentation),
             "processes": distributed.size(),
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
             "versions": versions(),
@@ -120,9 +120,10 @@ class RunFolder:
         alpha, weight = before.get("alpha"), self.config["alpha"]  # older runs have not noted it
         if not differing and alpha is not None and alpha != weight:
             differing.append(f"weight of the term {alpha}, now {weight}")
-        noted, augmentation = before.get("augmentation"), self.config["augmentation"]
-        if not differing and noted is not None and augmentation is not None:
-            differing += (f"augmentation: {told}" for told in differences(noted, augmentation))
+        noted = before.get("augmentation")
+        noted = noted if isinstance(noted, dict) else usual(old.get("dataset", ""))  # older runs have not noted it
+        if not differing and self.config["augmentation"] is not None:
+            differing += (f"augmentation: {told}" for told in differences(noted, self.config["augmentation"]))
         if others:
             differing.append(f"other images ({', '.join(others)})")
         ours = old.keys() == new.keys()  # and nothing is lost with it: another beginning may take its place
@@ -241,8 +242,9 @@ def versions() -> dict[str, str | None]:
 def _git_commit() -> str | None:
     try:
         answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+            ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True, text=True, timeout=5, check=True,
+            env=os.environ | {"GIT_CEILING_DIRECTORIES": str(REPOSITORY.parent)},  # not a repository around this one
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wassersteinssl.device import move_into
 from wassersteinssl.numerics import result_dtype, wide_rows
 from wassersteinssl.w2 import wide_dtype
 
@@ -32,8 +33,8 @@ def ssw(z: Tensor, *, slices: int = 256, directions: Tensor | None = None, norma
         W_2^2 = mean_i x_i^2 - (mean_i x_i)^2 + mean_i x_(i) (n + 1 - 2i) / n + 1/12.
 
     1/12 when all rows are equal. Only the rows' directions count: `normalize` changes nothing. A row without a
-    projection has angle 0 and no gradient. `directions` (2, m, slices): an orthonormal pair a circle. ValueError for
-    m = 1, where there is no circle.
+    projection has angle 0 and no gradient. `directions` (2, m, slices): an orthonormal pair a circle, instead of the
+    `slices` pairs of seed 0. ValueError for m = 1, where there is no circle.
     Bonet et al., Spherical Sliced-Wasserstein, ICLR 2023.
     """
     rows = wide_rows(z, normalize)
@@ -68,7 +69,7 @@ def sigreg(
 
     By the trapezoidal rule on `knots` points of [0, 3], doubled, as its authors do. For n rows of N(0, I/m) 1.0524 on
     average; about 1.05 n when all rows are equal to one unit vector, 0.40205 n when all are 0. `directions`
-    (1, m, slices): the unit vectors a.
+    (1, m, slices): the unit vectors a, instead of the `slices` of seed 0.
     Balestriero & LeCun, LeJEPA, arXiv 2511.08544.
     """
     if knots < 2:
@@ -109,12 +110,13 @@ class NewDirections:
 
     def __init__(self, measure: Callable[..., Tensor], count: int, m: int, device: torch.device, slices: int = 256):
         self.measure = measure
-        self.directions = torch.zeros(count, m, slices, dtype=wide_dtype(device), device=device)
+        # Until the first draw NaN, which a training stops at.
+        self.directions = torch.full((count, m, slices), torch.nan, dtype=wide_dtype(device), device=device)
 
     def draw(self, generator: torch.Generator) -> None:
-        """New ones from a generator of the CPU, without waiting for the device."""
+        """New ones from a generator of the CPU, without waiting for a CUDA GPU."""
         new = random_directions(*self.directions.shape, generator=generator, dtype=self.directions.dtype)
-        self.directions.copy_(new.pin_memory() if self.directions.is_cuda else new, non_blocking=True)
+        move_into(self.directions, new)
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.measure(z, directions=self.directions)

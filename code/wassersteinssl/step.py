@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from wassersteinssl import augment, distributed
+from wassersteinssl.augmentation import Augmentation
 from wassersteinssl.data import ImageSet
+from wassersteinssl.device import move_into
 from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.settings import Settings, tell
@@ -46,7 +48,7 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer,
         term: Callable[[Tensor], Tensor] | None,
         data: ImageSet,
-        augmentation: augment.Augmentation,
+        augmentation: Augmentation,
         settings: Settings,
         device: torch.device,
     ):
@@ -87,12 +89,11 @@ class TrainingStep:
         if self._replay is None and self.record is not None and self._steps > EAGER:
             self._capture(images, parameters)
         if self._replay is None:
-            self._run(images, [p.to(self.device, non_blocking=True) for p in parameters])
+            self._run(images, [p.to(self.device) for p in parameters])
             return
         self._images.copy_(images)
         for mine, new in zip(self._parameters, parameters, strict=True):
-            pinned = new.table.pin_memory() if self.device.type == "cuda" else new.table
-            mine.table.copy_(pinned, non_blocking=True)
+            move_into(mine.table, new.table)
         self._replay()
 
     def _run(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from wassersteinssl import results
+from wassersteinssl.augmentation import unusual
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import PRESETS, Settings, other_images
 
@@ -162,14 +163,17 @@ def _setting(result: dict) -> dict:
 
 
 def _images(result: dict) -> dict:
-    """ImageSet.record and the augmentation: what was trained on. Older runs have noted less or nothing."""
-    noted = (result["config"].get(key) for key in ("images", "augmentation"))
-    return {key: value for record in noted if isinstance(record, dict) for key, value in record.items()}
+    """ImageSet.record; empty of older runs."""
+    record = result["config"].get("images")
+    return record if isinstance(record, dict) else {}
 
 
 def _name_images(runs: list[dict]) -> None:
-    """Other images, or otherwise augmented, are another data set: in what those of one name differ becomes part of the
-    name."""
+    """Images that are augmented unusually, and other ones, are another data set: in what those of one name differ
+    becomes part of the name."""
+    for run in runs:
+        if own := unusual(run["config"].get("augmentation"), run["config"]["settings"].get("dataset")):
+            run["dataset"] += f" ({', '.join(f'{key} {value}' for key, value in own.items())})"
     named: dict[str, list[dict]] = {}
     for run in runs:
         named.setdefault(json.dumps([_setting(run), run["dataset"]]), []).append(run)
