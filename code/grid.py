@@ -21,7 +21,6 @@ Exit status: 0 all cells done, 1 some failed, 2 a mistake in the command, 75 sto
 """
 
 import argparse
-import ast
 import contextlib
 import difflib
 import itertools
@@ -203,7 +202,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
             parser.error(f"unknown option {text}: {meant[0]}?")
     methods = list(FILES) if "all" in options.methods else options.methods
     for method in methods:
-        own = [name for name, _, _ in _own_options(method)]
+        own = settings.own_options(FILES[method])
         known = {"--" + name.replace("_", "-") for name in (*settings.Settings.__dataclass_fields__, *own)}
         for text in names:
             if text not in known:
@@ -225,20 +224,12 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     return options, rest
 
 
-def _own_options(method: str) -> list[tuple[str, str, str]]:
-    """Name, type and default of the options that the method's file adds, as it writes them. Loads no torch."""
-    text = (CODE / FILES[method]).read_text(encoding="utf-8")
-    return re.findall(r"^    (\w+): (.*) = option\(\s*([^,)]*)", text, re.MULTILINE)
-
-
 def _own_settings(method: str, arguments: list[str]) -> dict:
     """Their values: those given, else the defaults that are literals."""
     parser = Parser()
-    for name, kind, text in _own_options(method):
-        default: Any = argparse.SUPPRESS
-        with contextlib.suppress(ValueError, SyntaxError):
-            default = ast.literal_eval(text)
+    for name, (kind, default) in settings.own_options(FILES[method]).items():
         convert = {"int": int, "float": float}.get(kind.split()[0], str)
+        default = argparse.SUPPRESS if default is settings.UNKNOWN else default
         parser.add_argument("--" + name.replace("_", "-"), type=convert, default=default)
     return vars(parser.parse_known_args(arguments)[0])
 

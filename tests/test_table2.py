@@ -143,6 +143,20 @@ def test_an_unusual_augmentation_is_named_and_never_shares_a_row(make, tmp_path)
     assert found == {"cifar10": 2, "cifar10 (flip 0.0)": 1, "digits": 2}
 
 
+def test_an_option_of_the_method_that_is_not_its_default_is_named(make, tmp_path):
+    make(method="SimCLR", options={"temperature": 1.0})
+    make(method="NNCLR", options={"temperature": 0.2, "queue_size": 512, "mine": 3})
+    make(method="SimSiam", options={"momentum": 0.5})  # an option that the method does not have today
+    make(method="AlignUniform", options={"align_weight": 1.0, "uniform_weight": 0.0})
+    (table,), _ = table2.collect([tmp_path])
+    assert sorted(row.name for row in table.rows) == [
+        "MSE",
+        "NNCLR (queue_size 512)",
+        "SimCLR (temperature 1.0)",
+        "SimSiam",
+    ]
+
+
 def test_another_weight_of_the_term_is_another_row(make, tmp_path):
     make(term="lu")
     make(folder="strong", term="lu", options={"alpha_max": 3.0})

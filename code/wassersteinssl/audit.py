@@ -442,8 +442,8 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
     if m < 32:
         yield "the floor is the law of many dimensions and overstates small ones: by 5 % at 8, 18 % at 2"
     if m > 2 and report["features"]["largest_share"] > 0.5:
-        share = percent(report["features"]["largest_share"])
-        yield f"feature {report['features']['largest'] + 1} holds {share} of the squared length: is it one?"
+        which, share = report["features"]["largest"], percent(report["features"]["largest_share"])
+        yield f"feature {which} (counted from 0) holds {share} of the squared length: is it one?"
     if rows["repeated"]:
         yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor is that of {rows['in_floor']} rows"
 

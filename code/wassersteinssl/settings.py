@@ -5,6 +5,8 @@ subclassing `Settings`; each field is an option of the same name with dashes.
 """
 
 import argparse
+import ast
+import contextlib
 import errno
 import io
 import os
@@ -163,10 +165,12 @@ class Settings:
         "dataset", "subtract each data set's own mean or, as the paper, CIFAR-10's", choices=("dataset", "cifar10")
     )
 
-    uniformity: str = option("none", "the term to add to the loss", choices=("none", *TERMS))
+    uniformity: str = option(
+        "none", "the term to add to the loss; formulas: code/wassersteinssl/uniformity.py", choices=("none", *TERMS)
+    )
     alpha_max: float | None = option(
         None,
-        "its weight at the start (default: for w2 and lu that of MoCo v2, BYOL, Barlow Twins, Zero-CL)",
+        "its weight at the start (needed but for w2 and lu with MoCo v2, BYOL, Barlow Twins, Zero-CL: see README)",
         check=not_negative,
     )
     alpha_min: float | None = option(
@@ -241,6 +245,20 @@ def programs() -> dict[str, str]:
 
 CODE = Path(__file__).resolve().parents[1]
 PROGRAMS = programs()
+UNKNOWN: Any = object()
+
+
+def own_options(program: str) -> dict[str, tuple[str, Any]]:
+    """Name -> type and default of the options that a method's file, a value of PROGRAMS, adds to the shared ones; the
+    default is UNKNOWN where it is no literal. Loads no torch."""
+    text = (Path(__file__).resolve().parents[1] / program).read_text(encoding="utf-8")
+    found = {}
+    for name, kind, default in re.findall(r"^    (\w+): (.*) = option\(\s*([^,)]*)", text, re.MULTILINE):
+        found[name] = kind, UNKNOWN
+        with contextlib.suppress(ValueError, SyntaxError):
+            found[name] = kind, ast.literal_eval(default)
+    return found
+
 
 # What a preset changes; the rest is the paper's.
 PRESETS: dict[str, dict[str, Any]] = {

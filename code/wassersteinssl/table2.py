@@ -18,7 +18,7 @@ from statistics import mean, stdev
 from wassersteinssl import results
 from wassersteinssl.augmentation import unusual
 from wassersteinssl.results import COLUMNS
-from wassersteinssl.settings import PRESETS, Settings, other_images
+from wassersteinssl.settings import PRESETS, PROGRAMS, UNKNOWN, Settings, other_images, own_options
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -404,7 +404,8 @@ def _weights(result: dict) -> tuple:
 
 
 def _tell_apart(rows: list[Row]) -> None:
-    """Name the weights and the method's options in which rows of one name differ."""
+    """Name the weights in which rows of one name differ, and the method's options that differ between them or are not
+    the defaults."""
     alike: dict[tuple, list[Row]] = {}
     for row in rows:
         alike.setdefault(row.key, []).append(row)
@@ -413,10 +414,14 @@ def _tell_apart(rows: list[Row]) -> None:
             for row in group:
                 told = " to ".join(dict.fromkeys(f"{weight:g}" for weight in row.weights if weight is not None))
                 row.variant = ", ".join(filter(None, [row.variant, f"weight {told or 'not noted'}"]))
+        known = own_options(PROGRAMS[group[0].method]) if group[0].method in PROGRAMS else {}
         options = sorted(set().union(*(row.own for row in group)))
         for option in options:
-            if len({repr(row.own.get(option)) for row in group}) > 1:
-                for row in group:
+            differ = len({repr(row.own.get(option)) for row in group}) > 1
+            default = known[option][1] if option in known else UNKNOWN
+            for row in group:
+                given = row.own.get(option) != default is not UNKNOWN
+                if differ or (given and not (row.aligned_only and option == "uniform_weight")):  # MSE, by its name
                     told = f"{option} {row.own[option]}" if option in row.own else f"no {option}"
                     row.variant = ", ".join(filter(None, [row.variant, told]))
 

@@ -1,13 +1,19 @@
-"""audits.md from the reports here: python table.py"""
+"""audits.md from the reports beside this file: python code/results/audit/table.py"""
 
 import json
+import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installation
+
+from wassersteinssl.settings import Parser
+
 HEAD = ("Embedding", "n x m", "verdict", "W2 (floor)", "by W2", "by rank", "nearest neighbour (Gaussian)", "kNN")
 
 
 def main() -> None:
+    Parser(__doc__).parse_args()
     lines = [HEAD, ("---",) * len(HEAD)]
     for path in sorted(HERE.glob("*/audit.json")):
         report = json.loads(path.read_text())
