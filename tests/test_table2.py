@@ -238,6 +238,19 @@ def test_spectra_are_of_the_seeds_that_have_one(make, tmp_path):
     assert line.get_ydata()[-1] == pytest.approx((0.2 * 0.3) ** 0.5)
 
 
+def test_a_search_on_part_of_the_images_is_not_drawn_beside_the_paper(make, tmp_path, monkeypatch):
+    make("whole")
+    make("part", options={"limit_train": 100})
+    drawn = []
+    monkeypatch.setattr(table2_figures, "save", lambda figure, path: drawn.append(figure) or [])
+    for table in sorted(table2.collect([tmp_path])[0], key=lambda table: table.setting["limit_train"] or 0):
+        table2_figures.draw_table(table, tmp_path / "x")
+    names = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn]
+    markers = [[line.get_marker() for line in figure.axes[0].get_lines()] for figure in drawn]
+    assert [any("paper" in name for name in found) for found in names] == [True, False]
+    assert ["D" in found for found in markers] == [True, False]
+
+
 def test_curves_that_nobody_noted_are_not_drawn(make, tmp_path):
     (make() / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 1, "loss": 2.0}\n')
     done = program(tmp_path, "--out", tmp_path / "out", "--curves")

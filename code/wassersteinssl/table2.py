@@ -382,9 +382,11 @@ def _order(row: Row) -> tuple:
 
 
 def _variant(settings: dict) -> str:
-    """The weight of the term, if it was given on the command line."""
-    given = [f"{key} {settings[key]:g}" for key in ("alpha_max", "alpha_min") if settings.get(key) is not None]
-    return ", ".join(given)
+    """The weight of the term, if it was given on the command line, and at the end, if it is another there."""
+    given = {key: settings[key] for key in ("alpha_max", "alpha_min") if settings.get(key) is not None}
+    if given.get("alpha_min") == given.get("alpha_max"):
+        given.pop("alpha_min", None)
+    return ", ".join(f"{key} {weight:g}" for key, weight in given.items())
 
 
 def _weights(result: dict) -> tuple:

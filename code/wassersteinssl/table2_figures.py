@@ -30,21 +30,23 @@ FLOOR: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "linestyle": ":", "la
 
 
 def draw_table(table: Table, path: Path) -> list[Path]:
-    """Acc@1 and W2, a line a row, a data set below another: ours (with its deviation), the paper's hollow below."""
+    """Acc@1 and W2, a line a row, a data set below another: ours (with its deviation), the paper's hollow below, if
+    all images were trained on."""
     datasets = table.datasets()
     rows = {dataset: [row for row in table.rows if row.dataset == dataset] for dataset in datasets}
+    compared = table.setting["limit_train"] is None and any(row.published for row in table.rows)
     heights = [1.1 + 0.19 * len(rows[dataset]) for dataset in datasets]
     figure, axes = plt.subplots(
         len(datasets), 2, figsize=(2 * COLUMN, sum(heights)), squeeze=False, gridspec_kw={"height_ratios": heights}
     )
     for k, (dataset, column) in enumerate((d, c) for d in datasets for c in ("acc1", "w2")):
         panel, shown = axes.flat[k], rows[dataset]
-        shift = 0.17 if any(row.published for row in shown) else 0
+        shift = 0.17 if compared and any(row.published for row in shown) else 0
         for y, row in enumerate(shown):
             color, deviation = _color(row), row.deviation(column) or 0
             panel.errorbar(row.value(column), y - shift, xerr=deviation, fmt="o", color=color, capsize=2)
             number = row.published.get(column)
-            if number is not None:
+            if compared and number is not None:
                 panel.plot(number, y + shift, "D", markerfacecolor="none", color=color, markersize=4.5)
         if column == "w2":
             panel.axvline(shown[0].value("w2_floor"), **FLOOR)
@@ -56,7 +58,7 @@ def draw_table(table: Table, path: Path) -> list[Path]:
     several = any(row.seeds > 1 for row in table.rows)
     ours = "ours ± deviation over seeds" if several else "ours"
     handles = [plt.Line2D([], [], marker="o", linestyle="", color="0.3", label=ours)]
-    if any(row.published for row in table.rows):
+    if compared:
         paper_label = "paper (width 64, 500 epochs)"
         handles.append(
             plt.Line2D([], [], marker="D", linestyle="", color="0.3", markerfacecolor="none", label=paper_label)
