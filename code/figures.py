@@ -50,7 +50,11 @@ NUMBERS = {  # of the paper's figures
 def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument(
-        "studies", nargs="*", metavar="NAME", help="number of a figure, or part of a script's path (default: all)"
+        "studies",
+        nargs="*",
+        metavar="NAME",
+        help=f"number of a figure, 2 to {max(NUMBERS)}, or part of a path: {', '.join(s.name for s in STUDIES)} "
+        "(default: all)",
     )
     parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
     parser.add_argument(

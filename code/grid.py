@@ -146,7 +146,13 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser = Parser(__doc__)
     parser.add_argument("action", choices=("status", "run", "run-one"))
     parser.add_argument("--preset", choices=tuple(PRESETS), default="paper", help="(default: %(default)s)")
-    parser.add_argument("--datasets", nargs="+", choices=DATASETS, metavar="NAME", help="(default: as the paper)")
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        choices=DATASETS,
+        metavar="NAME",
+        help=f"of {', '.join(DATASETS)} (default: cifar10 cifar100; of the preset digits, digits)",
+    )
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -172,7 +178,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="read the data set NAME from an image folder: train/<class>/*, test/<class>/*",
+        help="read NAME, one of --datasets, from an image folder: train/<class>/*, test/<class>/*",
     )
     parser.add_argument("--runs", type=home, help="where runs lie (default: runs/grid/PRESET of the repository)")
     parser.add_argument(
@@ -217,7 +223,9 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         parser.error(
             f"--time-budget {options.time_budget:g}: no cell is begun with less than {WORTHWHILE / 60:g} minutes left"
         )
-    if options.action == "run" and not options.slurm:  # a cell of an array has those of the command that submitted it
+    if (
+        options.action != "run-one" and not options.slurm
+    ):  # a cell of an array has those of the command that submitted it
         for name in FOR_SLURM:
             if getattr(options, name) is not None:
                 parser.error(f"--{name} is for --slurm, without which the cells run here")
