@@ -223,9 +223,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         parser.error(
             f"--time-budget {options.time_budget:g}: no cell is begun with less than {WORTHWHILE / 60:g} minutes left"
         )
-    if (
-        options.action != "run-one" and not options.slurm
-    ):  # a cell of an array has those of the command that submitted it
+    if options.action != "run-one" and not options.slurm:  # an array's cell has those of the command that submitted it
         for name in FOR_SLURM:
             if getattr(options, name) is not None:
                 parser.error(f"--{name} is for --slurm, without which the cells run here")

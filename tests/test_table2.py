@@ -147,9 +147,11 @@ def test_an_option_of_the_method_that_is_not_its_default_is_named(make, tmp_path
     make(method="SimCLR", options={"temperature": 1.0})
     make(method="NNCLR", options={"temperature": 0.2, "queue_size": 512, "mine": 3})
     make(method="SimSiam", options={"momentum": 0.5})  # an option that the method does not have today
+    make(method="BYOL")  # has noted none of its own
     make(method="AlignUniform", options={"align_weight": 1.0, "uniform_weight": 0.0})
     (table,), _ = table2.collect([tmp_path])
     assert sorted(row.name for row in table.rows) == [
+        "BYOL",
         "MSE",
         "NNCLR (queue_size 512)",
         "SimCLR (temperature 1.0)",
