@@ -195,7 +195,7 @@ def test_one_feature_that_holds_the_length_is_told():
     z = torch.nn.functional.normalize(normal(500, M))
     assert not any("squared length" in note for note in report_on(z)["notes"])
     labelled = torch.cat([z[:, :7], torch.arange(500.0, dtype=z.dtype).remainder(10)[:, None], z[:, 7:]], 1)
-    assert "feature 8 holds 80 % of the squared length: is it one?" in report_on(labelled)["notes"]
+    assert "feature 7 (counted from 0) holds 80 % of the squared length: is it one?" in report_on(labelled)["notes"]
 
 
 def test_many_rows_of_few_values_are_judged():

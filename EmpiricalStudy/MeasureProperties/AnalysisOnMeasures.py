@@ -34,6 +34,7 @@ from torch import Tensor
 from wassersteinssl import studies
 from wassersteinssl.files import write_atomically
 from wassersteinssl.settings import UserError
+from wassersteinssl.sliced import random_directions
 from wassersteinssl.uniformity import MEASURES, sigreg
 from wassersteinssl.w2 import W2Metric
 
@@ -41,7 +42,7 @@ DRAWS = 12
 LEAST = 64  # samples
 SAME = 1e-6  # relative change that counts as none
 SEEN = 3  # deviations of uniform rows from which on an arrangement counts as seen
-SLICED = ("ssw", "sigreg", "sigreg_per_row")
+SLICED = {"ssw": 2, "sigreg": 1, "sigreg_per_row": 1}  # directions a slice
 PROPERTIES = {"ipc": "IPC", "icc": "ICC", "fcc": "FCC", "fbc": "FBC", "rotation": "rotation", "scale": "scale"}
 SENSITIVITY = {"eighth": "d' 1/8", "half": "d' 1/2", "half_axes": "d' 1/2, axes", "eighth_few": "d' 1/8, n < m"}
 BLIND_SPOTS = {
@@ -155,7 +156,8 @@ def properties(n: int, m: int, random: torch.Generator) -> Iterator[dict]:
             found = verdict(question, shifts)
             if found == "no" and question == "rotation" and name in SLICED:  # of these directions; and of others?
                 turned = samples[0].map(change)
-                old, new = ([badness(name, s, generator=random) for _ in range(DRAWS)] for s in (samples[0], turned))
+                draw = partial(random_directions, SLICED[name], m, generator=random)
+                old, new = ([badness(name, s, directions=draw()) for _ in range(DRAWS)] for s in (samples[0], turned))
                 found = "on average" if abs(d_prime(old, new)) * (DRAWS / 2) ** 0.5 < SEEN else "no"
             yield {"measure": name, "question": question, "value": worst, "verdict": found}
 
