@@ -393,6 +393,7 @@ def test_image_folders_stand_in_for_a_data_set(grid_module, tmp_path, monkeypatc
         ("run", "--index", "3"),
         ("run", "--partition", "gpu"),
         ("run", "--time", "60"),
+        ("status", "--cpus", "4"),
         ("dance",),
         ("run", "--seed=13"),
         ("status", "--uniformity", "w2"),

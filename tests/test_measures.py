@@ -22,7 +22,8 @@ from wassersteinssl.moments import alpha_req, effective_rank, frobenius, kl, ran
 from wassersteinssl.pairwise import koleo, lu_calibrated, lu_theory, mst_length
 from wassersteinssl.pretrain import uniformity_term
 from wassersteinssl.settings import TERMS
-from wassersteinssl.sliced import NewDirections, random_directions, sigreg, ssw
+from wassersteinssl.sliced import random_directions, sigreg, ssw
+from wassersteinssl.step import SlicedTerm
 from wassersteinssl.uniformity import MEASURES, of_moments
 from wassersteinssl.views import lidar
 from wassersteinssl.w2 import W2Metric
@@ -339,7 +340,7 @@ def test_barlow_s_measure_is_the_method_s_loss():
 def test_directions_come_from_the_generator():
     z = randn(30, 5)
     for measure in (ssw, sigreg):
-        count = 1 + (measure is ssw)
+        count = MEASURES[measure.__name__].directions_per_slice
         draws = [measure(z, directions=random_directions(count, 5, generator=seeded(k))).item() for k in (3, 3, 4)]
         assert draws[0] == draws[1] != draws[2]
         assert measure(z).item() == measure(z).item()
@@ -363,8 +364,9 @@ def seeded(seed):
 
 def test_directions_of_a_term_are_replaced_where_they_lie():
     z = randn(30, 5)
-    term = NewDirections(ssw, 2, 5, z.device)
+    term = SlicedTerm(ssw, 2, 5, z.device)
     place, values = term.directions.data_ptr(), []
+    assert term(z).isnan()  # before the first draw
     for k in (3, 4):
         term.draw(seeded(k))
         values.append(term(z).item())

@@ -23,7 +23,7 @@ from PIL import Image
 
 from wassersteinssl import checkpoint, device, evaluate, pretrain, run, run_folder
 from wassersteinssl.settings import UserError, parse
-from wassersteinssl.sliced import NewDirections
+from wassersteinssl.step import SlicedTerm
 from wassersteinssl.uniformity import MEASURES
 
 DESIGNED = (
@@ -182,13 +182,13 @@ def test_stopped_at_any_step_a_run_continues_bitwise(module, finished, tmp_path,
 def test_a_term_on_random_directions_has_new_ones_in_each_step_and_continues_bitwise(
     term, module, tmp_path, monkeypatch
 ):
-    seen, call = [], NewDirections.__call__
+    seen, call = [], SlicedTerm.__call__
 
     def spied(self, z):
         seen.append(self.directions.clone())
         return call(self, z)
 
-    monkeypatch.setattr(NewDirections, "__call__", spied)
+    monkeypatch.setattr(SlicedTerm, "__call__", spied)
     options = ("--uniformity", term, "--alpha-max", 1)
     assert execute(module, tmp_path / "whole", *options)
     of_whole = seen.copy()
@@ -257,6 +257,29 @@ def test_a_result_names_the_device_of_each_stage(module, tmp_path, monkeypatch):
     execute(module, tmp_path, "--stage", "evaluate")
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["device"], result["evaluate_device"]) == (device.hardware(torch.device("cpu")), "another")
+
+
+def test_the_commit_of_a_repository_around_this_one_is_not_noted(tmp_path, monkeypatch):
+    commit = [
+        "git",
+        "-C",
+        str(tmp_path),
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b",
+        "commit",
+        "--allow-empty",
+        "-qm",
+        "a",
+    ]
+    for command in (["git", "init", "-q", str(tmp_path)], commit):
+        subprocess.run(command, check=True)
+    monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path)
+    assert run_folder.versions()["git"] is not None
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path / "copy")
+    assert run_folder.versions()["git"] is None
 
 
 def test_pretraining_and_evaluating_apart_is_the_same(module, finished, tmp_path):

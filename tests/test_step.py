@@ -16,7 +16,7 @@ from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
 from wassersteinssl.data import load
 from wassersteinssl.files import load_module
 from wassersteinssl.optim import LARS, param_groups, set_lr
-from wassersteinssl.step import EAGER, NonFiniteLoss, TrainingStep
+from wassersteinssl.step import EAGER, NonFiniteLoss, SlicedTerm, TrainingStep
 from wassersteinssl.uniformity import MEASURES, lu_uniformity
 from wassersteinssl.w2 import w2_uniformity
 
@@ -60,6 +60,8 @@ def train(step, images, steps, device="cpu"):
         pixels, _ = next(iter(split.batches([order[k % len(order)]], device)))
         set_lr(step.optimizer, 0.1 * (k + 1))
         views = [augment.draw(step.augmentation, 32, split.size, augment.generator(1, 0, k, v)) for v in "ab"]
+        if isinstance(step.term, SlicedTerm):
+            step.term.draw(augment.generator(1, 0, k, "directions"))
         step(pixels, views)
         step.method.after_step((k + 1) / steps)
 
@@ -235,3 +237,18 @@ def test_on_a_gpu_the_captured_step_trains_as_the_plain_one(name, precision, ima
     train(captured, images, 8, "cuda")
     assert captured._replay is not None
     torch.testing.assert_close(plain.sums, captured.sums, rtol=1e-2 if precision == "bf16" else 1e-4, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["ssw", "sigreg"])
+def test_on_a_gpu_the_captured_step_sees_the_directions_of_each_step(name, images):
+    def trained(**options):
+        measure = MEASURES[name]
+        term = SlicedTerm(measure.function, measure.directions_per_slice, 8, torch.device("cuda"))
+        step = make("byol", images, "cuda", term=term, **options)
+        train(step, images, 8, "cuda")
+        return step
+
+    plain, captured = trained(cuda_graph="no"), trained(cuda_graph="auto")
+    assert captured._replay is not None
+    torch.testing.assert_close(plain.sums, captured.sums, rtol=1e-4, atol=1e-4)

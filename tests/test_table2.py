@@ -128,7 +128,7 @@ def test_different_images_never_share_a_row(make, tmp_path):
 
 def test_an_unusual_augmentation_is_named_and_never_shares_a_row(make, tmp_path):
     def usual(dataset):
-        return augmentation.record(augmentation.FOR_DATASET.get(dataset, augmentation.Augmentation()))
+        return augmentation.FOR_DATASET.get(dataset, augmentation.Augmentation()).record()
 
     make("unusual", seed=1, images=IMAGES, augmentation=usual("cifar10") | {"flip": 0.0}, acc1=60.0)
     (table,), _ = table2.collect([tmp_path])

@@ -42,7 +42,6 @@ DRAWS = 12
 LEAST = 64  # samples
 SAME = 1e-6  # relative change that counts as none
 SEEN = 3  # deviations of uniform rows from which on an arrangement counts as seen
-SLICED = {"ssw": 2, "sigreg": 1, "sigreg_per_row": 1}  # directions a slice
 PROPERTIES = {"ipc": "IPC", "icc": "ICC", "fcc": "FCC", "fbc": "FBC", "rotation": "rotation", "scale": "scale"}
 SENSITIVITY = {"eighth": "d' 1/8", "half": "d' 1/2", "half_axes": "d' 1/2, axes", "eighth_few": "d' 1/8, n < m"}
 BLIND_SPOTS = {
@@ -67,6 +66,8 @@ VARIANTS = {  # of a measure: what it is called, and how it is computed
     "w2": ("w2_unbiased", "W2, 1/(n-1)", w2_unbiased),
     "sigreg": ("sigreg_per_row", "SIGReg / n", partial(sigreg, per_row=True)),
 }
+SLICED = {name: record.directions_per_slice for name, record in MEASURES.items() if record.directions_per_slice}
+SLICED["sigreg_per_row"] = SLICED["sigreg"]
 FUNCTIONS = {name: record.function for name, record in MEASURES.items()} | {
     name: function for name, _, function in VARIANTS.values()
 }

@@ -111,9 +111,7 @@ class Usual:
     def __init__(self, method: Method, images: data.ImageSet, settings: Settings, device: torch.device, workers: int):
         self.method, self.device = method, device
         optimizer = LARS(param_groups(method, batch_size=settings.batch_size), lr=settings.weight_lr)
-        self.step = TrainingStep(
-            method, optimizer, w2_uniformity, images, Augmentation(), settings, device
-        )  # fmt: skip
+        self.step = TrainingStep(method, optimizer, w2_uniformity, images, Augmentation(), settings, device)
         self.step.alpha.fill_(settings.alpha_max)
         pil = [torchvision.transforms.functional.to_pil_image(image) for image in images.train.images]
         self.loader = DataLoader(

@@ -34,6 +34,10 @@ class Augmentation:
             if not 0 < low <= high:
                 raise ValueError(f"{name} must be 0 < low <= high, got {(low, high)}")
 
+    def record(self) -> dict[str, Any]:
+        """As a run notes it."""
+        return json.loads(json.dumps(asdict(self)))
+
 
 CROP_AND_FLIP = Augmentation(jitter=0, gray=0, blur=0, solarize=0)  # linear evaluation
 
@@ -49,14 +53,9 @@ def crop_only(augmentation: Augmentation) -> Augmentation:
     return replace(CROP_AND_FLIP, crop_scale=augmentation.crop_scale, flip=augmentation.flip)
 
 
-def record(augmentation: Augmentation) -> dict[str, Any]:
-    """As a run notes it."""
-    return json.loads(json.dumps(asdict(augmentation)))
-
-
 def usual(dataset: str) -> dict[str, Any]:
     """That of a run which has noted none: the paper's, or the digits' own."""
-    return record(FOR_DATASET["digits"] if dataset == "digits" else Augmentation())
+    return (FOR_DATASET["digits"] if dataset == "digits" else Augmentation()).record()
 
 
 def unusual(noted: Any, dataset: str) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from wassersteinssl.device import fits, peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
 from wassersteinssl.settings import TERMS, Settings, UserError, tell
-from wassersteinssl.sliced import NewDirections
-from wassersteinssl.step import NAMES, TrainingStep
+from wassersteinssl.step import NAMES, SlicedTerm, TrainingStep
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import w2_uniformity
 
@@ -56,8 +55,8 @@ def pretrain(
     )
     total, warmup_steps = settings.epochs * steps, round(settings.warmup * steps)
     term, alpha_max, alpha_min = uniformity_term(method, settings)
-    if term is not None and (directions := MEASURES[settings.uniformity].directions):
-        term = NewDirections(term, directions, settings.dim, device)
+    if term is not None and (per_slice := MEASURES[settings.uniformity].directions_per_slice):
+        term = SlicedTerm(term, per_slice, settings.dim, device)
     train = TrainingStep(method, optimizer, term, data, augmentation, settings, device)
     done, seconds, collapsed = 0, 0.0, 0  # steps and time so far; epochs in a row with a collapsed last batch
     earlier = 0.0  # seconds that the epoch had taken when it was interrupted
@@ -94,7 +93,7 @@ def pretrain(
                     augment.draw(augmentation, batch_size, split.size, augment.generator(seed, epoch, step, view))
                     for view in "ab"
                 ]
-                if isinstance(term, NewDirections):
+                if isinstance(term, SlicedTerm):
                     term.draw(augment.generator(seed, epoch, step, "directions"))
                 train(images, [view.share(distributed.rank(), distributed.size()) for view in views])
                 done += 1

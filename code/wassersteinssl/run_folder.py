@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from wassersteinssl import __version__, checkpoint, distributed, evaluate, results
-from wassersteinssl.augmentation import Augmentation, record, usual
+from wassersteinssl.augmentation import Augmentation, usual
 from wassersteinssl.files import write_atomically
 from wassersteinssl.settings import Settings, UserError, differences, home, other_images, tell
 from wassersteinssl.vision import torchvision
@@ -60,7 +60,7 @@ class RunFolder:
             "settings": dataclasses.asdict(settings),
             "images": images,
             "alpha": None if alpha is None else list(alpha),
-            "augmentation": None if augmentation is None else record(augmentation),
+            "augmentation": None if augmentation is None else augmentation.record(),
             "processes": distributed.size(),
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
             "versions": versions(),

@@ -251,7 +251,7 @@ UNKNOWN: Any = object()
 def own_options(program: str) -> dict[str, tuple[str, Any]]:
     """Name -> type and default of the options that a method's file, a value of PROGRAMS, adds to the shared ones; the
     default is UNKNOWN where it is no literal. Loads no torch."""
-    text = (Path(__file__).resolve().parents[1] / program).read_text(encoding="utf-8")
+    text = (CODE / program).read_text(encoding="utf-8")
     found = {}
     for name, kind, default in re.findall(r"^    (\w+): (.*) = option\(\s*([^,)]*)", text, re.MULTILINE):
         found[name] = kind, UNKNOWN

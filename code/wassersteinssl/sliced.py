@@ -5,21 +5,18 @@ are differentiable, once.
 
 A value belongs to its directions. Without `directions` they are those of seed 0 at every call: values can be compared,
 but what is not uniform between these directions goes unseen, and a network trained on them would learn that. A loss
-needs new ones in each step: `random_directions` draws them, and `NewDirections` keeps them for a recorded step.
+needs new ones in each step, which `random_directions` draws.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from wassersteinssl.device import move_into
 from wassersteinssl.numerics import result_dtype, wide_rows
-from wassersteinssl.w2 import wide_dtype
 
 CHUNK = 2**22  # projected numbers at once: 32 MiB in float64
 
@@ -103,23 +100,6 @@ def random_directions(
     q, r = torch.linalg.qr(normal)
     q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # LAPACK's own choice of the signs is not uniform
     return q.permute(2, 1, 0).contiguous()
-
-
-class NewDirections:
-    """`measure` as a term for training, on directions that `draw` replaces where they lie: a recorded step sees it."""
-
-    def __init__(self, measure: Callable[..., Tensor], count: int, m: int, device: torch.device, slices: int = 256):
-        self.measure = measure
-        # Until the first draw NaN, which a training stops at.
-        self.directions = torch.full((count, m, slices), torch.nan, dtype=wide_dtype(device), device=device)
-
-    def draw(self, generator: torch.Generator) -> None:
-        """New ones from a generator of the CPU, without waiting for a CUDA GPU."""
-        new = random_directions(*self.directions.shape, generator=generator, dtype=self.directions.dtype)
-        move_into(self.directions, new)
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return self.measure(z, directions=self.directions)
 
 
 def _parts(directions: Tensor, numbers: int) -> tuple[Tensor, ...]:

@@ -422,7 +422,7 @@ def _tell_apart(rows: list[Row]) -> None:
             differ = len({repr(row.own.get(option)) for row in group}) > 1
             default = known[option][1] if option in known else UNKNOWN
             for row in group:
-                given = row.own.get(option, default) != default is not UNKNOWN
+                given = default is not UNKNOWN and row.own.get(option, default) != default
                 if differ or (given and not (row.aligned_only and option == "uniform_weight")):  # MSE, by its name
                     told = f"{option} {row.own[option]}" if option in row.own else f"no {option}"
                     row.variant = ", ".join(filter(None, [row.variant, told]))

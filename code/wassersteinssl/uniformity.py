@@ -50,7 +50,7 @@ class Measure:
     loss: bool = False  # usable as `--uniformity NAME`
     needs_views: bool = False
     of_moments: bool = False  # two moments determine it: see the function of that name
-    directions: int = 0  # how many a slice: as a loss it is given new ones in each step
+    directions_per_slice: int = 0  # random ones; as a loss it is given new ones in each step
 
 
 _moments = partial(Measure, of_moments=True)
@@ -67,10 +67,11 @@ MEASURES: dict[str, Measure] = {
     "mst": Measure("MST length", mst_length, "low",
         "-(1/n) length of the minimum spanning tree", "Mordacq et al., T-REGS, 2025", loss=True),
     "ssw": Measure("SSW", ssw, "low",
-        "mean over great circles of W2^2(angles, uniform)", "Bonet et al., ICLR 2023", loss=True, directions=2),
+        "mean over great circles of W2^2(angles, uniform)", "Bonet et al., ICLR 2023", loss=True,
+        directions_per_slice=2),
     "sigreg": Measure("SIGReg", sigreg, "low",
         "n mean_a int |ECF(a^T z) - e^(-t^2/2)|^2 e^(-t^2/2) dt", "Balestriero & LeCun, LeJEPA, 2025", loss=True,
-        directions=1),
+        directions_per_slice=1),
     "frobenius": _moments("Frobenius", frobenius, "low",
         "||m S - I||^2 / m + ||mu||^2", "distance of moments", loss=True),
     "vicreg": _moments("VICReg terms", vicreg, "low",
