@@ -85,8 +85,8 @@ def run(options: argparse.Namespace) -> int:
         features = audit_files.read(options.features, options.key)
     features = audit_files.with_labels(features, options.labels)
     views_key = options.views_key or options.key
-    if options.views is not None and views_key and (options.views, views_key) == (options.features, options.key):
-        raise UserError(f"--views is {options.views} itself: choose another array of it with --views-key")
+    if options.views is not None and (options.views, views_key) == (options.features, options.key):
+        raise UserError(f"--views is {options.views} itself: give other features, or another array by --views-key")
     views = options.views and audit_files.read(options.views, views_key)
     if options.views_key is not None:
         audit_files.check_key([options.views])

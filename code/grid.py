@@ -95,7 +95,7 @@ class Cell:
         return f"{self.dataset}/{self.folder.name}"
 
     def progress(self) -> int:
-        """About how many epochs are done, told by the size of the files alone."""
+        """About how many epochs are done, told by the number of lines alone."""
         with contextlib.suppress(OSError):
             if (self.folder / "result.json").exists():
                 return self.epochs
@@ -142,7 +142,7 @@ class Cell:
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    arguments = sys.argv[1:] if arguments is None else arguments
+    given = sys.argv[1:] if arguments is None else arguments
     parser = Parser(__doc__)
     parser.add_argument("action", choices=("status", "run", "run-one"))
     parser.add_argument("--preset", choices=tuple(PRESETS), default="paper", help="(default: %(default)s)")
@@ -198,7 +198,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument("--account", metavar="NAME", help="(default: yours)")
     parser.add_argument("--time", type=count, metavar="MINUTES", help=f"of a job (default: {FOR_SLURM['time']})")
     parser.add_argument("--cpus", type=count, metavar="N", help=f"of a cell (default: {FOR_SLURM['cpus']})")
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(arguments)  # not `given`: with None Ctrl-C is one line from here on
     names = _option_names(parser, rest)
     for text in names:  # the rest is for the programs, which know their options; a slip of the pen is not
         if text in SET_HERE:
@@ -217,7 +217,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         parser.error("run-one needs --index")
     if options.action != "run-one" and options.index is not None:
         parser.error("--index goes with run-one")
-    if options.slurm and arguments[0] != "run":  # in its place, where the jobs have run-one
+    if options.slurm and given[0] != "run":  # in its place, where the jobs have run-one
         parser.error("--slurm goes with run: grid.py run --slurm ...")
     if options.time_budget and 60 * options.time_budget <= WORTHWHILE:
         parser.error(

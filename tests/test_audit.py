@@ -559,8 +559,10 @@ def test_the_index_of_labels_is_left_out(content, tmp_path):
 
 def test_the_page_holds_everything_and_needs_nothing(tmp_path, capsys):
     path = tmp_path / "<script>alert(1)</script>\x1b[31m.npy".replace("/", "")
-    np.save(path, normal(90, 6).numpy())
-    assert start(path, "--views", path, report=tmp_path / "a" / "b") == 0
+    views = path.with_name(f"views {path.name}")
+    for file in (path, views):
+        np.save(file, normal(90, 6).numpy())
+    assert start(path, "--views", views, report=tmp_path / "a" / "b") == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
     folder = tmp_path / "a" / "b"
@@ -576,7 +578,7 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path, capsys):
     for shown in (report["verdict"]["word"].capitalize(), f"{report['w2']['w2']:.4f}", "of 64 of them, seed 12"):
         assert shown in page
     before = (folder / "audit.json").read_bytes()
-    assert start(path, "--views", path, report=folder) == 0
+    assert start(path, "--views", views, report=folder) == 0
     assert (folder / "audit.json").read_bytes() == before
 
 
@@ -720,7 +722,10 @@ def test_bad_companions(tmp_path, capsys):
     np.savez(tmp_path / "views.npz", a=np.load(tmp_path / "z.npy"), b=-np.load(tmp_path / "z.npy"))
     two = (tmp_path / "views.npz", "--views", tmp_path / "views.npz", "--key", "a")
     capsys.readouterr()
-    check_refused(start(*two, report=tmp_path / "report"), "choose another array of it", tmp_path, capsys)
+    one = (tmp_path / "z.npy", "--views", tmp_path / "z.npy")
+    for same in (two, one):
+        status = start(*same, report=tmp_path / "report")
+        check_refused(status, "itself: give other features, or another array by --views-key", tmp_path, capsys)
     assert start(*two, "--views-key", "b") == 0
     assert re.search(r"alignment A +4\.0000", capsys.readouterr().out)
 

@@ -403,6 +403,8 @@ def test_autocast_does_not_round_the_pixels():
 
 def test_linear_evaluation_keeps_the_crop_and_drops_the_colours():
     assert crop_only(PAPER) == CROP_AND_FLIP
+    square = replace(PAPER, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0), flip=0)
+    assert crop_only(square) == replace(CROP_AND_FLIP, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0), flip=0)
     digits = crop_only(FOR_DATASET["digits"])
     parameters = draw(digits, 50, (8, 8), generator(0, 0, 0, 0))
     assert parameters.flip.sum() == 0

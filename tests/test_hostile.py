@@ -379,7 +379,12 @@ def test_a_name_is_only_a_name(tmp_path, monkeypatch, name):
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize(
     "command",
-    [["code/BYOL/byol.py"], ["code/audit.py", "z.npy"], ["EmpiricalStudy/Dimensions/AnalysisOnDimension.py"]],
+    [
+        ["code/BYOL/byol.py"],
+        ["code/audit.py", "z.npy"],
+        ["code/grid.py", "status", "--methods", "byol", "--terms", "kl"],
+        ["EmpiricalStudy/Dimensions/AnalysisOnDimension.py"],
+    ],
     ids=lambda command: command[0],
 )
 def test_ctrl_c_while_torch_loads_is_one_line(command, tmp_path):

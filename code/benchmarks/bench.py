@@ -49,7 +49,7 @@ def images_of(folder: Path, **options: Any) -> Any:
     from wassersteinssl import data
 
     try:
-        return data.load("folder", folder, allow_download=False, **options)
+        return data.load("folder", folder, **options)
     except UserError as error:
         stop(error)
 
@@ -129,10 +129,8 @@ class Report:
         print(f"\nwrote {self.path}")
 
 
-def in_turns(
-    calls: Mapping[str, Callable[[], Any]], device: Any, *, seconds: float, rounds: int = 3
-) -> dict[str, float]:
-    """Median seconds of a call of each, taking turns for about `seconds` and for `rounds` at least."""
+def in_turns(calls: Mapping[str, Callable[[], Any]], device: Any, *, seconds: float) -> dict[str, float]:
+    """Median seconds of a call of each, taking turns for about `seconds` and three times at least."""
     repeat = {}
     for name, call in calls.items():
         call()  # the first call chooses kernels and gets memory
@@ -140,7 +138,7 @@ def in_turns(
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     done = 0
-    while done < rounds or time.perf_counter() < end:
+    while done < 3 or time.perf_counter() < end:
         for name, call in calls.items():
             times[name].append(clock(call, repeat[name], device))
         done += 1

@@ -17,10 +17,8 @@ import bench
 if __name__ == "__main__":
     ARGS = bench.parser(__doc__).parse_args()
 
-from tqdm import tqdm
-
-sys.path.insert(0, str(bench.CODE))
 import figures
+from tqdm import tqdm
 
 MINUTES = 20  # target
 

@@ -19,7 +19,8 @@ from wassersteinssl.table2 import TERMS
 
 
 def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, layer: str) -> Features:
-    """What a finished run's encoder makes of un-augmented images, by default those that it was trained on.
+    """What a finished run's encoder makes of a split's images, not augmented: of the data set that it
+    was trained on, unless another is named, and all of them, whatever its --limit-train was.
 
     `layer`: "projector" for z, whose uniformity is trained, or "backbone" for the h that tasks use.
     """

@@ -50,7 +50,8 @@ FOR_DATASET = {
 
 def crop_only(augmentation: Augmentation) -> Augmentation:
     """The crop and flip of an augmentation without its colours: linear evaluation."""
-    return replace(CROP_AND_FLIP, crop_scale=augmentation.crop_scale, flip=augmentation.flip)
+    kept = {name: getattr(augmentation, name) for name in ("crop_scale", "crop_ratio", "flip")}
+    return replace(CROP_AND_FLIP, **kept)
 
 
 def usual(dataset: str) -> dict[str, Any]:

@@ -180,7 +180,6 @@ def load(
     limit_train: int | None = None,
     normalization: str = "dataset",
     stream: bool | None = None,
-    allow_download: bool = True,
 ) -> ImageSet:
     """Load an image set by name; `data_dir` holds its archive, its official folder, or train/ and test/ ("folder"); the
     default is data/ of the repository.
@@ -199,7 +198,7 @@ def load(
     if not data_dir and name == "folder":
         raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
     try:
-        classes, splits = _read(name, home(data_dir or DEFAULT_FOLDER), stream, allow_download)
+        classes, splits = _read(name, home(data_dir or DEFAULT_FOLDER), stream)
     except OSError as error:  # a folder without permission, a link to nowhere, a broken disk
         raise UserError(f"cannot read the data set {name}: {error}") from None
     mean, std = STATISTICS.get(name if normalization == "dataset" else "cifar10") or _statistics(splits["train"])
@@ -211,15 +210,15 @@ def load(
     return ImageSet(name=name, classes=tuple(classes), mean=mean, std=std, **splits)
 
 
-def _read(name: str, folder: Path, stream: bool | None, allow_download: bool) -> tuple[list[str], dict[str, Split]]:
+def _read(name: str, folder: Path, stream: bool | None) -> tuple[list[str], dict[str, Split]]:
     """The classes, in the order of the labels, and the splits."""
     splits: Mapping[str, tuple[Images, np.ndarray]]
     if name == "digits":
         classes, splits = _digits()
     elif name == "stl10":
-        classes, splits = data_archives.read_stl10(folder, stream, allow_download)
+        classes, splits = data_archives.read_stl10(folder, stream)
     elif name in data_archives.ARCHIVES:
-        classes, splits = data_archives.read_cifar(name, folder, allow_download)
+        classes, splits = data_archives.read_cifar(name, folder)
     else:
         classes, splits = data_files.read(name, folder, stream)
     return classes, {split: _split(images, labels) for split, (images, labels) in splits.items()}

@@ -33,7 +33,7 @@ ARCHIVES = {
 # ---- CIFAR ----
 
 
-def read_cifar(name: str, folder: Path, allow_download: bool) -> tuple[list[str], Arrays]:
+def read_cifar(name: str, folder: Path) -> tuple[list[str], Arrays]:
     """CIFAR-10 and CIFAR-100, from the archive, or from torchvision's unpacked folder where there is no archive."""
     published = _published(name)
 
@@ -41,7 +41,7 @@ def read_cifar(name: str, folder: Path, allow_download: bool) -> tuple[list[str]
         archive, unpacked = folder / published.filename, folder / published.base_folder
         if not archive.exists() and unpacked.is_dir():
             return read(folder, download=False)
-        archive = _archive(name, folder, allow_download)
+        archive = _archive(name, folder)
         # Unpacked elsewhere for the moment: the folder may be read-only, and the cache makes the files superfluous.
         with tempfile.TemporaryDirectory(prefix="wassersteinssl-") as scratch:
             os.symlink(archive.resolve(), Path(scratch, archive.name))
@@ -90,7 +90,7 @@ class Stl10Rows(Dataset):
 
 
 def read_stl10(
-    folder: Path, stream: bool | None, allow_download: bool
+    folder: Path, stream: bool | None
 ) -> tuple[list[str], Mapping[str, tuple[np.ndarray | Stl10Rows, np.ndarray]]]:
     """STL-10: 5,000 training, 8,000 test and 100,000 unlabelled images. Its own files are uint8: no cache is made."""
     published = _published("stl10")
@@ -98,7 +98,7 @@ def read_stl10(
     has_archive = (folder / published.filename).exists() or not base.is_dir()
     with alone(folder):
         if has_archive:
-            _archive("stl10", folder, allow_download)
+            _archive("stl10", folder)
         checked = _read_published("stl10", folder, split="test", download=has_archive)
     readers = {split: Stl10Rows(base / f"{split}_X.bin") for split in ("train", "test", "unlabeled")}
     if stream is None:
@@ -133,7 +133,7 @@ def _read_published(name: str, root: Path, **options: Any) -> Any:
         raise UserError(f"cannot unpack {published.filename} into {root}: {reason(error)}") from None
 
 
-def _archive(name: str, folder: Path, allow_download: bool) -> Path:
+def _archive(name: str, folder: Path) -> Path:
     """The set's archive in `folder`, downloaded where it is missing, its SHA-256 checked before anything reads it."""
     published, expected = _published(name), ARCHIVES[name][1]
     archive = folder / published.filename
@@ -141,15 +141,13 @@ def _archive(name: str, folder: Path, allow_download: bool) -> Path:
         with archive.open("rb") as file:
             _verify(archive, hashlib.file_digest(file, "sha256"), expected, "delete it and run again")
         return archive
-    problem = "downloads are off"
-    if allow_download:
-        try:
-            _download(published.url, archive, expected)
-            return archive
-        except UserError:
-            raise
-        except Exception as error:  # urllib raises OSError, http.client.HTTPException, ValueError
-            problem = f"cannot download {published.url}: {reason(getattr(error, 'reason', None) or error)}"
+    try:
+        _download(published.url, archive, expected)
+        return archive
+    except UserError:
+        raise
+    except Exception as error:  # urllib raises OSError, http.client.HTTPException, ValueError
+        problem = f"cannot download {published.url}: {reason(getattr(error, 'reason', None) or error)}"
     raise UserError(
         f"there is no {archive} ({problem}): put the archive into the folder that --data-dir names, "
         "or use your own images (--dataset folder) or the embedded ones (--dataset digits)"

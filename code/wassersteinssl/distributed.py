@@ -31,11 +31,11 @@ _patient: Any = None  # the group that waits so long; for all else torch's time 
 
 def size() -> int:
     """Processes of this run, as torchrun started them."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", 0)) if size() > 1 else 0
+    return int(os.environ.get("RANK") or 0) if size() > 1 else 0
 
 
 def first() -> bool:
@@ -45,7 +45,7 @@ def first() -> bool:
 
 def local_rank() -> int:
     """Of this machine's processes; which GPU to take."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return int(os.environ.get("LOCAL_RANK") or 0)
 
 
 def join() -> None:

@@ -140,7 +140,6 @@ class LinearProbe:
         total_steps: int,
         batch_size: int = 256,
         lr: float = 0.3,
-        momentum: float = 0.9,
         weight_decay: float = 1e-6,
         seed: int = 12,
         device: torch.device | str = "cpu",
@@ -150,7 +149,7 @@ class LinearProbe:
         nn.init.normal_(self.linear.weight, std=0.01, generator=augment.generator(seed, 0, 0, "probe weights"))
         nn.init.zeros_(self.linear.bias)
         self.linear.to(device)
-        self.optimizer = torch.optim.SGD(self.linear.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+        self.optimizer = torch.optim.SGD(self.linear.parameters(), lr, momentum=0.9, weight_decay=weight_decay)
 
     def learn(self, h: Tensor, y: Tensor) -> Tensor:
         """SGD over the rows of h (n, d) in their order, batch by batch; the losses' sum over rows, on the device."""
@@ -188,9 +187,6 @@ def linear_probe(
     crop: Augmentation = CROP_AND_FLIP,
     epochs: int = 100,
     batch_size: int = 256,
-    lr: float = 0.3,
-    momentum: float = 0.9,
-    weight_decay: float = 1e-6,
     seed: int = 12,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
@@ -215,9 +211,11 @@ def linear_probe(
     test_h, test_y = extract(backbone, data.test, data.mean, data.std, device=device, precision=precision)
     n, dim, classes = len(data.train), test_h.shape[1], len(data.classes)
     batches = math.ceil(n / batch_size)
-    options = {"batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "seed": seed}
-    settings = {**options, "epochs": epochs, "crop": asdict(crop), "dim": dim, "classes": classes, "n_train": n}
-    probe = LinearProbe(dim, classes, total_steps=epochs * batches, device=device, **options)  # type: ignore[arg-type]
+    settings = {
+        "batch_size": batch_size, "seed": seed, "epochs": epochs, "crop": asdict(crop), "dim": dim, "classes": classes,
+        "n_train": n,
+    }  # fmt: skip
+    probe = LinearProbe(dim, classes, total_steps=epochs * batches, batch_size=batch_size, seed=seed, device=device)
     history: list[dict] = []
     loss_sum = torch.zeros((), device=device)
     if state is not None:

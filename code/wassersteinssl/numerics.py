@@ -39,10 +39,10 @@ class Moments(NamedTuple):
         return self.covariance + torch.outer(self.mean, self.mean)
 
 
-def wide_rows(z: Tensor, normalize: bool, *, least_rows: int = 2) -> Tensor:
+def wide_rows(z: Tensor, normalize: bool) -> Tensor:
     """The checked rows in float64 (float32 on Apple GPUs), scaled to unit length if asked; a zero row stays zero.
     Where any is not finite, all are NaN."""
-    check_matrix(z, least_rows)
+    check_matrix(z, least_rows=2)
     rows = z.to(wide_dtype(z.device))
     rows = unit_rows(rows, smallest=torch.finfo(result_dtype(z)).tiny) if normalize else rows
     return rows + 0 * rows.detach().sum()  # 0, or NaN

@@ -1,4 +1,4 @@
-"""A finished run's result.json: what it must hold to count. Loads no torch."""
+"""What the files of a run tell: how far it is, and its result with what that must hold to count. Loads no torch."""
 
 import contextlib
 import json
@@ -70,6 +70,6 @@ def log(folder: Path) -> list[dict]:
 
 
 def epochs(folder: Path) -> int:
-    """How many lines it has: about how many epochs are done, without reading them. OSError without the right to."""
+    """How many lines it has: about how many epochs are done, without parsing them. OSError without the right to."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0

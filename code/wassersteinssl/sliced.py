@@ -18,10 +18,11 @@ from torch import Tensor
 
 from wassersteinssl.numerics import result_dtype, wide_rows
 
+SLICES = 256  # random directions, or circles, over which is averaged
 CHUNK = 2**22  # projected numbers at once: 32 MiB in float64
 
 
-def ssw(z: Tensor, *, slices: int = 256, directions: Tensor | None = None, normalize: bool = True) -> Tensor:
+def ssw(z: Tensor, *, slices: int = SLICES, directions: Tensor | None = None, normalize: bool = True) -> Tensor:
     """SSW_2^2, the squared spherical sliced Wasserstein distance to the uniform sphere; lower is more uniform.
 
     Mean over random great circles of W_2^2 between the rows' angles on it and the uniform circle, both measured in
@@ -55,7 +56,7 @@ def ssw(z: Tensor, *, slices: int = 256, directions: Tensor | None = None, norma
 def sigreg(
     z: Tensor,
     *,
-    slices: int = 256,
+    slices: int = SLICES,
     knots: int = 17,
     directions: Tensor | None = None,
     per_row: bool = False,
@@ -88,7 +89,7 @@ def sigreg(
 
 
 def random_directions(
-    count: int, m: int, slices: int = 256, *, generator: torch.Generator, dtype: torch.dtype = torch.float64
+    count: int, m: int, slices: int = SLICES, *, generator: torch.Generator, dtype: torch.dtype = torch.float64
 ) -> Tensor:
     """(count, m, slices): for each slice `count` orthonormal directions of R^m, uniformly distributed, on the
     generator's device. SSW takes 2, SIGReg 1. ValueError for less than one slice or more directions than m."""

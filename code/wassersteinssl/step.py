@@ -23,7 +23,7 @@ from wassersteinssl.device import move_into
 from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.settings import Settings, tell
-from wassersteinssl.sliced import random_directions
+from wassersteinssl.sliced import SLICES, random_directions
 from wassersteinssl.w2 import w2_uniformity, wide_dtype
 
 NAMES = ("loss", "uniformity")  # of the terms: the method's own and the added one
@@ -181,9 +181,9 @@ class SlicedTerm:
     """A measure on random directions as a term, on those that the last `draw` has put where a recorded step finds them.
     Before the first they are NaN, at which a training stops."""
 
-    def __init__(self, measure: Callable[..., Tensor], per_slice: int, m: int, device: torch.device, slices: int = 256):
+    def __init__(self, measure: Callable[..., Tensor], per_slice: int, m: int, device: torch.device):
         self.measure = measure
-        self.directions = torch.full((per_slice, m, slices), torch.nan, dtype=wide_dtype(device), device=device)
+        self.directions = torch.full((per_slice, m, SLICES), torch.nan, dtype=wide_dtype(device), device=device)
 
     def draw(self, generator: torch.Generator) -> None:
         """New ones, from a generator of the CPU."""

@@ -50,7 +50,7 @@ class Row:
     method: str
     term: str
     dataset: str
-    variant: str  # weights of the term that were given; options of the method in which it differs from another row
+    variant: str  # what tells it from other rows in its name: weights of the term, options of the method
     own: dict  # all options of the method itself
     weights: tuple  # of the term, in force at the start and the end
     runs: list[dict] = field(default_factory=list)
