@@ -47,14 +47,19 @@ NUMBERS = {  # of the paper's figures
 }  # fmt: skip
 
 
+def numbered(study: Path) -> str:
+    """Its name, and the figures of the paper that it draws."""
+    numbers = [str(number) for number, name in NUMBERS.items() if name == study.name]
+    return study.name + (f" ({', '.join(numbers)})" if numbers else "")
+
+
 def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument(
         "studies",
         nargs="*",
         metavar="NAME",
-        help=f"number of a figure, 2 to {max(NUMBERS)}, or part of a path: {', '.join(s.name for s in STUDIES)} "
-        "(default: all)",
+        help=f"number of a figure of the paper, or part of a path: {', '.join(map(numbered, STUDIES))} (default: all)",
     )
     parser.add_argument("--paper", action="store_true", help="the paper's number of samples")
     parser.add_argument(

@@ -15,8 +15,8 @@ time with a checkpoint; the same command goes on later.
 --slurm (it needs submitit) submits the cells that are not done; they are requeued when they are preempted or their time
 is up, and status tells how far they are, from their files.
 
-Presets: paper (500 epochs, ResNet-18), short (100 epochs), mini (width 16, 20 epochs), digits (minutes on a CPU),
-search (6 epochs of 12,800 images at width 16, to choose --weights by).
+Presets: paper (500 epochs, ResNet-18), short (100 epochs), mini (width 16, 20 epochs; on a CPU one to
+three hours a cell), digits (one to two minutes), search (6 epochs of 12,800 images at width 16, for --weights).
 Exit status: 0 all cells done, 1 some failed, 2 a mistake in the command, 75 stopped in time and to be continued.
 """
 

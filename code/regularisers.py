@@ -2,13 +2,14 @@
 """Every term that can be added to a loss, with alignment alone (MSE) and with BYOL: a short search of its weight, then
 a run with the best one.
 
-    python code/regularisers.py RUNS [--preset mini] [--datasets cifar10] [--parallel K] [OPTION of every run ...]
+    python code/regularisers.py RUNS --datasets cifar10 [--preset mini] [--parallel K] [OPTION of every run ...]
     python code/table2.py RUNS/final        the table; table2.csv there has every measure of every run
 
 The search tries three weights of each term in the preset `search` (6 epochs of 12,800 images), in RUNS/search: about
 0.3, 3 and 30 times the one at which the term pulls partly collapsed rows as hard as alignment does; of reverse_kl and
 jeffreys, which are infinite in collapse, a wider range. The best kNN accuracy decides. The run is of --preset, in
-RUNS/final. That is 2 x 14 x 3 short runs and 2 x 15 others: days on a CPU.
+RUNS/final. That is 2 x 14 x 3 short runs and 2 x 15
+others a data set: days on a CPU.
 The same command goes on where it stopped. Exit status: as of grid.py.
 """
 

@@ -240,6 +240,19 @@ def test_spectra_are_of_the_seeds_that_have_one(make, tmp_path):
     assert line.get_ydata()[-1] == pytest.approx((0.2 * 0.3) ** 0.5)
 
 
+def test_a_legend_tells_its_panels(make, tmp_path):
+    for method, term in (("BYOL", "none"), ("BYOL", "w2"), ("MoCoV2", "none"), ("MoCoV2", "lu")):
+        for dataset in ("cifar10", "cifar100"):
+            make(method=method, term=term, dataset=dataset)
+    (table,), _ = table2.collect([tmp_path])
+    methods, terms = table2_figures.draw_spectra(table).legends
+    assert methods.get_title().get_text() == "(a), (d)"
+    assert [text.get_text() for text in methods.get_texts()] == ["MoCo v2", "BYOL", "uniform, 1/$m$"]
+    assert terms.get_title().get_text() == "(b), (c), (e), (f)"
+    assert len(terms.get_texts()) == 4
+    assert table2_figures._letters([0, 2, 3, 4, 30]) == "(a), (c) to (e), (ee)"
+
+
 def test_a_search_on_part_of_the_images_is_not_drawn_beside_the_paper(make, tmp_path, monkeypatch):
     make("whole")
     make("part", options={"limit_train": 100})

@@ -35,6 +35,7 @@ plt.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
+        "axes.axisbelow": True,  # bars and shades hide the grid
         "grid.alpha": 0.3,
         "grid.linewidth": 0.5,
         "lines.linewidth": 1.3,

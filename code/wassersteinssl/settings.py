@@ -170,7 +170,8 @@ class Settings:
     )
     alpha_max: float | None = option(
         None,
-        "its weight at the start (needed but for w2 and lu with MoCo v2, BYOL, Barlow Twins, Zero-CL: see README)",
+        "its weight at the start (default: ALPHA in the method's file, for w2 and lu with MoCo v2, BYOL, Barlow Twins, "
+        "Zero-CL; else needed, values to try: WEIGHTS in code/regularisers.py)",
         check=not_negative,
     )
     alpha_min: float | None = option(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -224,18 +224,30 @@ def _axes(lines: Sequence[list[Panel]], sharey: Any = "row") -> tuple[Figure, li
 
 
 def _legends(figure: Figure, grid: list[list[tuple[Axes, Panel]]], *others: dict[str, Any]) -> None:
-    """Below the panels: at the left the methods, at the right the terms, with `others`."""
-    methods: dict[str, dict] = {}
-    terms: dict[str, dict] = {}
-    for _, panel in chain.from_iterable(grid):
-        (methods if panel.title == NO_TERM else terms).update(zip(panel.labels, panel.styles, strict=True))
-    kinds = [[{"label": label, **style} for label, style in kind.items()] for kind in (methods, terms)]
-    kinds[1 if terms else 0] += others
-    for kind, side in zip(kinds, ("left", "right"), strict=True):
-        place: Any = f"outside lower {side if methods and terms else 'center'}"
-        if kind:
-            handles = [plt.Line2D([], [], **style) for style in kind]
-            figure.legend(handles=handles, loc=place, ncols=3 if kind is kinds[0] else 2)
+    """Below the panels: at the left the methods, at the right the terms, each with `others` and its panels' letters."""
+    panels = [panel for _, panel in chain.from_iterable(grid)]
+    kinds = {
+        side: [k for k, panel in enumerate(panels) if (panel.title == NO_TERM) == (side == "left")]
+        for side in ("left", "right")
+    }
+    both = all(kinds.values())
+    for side, chosen in kinds.items():
+        entries = {
+            label: style for k in chosen for label, style in zip(panels[k].labels, panels[k].styles, strict=True)
+        }
+        if entries:
+            handles = [plt.Line2D([], [], label=label, **style) for label, style in entries.items()]
+            handles += [plt.Line2D([], [], **style) for style in others]
+            place: Any = f"outside lower {side if both else 'center'}"
+            title = _letters(chosen) if both else None
+            figure.legend(handles=handles, loc=place, ncols=3 if side == "left" else 2, title=title, alignment="left")
+
+
+def _letters(panels: Sequence[int]) -> str:
+    """Panels in ascending order as their letters: (a), (c) to (e)."""
+    runs = [[k for _, k in run] for _, run in groupby(enumerate(panels), lambda pair: pair[1] - pair[0])]
+    names = [[f"({_letter(k)})" for k in run] for run in runs]
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(run) for run in names)
 
 
 def _letter(k: int) -> str:
