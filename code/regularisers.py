@@ -8,8 +8,7 @@ a run with the best one.
 The search tries three weights of each term in the preset `search` (6 epochs of 12,800 images), in RUNS/search: about
 0.3, 3 and 30 times the one at which the term pulls partly collapsed rows as hard as alignment does; of reverse_kl and
 jeffreys, which are infinite in collapse, a wider range. The best kNN accuracy decides. The run is of --preset, in
-RUNS/final. That is 2 x 14 x 3 short runs and 2 x 15
-others a data set: days on a CPU.
+RUNS/final. That is 2 x 14 x 3 short runs and 2 x 15 others a data set: days on a CPU.
 The same command goes on where it stopped. Exit status: as of grid.py.
 """
 

@@ -18,7 +18,7 @@ COLUMNS = {
     "images/s": ",.0f", "usual": ",.0f", "x usual": ".1f", "500 epochs, minutes": ".0f", "W2 %": ".2f",
     "TFLOP/s": ".0f", "% of peak": ".0f",
 }  # fmt: skip
-# Measured before W2 and batch-norm lost a third of their operations; and, of the second, before W2 was compiled too.
+# Measured before W2 and batch-norm lost a third of their operations; and, of the last, before W2 was compiled too.
 OLDER = (
     "train-w64-bf16-mocov2-barlowtwins-nvidia-h200", "train-w64-bf16-zerocl-nvidia-h200",
     "train-w64-bf16-simclr-nvidia-h200", "train-w64-bf16-compiled-nvidia-h200",
