@@ -61,6 +61,9 @@ def test_a_rank_that_was_left_in_the_environment_means_nothing(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("RANK", "1")
     assert distributed.first()
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+    assert (distributed.size(), distributed.rank(), distributed.local_rank()) == (1, 0, 0)
 
 
 def refused():
