@@ -44,7 +44,6 @@ from wassersteinssl.machine import environment_beside
 from wassersteinssl.settings import (
     DATASETS,
     PRESETS,
-    PROGRAMS,
     STOPPED,
     Parser,
     UserError,
@@ -58,9 +57,9 @@ from wassersteinssl.settings import (
     whole,
 )
 
-# The programs by the name of their file; Table 2 has three terms of the first four, vanilla of the rest.
-FILES = {Path(path).stem: path for path in PROGRAMS.values()}
-TABLE2 = tuple(FILES)[:4]
+# The programs by the name of their file; Table 2 has three terms of four of them, vanilla of the rest.
+FILES = {Path(path).stem: path for path in settings.programs().values()}
+TABLE2 = ("byol", "moco_v2", "barlow_twins", "zero_cl")
 TERMS = ("none", *settings.TERMS)
 RESERVE = 20  # seconds before the end of a time budget at which running cells are asked to stop
 WORTHWHILE = 60  # no cell is started with less time left
@@ -338,7 +337,7 @@ def default_weights(method: str) -> dict:
     """Of the terms that the method's file knows one for. Loads torch."""
     from wassersteinssl.files import load_module
 
-    name = next(name for name, path in PROGRAMS.items() if Path(path).stem == method)
+    name = next(name for name, path in settings.programs().items() if Path(path).stem == method)
     return getattr(load_module(CODE / FILES[method]), name).ALPHA
 
 

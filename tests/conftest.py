@@ -18,7 +18,7 @@ from wassersteinssl.files import load_module as load
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BYOL = REPOSITORY / "code" / "BYOL" / "byol.py"
-PROGRAMS = {name: REPOSITORY / "code" / path for name, path in settings.PROGRAMS.items()}
+PROGRAMS = {name: REPOSITORY / "code" / path for name, path in settings.programs().items()}
 
 # The smallest run that goes through everything: seconds on one core.
 TINY = (

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import pytest
 import torch
@@ -125,3 +126,11 @@ def test_checkpoints_take_a_fiftieth_of_the_time_at_most(monkeypatch):
     assert pace.overdue()
     assert not checkpoint.Pace(None, 0).overdue()
     assert [checkpoint.Pace(3, 0).after_epoch(k) for k in range(1, 7)] == [False, False, True] * 2
+
+
+def test_the_newest_of_equal_steps_is_kept_and_loaded(tmp_path):
+    """As of a linear evaluation that is stopped again and again before its first batch."""
+    for number in range(6):
+        assert checkpoint.save(tmp_path, 7, {"number": number})
+        time.sleep(0.01)  # a file system's clock may be that coarse
+        assert checkpoint.load(tmp_path)["number"] == number

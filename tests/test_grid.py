@@ -16,7 +16,7 @@ import pytest
 from conftest import REPOSITORY, environment, load
 
 from wassersteinssl.run import Signals
-from wassersteinssl.settings import PRESETS, PROGRAMS, TERMS, Settings, UserError, parse, shared
+from wassersteinssl.settings import PRESETS, TERMS, Settings, UserError, parse, programs, shared
 
 GRID = REPOSITORY / "code" / "grid.py"
 
@@ -74,7 +74,7 @@ def grid(tmp_path):
     (code / "wassersteinssl").mkdir(parents=True)
     for name in ("grid.py", *(f"wassersteinssl/{part}.py" for part in ("__init__", "settings", "machine", "results"))):
         (code / name).write_text((REPOSITORY / "code" / name).read_text())
-    for method, name in PROGRAMS.items():
+    for method, name in programs().items():
         (code / name).parent.mkdir()
         (code / name).write_text(stand_in(method))
 

@@ -291,6 +291,22 @@ def test_repeated_rows_are_edges_of_length_zero(copies):
     assert mst_length(repeated).item() == pytest.approx(mst_of(repeated))
 
 
+@pytest.mark.parametrize("n", [16, 17, 40, 41])
+def test_a_tree_that_sheds_its_rows_is_the_same(monkeypatch, n):
+    z = unit(randn(n, 4))
+    repeated = torch.cat([z, z[: n // 2]])
+
+    def found():
+        leaf = z.clone().requires_grad_()
+        return (*torch.autograd.grad(mst_length(leaf), leaf), mst_length(z), mst_length(repeated))
+
+    whole = found()
+    monkeypatch.setattr(pairwise, "SHED", 8)
+    for shed, kept in zip(found(), whole, strict=True):
+        torch.testing.assert_close(shed, kept, rtol=1e-12, atol=1e-12)
+    assert found()[-1].item() == pytest.approx(mst_of(repeated))
+
+
 def test_the_tree_keeps_near_rows_apart_far_from_the_others():
     near = 1e-5 * randn(15, 3)
     z = torch.cat([near, near + 1e3])

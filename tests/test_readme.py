@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY
 
 from wassersteinssl.files import load_module
-from wassersteinssl.settings import PROGRAMS
+from wassersteinssl.settings import programs
 
 LAUNCHERS = load_module(REPOSITORY / "code" / "results" / "launchers.py")
 EMBED = load_module(REPOSITORY / "code" / "results" / "embed.py")
@@ -67,7 +67,7 @@ def test_the_launchers_tell_what_was_measured():
 def test_the_table_of_training_on_a_gpu_is_that_of_the_files_beside_it():
     assert GPU.table() == (GPU.HERE / "gpu.md").read_text(encoding="utf-8")
     assert all((GPU.HERE / f"{name}.json").exists() for name in GPU.OLDER)
-    assert {line.split("|")[1].strip() for line in GPU.table().splitlines()[4:]} == set(PROGRAMS)
+    assert {line.split("|")[1].strip() for line in GPU.table().splitlines()[4:]} == set(programs())
 
 
 def test_the_table_of_terms_is_that_of_the_runs_beside_it():

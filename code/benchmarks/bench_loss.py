@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from wassersteinssl.contrast import nt_xent
 from wassersteinssl.files import load_module
-from wassersteinssl.settings import PROGRAMS
+from wassersteinssl.settings import programs
 from wassersteinssl.uniformity import lu_uniformity
 from wassersteinssl.w2 import w2_uniformity
 
@@ -71,7 +71,7 @@ def vicreg(z: Tensor) -> Tensor:
 
 def losses(m: int, device: torch.device) -> dict[str, tuple[Loss, Loss | None]]:
     """Name -> the loss, and its float64 reference."""
-    program = load_module(bench.CODE / PROGRAMS["BarlowTwins"])
+    program = load_module(bench.CODE / programs()["BarlowTwins"])
     barlow = program.BarlowTwins(program.BarlowTwinsSettings(width=1, hidden_dim=1, dim=m)).to(device)
     return {
         "W2, eigh (default on a CPU)": (lambda z: w2_uniformity(z, solver="eigh"), svd_w2),

@@ -15,7 +15,7 @@ import time
 
 import bench
 
-from wassersteinssl.settings import PROGRAMS
+from wassersteinssl.settings import programs
 
 if __name__ == "__main__":
     ARGS = bench.parser(__doc__).parse_args()
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 HELP, STEP = 0.5, 5.0  # targets, seconds
 KINDS = {
-    "methods": [bench.CODE / path for path in PROGRAMS.values()],
+    "methods": [bench.CODE / path for path in programs().values()],
     "commands": sorted(bench.CODE.glob("*.py")),
     "benchmarks": sorted(bench.CODE.glob("benchmarks/bench_*.py")),
     "studies": sorted(bench.CODE.parent.glob("[DEL]*/**/*.py")),
@@ -47,8 +47,8 @@ def seconds(command: list[str], times: int) -> float:
 def main(args) -> None:
     report = bench.Report("start", args)
     rows = []
-    for kind, programs in tqdm(KINDS.items(), desc="--help", disable=None):
-        chosen = programs[:1] if args.quick else programs
+    for kind, paths in tqdm(KINDS.items(), desc="--help", disable=None):
+        chosen = paths[:1] if args.quick else paths
         took = {p.name: seconds([sys.executable, str(p), "--help"], 1 if args.quick else 3) for p in chosen}
         slowest = max(took, key=lambda name: took[name])
         rows.append({"what": f"--help of {len(took)} {kind}, the slowest: {slowest}", "seconds": took[slowest]})

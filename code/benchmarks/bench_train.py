@@ -22,11 +22,11 @@ from typing import Any
 
 import bench
 
-from wassersteinssl.settings import COMPILE, PROGRAMS, count, pair_size
+from wassersteinssl.settings import COMPILE, count, pair_size, programs
 
 if __name__ == "__main__":
     PARSER = bench.parser(__doc__)
-    PARSER.add_argument("--methods", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    PARSER.add_argument("--methods", nargs="+", choices=programs(), default=list(programs()))
     PARSER.add_argument("--width", type=count, default=16, help="of the ResNet-18 (default: 16)")
     PARSER.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     PARSER.add_argument("--batch-size", type=pair_size, default=256)
@@ -54,7 +54,7 @@ from wassersteinssl.files import load_module
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups
 from wassersteinssl.pretrain import pretrain
-from wassersteinssl.settings import Settings
+from wassersteinssl.settings import Settings, programs
 from wassersteinssl.step import TrainingStep, with_w2_compiled
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.vision import torchvision
@@ -130,7 +130,7 @@ class Usual:
 
 
 def build(name: str, options: dict[str, Any], device: torch.device) -> tuple[Method, Settings]:
-    program = load_module(bench.CODE / PROGRAMS[name])
+    program = load_module(bench.CODE / programs()[name])
     settings = getattr(program, name + "Settings")(**options)
     torch.manual_seed(0)
     return getattr(program, name)(settings).place(device), settings

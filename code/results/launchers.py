@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # works with and without an installation
 
 from wassersteinssl import table2
-from wassersteinssl.settings import PROGRAMS, Parser
+from wassersteinssl.settings import Parser, programs
 
 TERMS = {"vanilla": "none", "lu": "lu", "w2": "w2"}
 MEASURED = ("digits", "mini")
@@ -35,7 +35,7 @@ def minutes(row: table2.Row | None) -> str:
 def launchers(method: str) -> list[tuple[str, Path]]:
     """(term, launcher) of the method, in the table's order."""
     found = {}
-    for path in sorted((HERE.parent / PROGRAMS[method]).parent.glob("run_*.sh")):
+    for path in sorted((HERE.parent / programs()[method]).parent.glob("run_*.sh")):
         kind = re.search(r"vanilla|lu|w2", path.stem.removeprefix("run_").rpartition("+")[2])
         assert kind, path
         found[TERMS[kind[0]]] = path
@@ -60,7 +60,7 @@ def build() -> tuple[str, dict[Path, str]]:
     lines = [("Method", "Launcher", *(f"`{preset}`, minutes ({device})" for preset, (_, device) in found.items()))]
     lines.append(("---",) * len(lines[0]))
     texts = {}
-    for method in PROGRAMS:
+    for method in programs():
         for term, path in launchers(method):
             rows = {preset: known.get((method, term)) for preset, (known, _) in found.items()}
             name = table2.METHODS.get(method, method) + table2.TERMS[term]

@@ -111,7 +111,13 @@ def load(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def newest(folder: Path) -> Path | None:
+    """The checkpoint that `load` tries first."""
+    return next((path for _, path in _found(folder)), None)
+
+
 def _found(folder: Path) -> list[tuple[str, Path]]:
-    """(digest, path), newest first."""
+    """(digest, path), newest first. A run that is stopped twice before its next step has two of the same step."""
     matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [(match[2], path) for match, path in sorted(matches, key=lambda found: -int(found[0][1]))]
+    matches.sort(key=lambda found: (int(found[0][1]), found[1].stat().st_mtime_ns), reverse=True)
+    return [(match[2], path) for match, path in matches]

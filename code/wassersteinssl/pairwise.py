@@ -19,6 +19,7 @@ from wassersteinssl.numerics import result_dtype, wide_rows
 from wassersteinssl.w2 import FirstDerivative, check_matrix, scaled_to_unit, wide_dtype
 
 BLOCK = 2048  # rows of a pairwise block: its distances take 16 MiB in float32, whatever n is
+SHED = 512  # steps of Prim's algorithm after which it drops the rows that the tree has by then
 
 
 def lu_uniformity(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
@@ -116,21 +117,26 @@ def _spanning_tree(z: Tensor) -> tuple[Tensor, Tensor]:
     n = len(z)
     z = z - z.mean(dim=0)  # as above
     norms = z.square().sum(dim=1)
+    row = torch.arange(n, device=z.device)  # its number
     square = torch.full((n,), torch.inf, dtype=z.dtype, device=z.device)  # to the tree
-    parent = torch.zeros(n, dtype=torch.long, device=z.device)  # the row of the tree at that distance
-    outside = torch.zeros_like(square)  # inf for the rows of the tree
-    new = torch.zeros(1, dtype=torch.long, device=z.device)
+    parent = torch.zeros_like(row)  # the row of the tree at that distance
+    inside = torch.zeros_like(square)  # inf for the rows of the tree
+    new = row[:1]  # where it now stands
     near, far = [], []
     with torch.autocast(z.device.type, enabled=False):
-        for _ in range(n - 1):
-            outside.index_fill_(0, new, torch.inf)
-            to_new = norms + norms[new] - 2 * (z @ z[new].squeeze(0))
+        for step in range(1, n):
+            inside.index_fill_(0, new, torch.inf)
+            added, norm, number = z[new].squeeze(0), norms[new], row[new]
+            if step % SHED == 0:  # rows of the tree need no more distances
+                rest = inside.argsort(stable=True)[: n - step]
+                z, norms, row, square, parent, inside = (x[rest] for x in (z, norms, row, square, parent, inside))
+            to_new = norms + norm - 2 * (z @ added)
             closer = ~(to_new >= square)  # NaN too, which must stay visible
-            parent = torch.where(closer, new, parent)
+            parent = torch.where(closer, number, parent)
             square = torch.where(closer, to_new, square)
-            new = (square + outside).argmin(dim=0, keepdim=True)
+            new = (square + inside).argmin(dim=0, keepdim=True)
             near.append(parent[new])
-            far.append(new)
+            far.append(row[new])
     return torch.cat(near), torch.cat(far)
 
 

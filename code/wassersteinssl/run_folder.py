@@ -103,9 +103,10 @@ class RunFolder:
     def fail(self, why: str) -> str | None:
         """Mark the run as failed; the name of its last checkpoint. A later start of the same command tries again and
         removes the mark."""
-        newest = max((path.name for path in self.path.glob("checkpoint-*.pt")), default=None)
-        write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": newest}))
-        return newest
+        newest = checkpoint.newest(self.path)
+        name = newest.name if newest else None
+        write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": name}))
+        return name
 
     def _same(self, config: Path) -> bool:
         """Whether the folder is of this configuration. UserError if it is not and has something to lose."""

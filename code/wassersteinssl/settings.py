@@ -8,6 +8,7 @@ import argparse
 import ast
 import contextlib
 import errno
+import functools
 import io
 import os
 import re
@@ -233,9 +234,10 @@ class Settings:
     )  # fmt: skip
 
 
+@functools.cache
 def programs() -> dict[str, str]:
-    """The method programs below code/, by the name of their class: every CODE/Folder/file.py with a class derived from
-    Method. First those of Table 2 in the order in which their results are wanted, then any others."""
+    """The method programs below code/, by the name of their class: every CODE/Folder/file.py with a `class X(Method)`.
+    First those of Table 2 in the order in which their results are wanted, then any others."""
     found = {}
     for path in sorted(CODE.glob("[A-Z]*/*.py")):
         for name in re.findall(r"^class (\w+)\(Method\)", path.read_text(encoding="utf-8"), re.MULTILINE):
@@ -245,13 +247,12 @@ def programs() -> dict[str, str]:
 
 
 CODE = Path(__file__).resolve().parents[1]
-PROGRAMS = programs()
 UNKNOWN: Any = object()
 
 
 def own_options(program: str) -> dict[str, tuple[str, Any]]:
-    """Name -> type and default of the options that a method's file, a value of PROGRAMS, adds to the shared ones; the
-    default is UNKNOWN where it is no literal. Loads no torch."""
+    """Name -> type and default of the options that a method's file (a value of `programs()`) adds to the shared ones;
+    the default is UNKNOWN where it is no literal. Loads no torch."""
     text = (CODE / program).read_text(encoding="utf-8")
     found = {}
     for name, kind, default in re.findall(r"^    (\w+): (.*) = option\(\s*([^,)]*)", text, re.MULTILINE):

@@ -18,7 +18,7 @@ from statistics import mean, stdev
 from wassersteinssl import results
 from wassersteinssl.augmentation import unusual
 from wassersteinssl.results import COLUMNS
-from wassersteinssl.settings import PRESETS, PROGRAMS, UNKNOWN, Settings, other_images, own_options
+from wassersteinssl.settings import PRESETS, UNKNOWN, Settings, other_images, own_options, programs
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -416,7 +416,7 @@ def _tell_apart(rows: list[Row]) -> None:
             for row in group:
                 told = " to ".join(dict.fromkeys(f"{weight:g}" for weight in row.weights if weight is not None))
                 row.variant = ", ".join(filter(None, [row.variant, f"weight {told or 'not noted'}"]))
-        known = own_options(PROGRAMS[group[0].method]) if group[0].method in PROGRAMS else {}
+        known = own_options(programs()[group[0].method]) if group[0].method in programs() else {}
         options = sorted(set().union(*(row.own for row in group)))
         for option in options:
             differ = len({repr(row.own.get(option)) for row in group}) > 1

@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installation
 
-from wassersteinssl.settings import PROGRAMS, Parser
+from wassersteinssl.settings import Parser, programs
 
 COLUMNS = {
     "images/s": ",.0f", "usual": ",.0f", "x usual": ".1f", "500 epochs, minutes": ".0f", "W2 %": ".2f",
@@ -37,7 +37,7 @@ def table() -> str:
             found[compiled, row["method"]] = path.stem, row | {"500 epochs, minutes": 60 * row["500 epochs, h"]}
     head = ["method", "compiled", *COLUMNS, "code", "file"]
     lines = [head, ["---"] * len(head)]
-    for compiled, method in sorted(found, key=lambda key: (key[0], list(PROGRAMS).index(key[1]))):
+    for compiled, method in sorted(found, key=lambda key: (key[0], list(programs()).index(key[1]))):
         file, row = found[compiled, method]
         numbers = [format(row[name], form) for name, form in COLUMNS.items()]
         age = "older" if file in OLDER else ""
