@@ -88,6 +88,7 @@ class Cell:
     settings: dict = field(default_factory=dict)
     tries: int = field(default=0)
     log_start: int = field(default=0)  # of the last try, in bytes
+    finished: dict | None = field(default=None, compare=False)  # its result, once read: it does not change
 
     @property
     def name(self) -> str:
@@ -102,10 +103,11 @@ class Cell:
         return 0
 
     def result(self) -> dict | None:
-        with contextlib.suppress(ValueError):
-            result = results.read(self.folder)
-            return None if self.other() else result
-        return None
+        if self.finished is None:
+            with contextlib.suppress(ValueError):
+                result = results.read(self.folder)
+                self.finished = None if self.other() else result
+        return self.finished
 
     def other(self) -> str:
         """In what the run that has begun in the folder differs from this cell, in words."""
@@ -129,10 +131,10 @@ class Cell:
         return False
 
     def state(self) -> str:
-        if self.other():
-            return "another"
         if self.result() is not None:
             return "done"
+        if self.other():
+            return "another"
         if self.busy():
             return "running"
         if (self.folder / "failed.json").exists():
@@ -342,19 +344,26 @@ def default_weights(method: str) -> dict:
 
 
 def status(grid: list[Cell], parallel: int = 1) -> str:
-    lines = []
+    lines, states = [], []
     for k, cell in enumerate(grid):
         result, done = cell.result(), len(results.log(cell.folder))
+        states.append(cell.state())
         note = f"acc1 {result['acc1']:.2f}  w2 {result['w2']:.3f}" if result else f"{done}/{cell.epochs} epochs"
         found = result["config"]["settings"] if result else {}
         if found.get("dataset") == "folder" and found["data_dir"] != cell.settings["data_dir"]:
             note += f"  of the images in {found['data_dir']}"
-        if other := cell.other():
-            note = f"the folder holds a run of other settings: {other}"
-        lines.append(f"{k:3}  {cell.state():8} {cell.name:40} {note}")
-    states = [cell.state() for cell in grid]
+        if states[-1] == "another":
+            note = f"the folder holds a run of other settings: {cell.other()}"
+        lines.append(f"{k:3}  {states[-1]:8} {cell.name:40} {note}")
     tally = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     return "\n".join([*lines, f"{count_of(grid)}: {tally}; left: {left(grid, parallel)}"])
+
+
+def refuse_others(grid: list[Cell]) -> None:
+    """UserError if runs of other settings lie in the cells' folders."""
+    if others := [f"{cell.folder}: {other}" for cell in grid if (other := cell.other())]:
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        raise UserError(f"a run of other settings lies in {others[0]}{more}; choose other --runs, or the same options")
 
 
 def count_of(grid: list[Cell]) -> str:
@@ -364,22 +373,22 @@ def count_of(grid: list[Cell]) -> str:
 def left(grid: list[Cell], parallel: int = 1) -> str:
     """Estimated time for what is left, from the epochs seen so far of the same method, else of any."""
     seen: dict[str, list[float]] = {}
-    evaluations = []
+    evaluations, unfinished = [], []  # cells, with the epochs that they have done
     for cell in grid:
         lines = results.log(cell.folder)
         seen.setdefault(cell.method, []).extend(line["seconds"] + line.get("monitor_seconds", 0) for line in lines)
         if result := cell.result():
             evaluations.append(result["evaluate_seconds"])
+        else:
+            unfinished.append((cell, 0 if cell.other() else min(cell.epochs, len(lines))))
     everything = [seconds for epochs in seen.values() for seconds in epochs]
-    unfinished = [cell for cell in grid if cell.result() is None]
     if not unfinished:
         return "nothing"
     if not everything:
         return "unknown until the first epoch is done"
     total = 0.0
-    for cell in unfinished:
+    for cell, done in unfinished:
         epochs = seen[cell.method] or everything
-        done = 0 if cell.other() else min(cell.epochs, len(results.log(cell.folder)))
         total += (cell.epochs - done) * sum(epochs) / len(epochs)
         total += sum(evaluations) / len(evaluations) if evaluations else 0
     minutes = total / 60 / parallel
@@ -630,9 +639,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         if options.index >= len(grid):
             raise UserError(f"--index {options.index}: there are cells 0 to {len(grid) - 1}")
         grid = [grid[options.index]]
-    if others := [f"{cell.folder}: {other}" for cell in grid if (other := cell.other())]:
-        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
-        raise UserError(f"a run of other settings lies in {others[0]}{more}; choose other --runs, or the same options")
+    refuse_others(grid)
     if options.slurm:
         return submit(grid, options)
     done = sum(cell.result() is not None for cell in grid)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import types
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import REPOSITORY, environment, load
@@ -319,21 +318,14 @@ def test_an_interrupt_leaves_checkpoints_and_status_75(grid, number):
 
 def test_nohup_is_respected_and_a_closed_terminal_is_else_a_signal_to_end(grid_module):
     before = signal.getsignal(signal.SIGHUP)
-    grids = load(REPOSITORY / "code" / "regularisers.py").Grids
-    others = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    }
     try:
         for handler in (signal.SIG_IGN, signal.SIG_DFL):
             signal.signal(signal.SIGHUP, handler)
             with Signals():
                 assert (signal.getsignal(signal.SIGHUP) is handler) == (handler is signal.SIG_IGN)
             assert signal.getsignal(signal.SIGHUP) is handler
-            grids()
-            assert (signal.getsignal(signal.SIGHUP) is handler) == (handler is signal.SIG_IGN)
     finally:
-        for number, handler in {**others, signal.SIGHUP: before}.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_status_tells_of_what_other_folder_the_images_were(grid, tmp_path):
@@ -550,47 +542,61 @@ def test_epochs_are_those_of_every_cell(tmp_path):
 
 @pytest.fixture
 def regularisers(tmp_path, monkeypatch):
-    """regularisers(*options): its pairs, whose grids only note their commands; kNN is best at the second weight."""
-    module, calls = load(REPOSITORY / "code" / "regularisers.py"), []
+    """regularisers(*options): the cells that it runs; kNN is best at the second weight."""
+    module = load(REPOSITORY / "code" / "regularisers.py")
 
-    def run(grids, command):
-        if grids.stopping:
-            return 75, ""
-        calls.append(" ".join(command[2:]))
-        return start.status, ""
+    class Runner:
+        """Notes its cells."""
+
+        def __init__(self, cells, parallel, minutes, gpus):
+            self.cells = cells
+            start.asked.append((parallel, minutes, gpus))
+
+        def run(self):
+            start.ran += self.cells
+            return start.status
 
     def result(cell):
-        assert cell.folder.is_relative_to(tmp_path / "runs" / "search")
+        if not cell.folder.is_relative_to(tmp_path / "runs" / "search"):
+            return None
         return {"knn1": 40 - abs(module.WEIGHTS[cell.term].index(cell.settings["alpha_max"]) - 1)}
 
-    monkeypatch.setattr(module.Grids, "run", run)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(module.grid, "Runner", Runner)
+    monkeypatch.setattr(module.grid, "left", lambda *_: "")
     monkeypatch.setattr(module.grid.Cell, "result", result)
 
     def start(*options):
+        start.ran, start.asked = [], []
         monkeypatch.setattr(sys, "argv", ["regularisers.py", str(tmp_path / "runs"), *options])
         start.returned = module.main()
-        return calls
+        return start.ran
 
-    start.weights, start.status, start.module, start.calls = module.WEIGHTS, 0, module, calls
+    start.weights, start.status, start.module = module.WEIGHTS, 0, module
     return start
 
 
+def stage(cell):
+    return cell.folder.parents[1].name
+
+
 def test_every_term_is_searched_and_then_run_with_alignment_alone_and_with_byol(regularisers):
-    calls = regularisers("--preset", "digits", "--seeds", "3")
+    ran = regularisers("--preset", "digits", "--datasets", "digits", "--seeds", "3")
     assert regularisers.returned == 0
     assert set(regularisers.weights) == set(TERMS)
-    for term, weights in regularisers.weights.items():
-        for base, more in (("align_uniform", " --uniform-weight 0"), ("byol", "")):
-            search, final = (call for call in calls if f"--terms {term} --methods {base} " in call)
-            tried = " ".join(map(str, weights))
-            assert search.startswith(f"run --preset search --terms {term} --methods {base} --weights {tried} --runs ")
-            assert final.startswith(
-                f"run --preset digits --terms {term} --methods {base} --weights {float(weights[1])} --runs "
-            )
-            assert search.endswith(f"search{more} --seeds 3")
-            assert final.endswith(f"final{more} --seeds 3")
-    assert len(calls) == 2 * (1 + 2 * len(TERMS))
+    for method, own in (("align_uniform", {"uniform_weight": 0.0}), ("byol", {})):
+        mine = [cell for cell in ran if cell.method == method]
+        assert all(own.items() <= cell.settings.items() for cell in mine)
+        assert all((cell.dataset, cell.seed) == ("digits", 3) for cell in mine)
+        found = {}
+        for cell in mine:
+            found.setdefault((stage(cell), cell.term), []).append(cell.settings["alpha_max"])
+            assert cell.epochs == (6 if stage(cell) == "search" else 30)
+        assert found.pop(("final", "none")) == [None]
+        for term, weights in regularisers.weights.items():
+            assert found.pop(("search", term)) == list(weights)
+            assert found.pop(("final", term)) == [weights[1]]
+        assert not found
+    assert [stage(cell) for cell in ran] == ["search"] * 6 * len(TERMS) + ["final"] * 2 * (1 + len(TERMS))
 
 
 def test_a_weight_that_diverged_on_a_data_set_is_not_the_best(regularisers, monkeypatch):
@@ -600,27 +606,47 @@ def test_a_weight_that_diverged_on_a_data_set_is_not_the_best(regularisers, monk
         accuracy = found.get((cell.dataset, cell.settings["alpha_max"]))
         return None if accuracy is None else {"knn1": accuracy}
 
+    def chosen(*options):
+        ran = regularisers("--terms", "ssw", "--bases", "byol", *options)
+        return {cell.settings["alpha_max"] for cell in ran if stage(cell) == "final"}
+
     monkeypatch.setattr(regularisers.module.grid.Cell, "result", result)
-    assert "--weights 10.0 " in regularisers("--terms", "ssw", "--bases", "byol")[1]
-    regularisers.calls.clear()
+    assert chosen() == {10}
     found["cifar100", 1000] = 90
-    assert "--weights 1000.0 " in regularisers("--terms", "ssw", "--bases", "byol")[1]
-    regularisers.calls.clear()  # runs on another data set, of an earlier command say, have no say
-    assert "--weights 10.0 " in regularisers("--terms", "ssw", "--bases", "byol", "--datasets", "cifar10")[1]
+    assert chosen() == {1000}
+    assert chosen("--datasets", "cifar10") == {10}  # runs on another data set, of an earlier command say, have no say
 
 
 def test_a_search_without_a_finished_run_has_no_final_one(regularisers, monkeypatch):
     monkeypatch.setattr(regularisers.module.grid.Cell, "result", lambda _: None)
-    assert len(regularisers("--terms", "w2", "--bases", "mse")) == 1
+    ran = regularisers("--terms", "none", "w2", "--bases", "mse", "--datasets", "cifar10")
+    assert [(stage(cell), cell.term) for cell in ran] == [*[("search", "w2")] * 3, ("final", "none")]
 
 
-@pytest.mark.parametrize(("status", "returned"), [(-9, 1), (130, 1), (1, 1), (2, 2), (75, 75)])
-def test_a_search_whose_grids_end_badly_ends_badly(regularisers, status, returned):
+@pytest.mark.parametrize("status", [1, 75])
+def test_a_search_that_ends_badly_ends_badly_and_a_stopped_one_begins_nothing_more(regularisers, status):
     regularisers.status = status
-    calls = regularisers("--terms", "w2")
-    assert regularisers.returned == returned
-    if status == 2:  # a mistake in the command, which every other grid would tell again
-        assert len(calls) == 1
+    ran = regularisers("--terms", "w2", "--datasets", "cifar10")
+    assert regularisers.returned == status
+    assert {stage(cell) for cell in ran} == ({"search"} if status == 75 else {"search", "final"})
+
+
+def test_a_search_shares_its_time_and_its_gpus_among_all_its_runs(regularisers, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    regularisers("--terms", "w2", "--parallel", "3", "--time-budget", "5")
+    (parallel, minutes, gpus), (_, later, _) = regularisers.asked
+    assert (parallel, gpus) == (3, ["4", "6"])
+    assert 0 < later < minutes < 5
+
+
+def test_a_search_says_at_once_where_runs_of_other_settings_lie(regularisers, tmp_path, capsys):
+    folder = tmp_path / "runs" / "search" / "cifar10" / "byol+w2-0.3-s12"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").touch()
+    (folder / "config.json").write_text(json.dumps({"settings": {"width": 3}}))
+    assert regularisers("--terms", "w2", "--datasets", "cifar10") == []
+    assert regularisers.returned == 2
+    assert "a run of other settings lies in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -630,35 +656,3 @@ def test_a_search_whose_grids_end_badly_ends_badly(regularisers, status, returne
 def test_runs_are_spread_over_gpus_unless_their_options_choose(grid_module, monkeypatch, parallel, rest, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert grid_module.gpus_for(parallel, rest) == found
-
-
-def test_the_grids_of_a_search_are_spread_over_the_gpus(monkeypatch, tmp_path):
-    """Each of the four waits for the others, so that all run at once."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    grids = load(REPOSITORY / "code" / "regularisers.py").Grids(["4", "6"])
-    program = (
-        f"import os, time, pathlib as p; f = p.Path({str(tmp_path)!r}); (f / str(os.getpid())).touch()\n"
-        "while len(list(f.iterdir())) < 4: time.sleep(0.01)\n"
-        "print(os.environ['CUDA_VISIBLE_DEVICES'])"
-    )
-    with ThreadPoolExecutor(4) as pool:
-        told = list(pool.map(grids.run, [[sys.executable, "-c", program]] * 4))
-    assert sorted(told) == [(0, "4"), (0, "4"), (0, "6"), (0, "6")]
-    assert not grids.running
-
-
-def test_a_search_begins_no_grid_that_its_time_is_too_short_for(regularisers):
-    assert regularisers("--terms", "none", "--bases", "mse", "--time-budget", "1") == []
-    assert regularisers.returned == 75
-
-
-def test_a_stopped_search_stops_its_grids_and_begins_no_other(monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    grids = load(REPOSITORY / "code" / "regularisers.py").Grids()
-    with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(grids.run, [sys.executable, "-c", "import time; time.sleep(60)"])
-        while not grids.running:
-            time.sleep(0.01)
-        grids.stop()
-        assert begun.result(timeout=30)[0] == -signal.SIGTERM
-    assert grids.run(["/no/such/program"]) == (75, "")
