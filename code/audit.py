@@ -39,6 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="a class a row, numbers or, in .csv, .tsv and .txt, names: does its neighbourhood know it?",
     )
+    parser.add_argument("--labels-key", metavar="NAME", help="of their array, or column, in a file that holds several")
     parser.add_argument("--views", type=home, metavar="FEATURES2", help="features of the same inputs, seen differently")
     parser.add_argument("--views-key", metavar="NAME", help="of their array (default: as --key)")
     parser.add_argument("--report", type=home, metavar="DIR", help="write audit.html, .png, .json and .txt there")
@@ -62,6 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         ("--split", options.split, encoded, "--encoder or --timm"),
         ("--layer", options.layer, options.encoder is not None, "--encoder"),
         ("--key", options.key, not encoded or options.views is not None, "FEATURES or --views"),
+        ("--labels-key", options.labels_key, options.labels is not None, "--labels"),
         ("--views-key", options.views_key, options.views is not None, "--views"),
     ):
         if value is not None and not used:
@@ -83,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         features = audit_encoders.of_timm(options.timm, options.dataset, options.data_dir, options.split)
     else:
         features = audit_files.read(options.features, options.key)
-    features = audit_files.with_labels(features, options.labels)
+    features = audit_files.with_labels(features, options.labels, options.labels_key)
     views_key = options.views_key or options.key
     if options.views is not None and (options.views, views_key) == (options.features, options.key):
         raise UserError(f"--views is {options.views} itself: give other features, or another array by --views-key")

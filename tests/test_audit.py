@@ -342,10 +342,14 @@ def test_equal_rows_have_one_page_without_contradictions(kind, m, monkeypatch):
     assert (w2["floor"], w2["minimum"]) == (audit.w2_floor(40, m), audit.w2_minimum(40, m))
     counts = (w2["dimensions"], *(report["spectrum"][key] for key in ("dimensions", "effective_rank")))
     assert counts == (0, 0, 0)
-    assert (report["verdict"]["word"], report["verdict"]["why"]) == ("collapsed", "all rows are equal")
+    assert (report["verdict"]["word"], report["verdict"]["why"]) == (
+        "collapsed",
+        f"all rows are {'zero' if kind == 'zero' else 'equal'}",
+    )
     page = audit_report.text(report)
     assert "39 of 40 rows repeat an earlier one; the floor is that of 40 rows" in page
     assert "distinct rows span" not in page
+    assert "left out" not in page
     assert ("(no unit rows lower), 1.4142 if all unit rows are equal" in page) == (kind == "zero")
     assert re.search(r"^dimensions by W2 +0\.0   of \d+, 0 %$", page, re.MULTILINE)
     named = "0, 1, 2, 3, 4, 5, 6, 7" + ("" if m == 8 else ", 8, 9 ...")
@@ -649,17 +653,17 @@ REFUSED = {
     "two arrays": (
         lambda folder: np.savez(folder / "z.npz", a=np.eye(3), b=np.eye(3)), "z.npz", "choose one with --key: a, b",
     ),
-    "ragged": (lines("1,2\n3,4\n5\n"), "z.csv", "cannot read"),
-    "text among numbers": (lines("1,2\n3,x\n"), "z.csv", r"column 2 of .*z\.csv holds text \('x'\): numbers only"),
+    "ragged": (lines("1,2\n\n3,4\n5\n"), "z.csv", r"line 4 of .*z\.csv has 1 cells, the first 2"),
+    "text among numbers": (lines("a,b\n1,2\n3,x\n"), "z.csv", r"column 2 of .*z\.csv holds text \('x'\), in line 3: n"),
     "names of images": (lines("id,a\nimg0,1\nimg1,2\n"), "z.csv", r"column 1 of .*z\.csv holds text \('img0'\)"),
     "no header but names": (lines("img0,1\nimg1,2\n"), "z.csv", r"column 1 of .*z\.csv holds text \('img0'\)"),
     "a first row with a gap": (lines(",1,2\n3,4,5\n6,7,8\n"), "z.csv", r"column 1 of .*z\.csv holds an empty cell"),
     "a first row with NA": (lines("1,NA\n3,4\n"), "z.csv", r"column 2 of .*z\.csv holds text \('NA'\)"),
     "a first row of gaps": (lines(",\n3,4\n"), "z.csv", r"column 1 of .*z\.csv holds an empty cell"),
-    "wider than the header": (lines(",a,b\n0,1,5,2\n1,3,5,4\n"), "z.csv", "cannot read .* hold 3 cells"),
-    "an index alone": (lines(",a,b\n0,1,2\n1\n2,3,4\n"), "z.csv", "cannot read .* hold 3 cells"),
+    "wider than the header": (lines(",a,b\n0,1,5,2\n1,3,5,4\n"), "z.csv", "line 2 of .* has 4 cells, the first 3"),
+    "an index alone": (lines(",a,b\n0,1,2\n1\n2,3,4\n"), "z.csv", "line 3 of .* has 1 cells, the first 3"),
     "a row of tabs": (lambda folder: (folder / "z.tsv").write_text("1\t2\n\t\n3\t4\n"), "z.tsv", "an empty cell"),
-    "an empty cell": (lines("1,2\n3,\n"), "z.csv", r"column 2 of .*z\.csv holds an empty cell: numbers only"),
+    "an empty cell": (lines("1,2\n3,\n"), "z.csv", r"column 2 of .*z\.csv holds an empty cell, in line 2: n"),
     "no number": (lines("a,b\n"), "z.csv", r"z\.csv holds no numbers"),
     "no line": (lines(""), "z.csv", r"z\.csv holds no numbers"),
     "unknown kind": (lambda folder: (folder / "z.xlsx").touch(), "z.xlsx", "cannot tell"),
@@ -715,7 +719,7 @@ def test_bad_companions(tmp_path, capsys):
     capsys.readouterr()
     np.savez(tmp_path / "labels.npz", a=np.zeros(30), b=np.zeros(30))
     status = start(tmp_path / "z.npy", "--labels", tmp_path / "labels.npz", report=tmp_path / "report")
-    check_refused(status, "several arrays: save the labels alone: a, b", tmp_path, capsys)
+    check_refused(status, "several arrays: choose one with --labels-key: a, b", tmp_path, capsys)
     np.savez(tmp_path / "two.npz", a=np.load(tmp_path / "z.npy"), b=np.eye(3))
     for features, views in (("two.npz", "z.npy"), ("z.npy", "two.npz")):  # one of them needs the name
         assert start(tmp_path / features, "--views", tmp_path / views, "--key", "a") == 0
@@ -739,6 +743,7 @@ def test_bad_companions(tmp_path, capsys):
         ("z.npy --dataset digits", "--dataset goes with --encoder or --timm"),
         ("z.npy --data-dir images", "--data-dir goes with --encoder or --timm"),
         ("--encoder run --key z", "--key goes with FEATURES or --views"),
+        ("z.npy --labels-key y", "--labels-key goes with --labels"),
     ],
 )
 def test_options_without_effect(arguments, pattern, tmp_path, capsys, monkeypatch):
@@ -746,6 +751,116 @@ def test_options_without_effect(arguments, pattern, tmp_path, capsys, monkeypatc
     with pytest.raises(SystemExit) as end:
         start(*arguments.split())
     check_refused(end.value.code, pattern, tmp_path, capsys)
+
+
+def test_labels_are_chosen_among_several(tmp_path, capsys):
+    z, y = np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 4
+    np.save(tmp_path / "z.npy", z)
+    np.savez(tmp_path / "all.npz", z=z, y=y, ids=np.arange(40))
+    np.save(tmp_path / "y.npy", y)
+    (tmp_path / "y.csv").write_text("file,label\n" + "".join(f"{k}.png,class {c}\n" for k, c in enumerate(y)))
+    (tmp_path / "y.TXT").write_text("".join(f"class {c}\n" for c in y))
+    expected = audit_files.read_labels(tmp_path / "y.npy", 40)
+    for name, key in (("all.npz", "y"), ("y.csv", "label"), ("y.TXT", None)):
+        assert torch.equal(audit_files.read_labels(tmp_path / name, 40, key), expected)
+    assert start(tmp_path / "z.npy", "--labels", tmp_path / "y.csv", "--labels-key", "label") == 0
+    capsys.readouterr()
+    for name, key, pattern in (
+        ("y.csv", "class", r"no column of .*y\.csv is called class: file, label"),
+        ("all.npz", "x", "no array is called x: z, y, ids"),
+        ("y.npy", "y", r"--labels-key names an array or a column of several, not in \.npy"),
+        (".", "y", "is a folder: labels are one file"),
+    ):
+        status = start(tmp_path / "z.npy", "--labels", tmp_path / name, "--labels-key", key)
+        check_refused(status, pattern, tmp_path, capsys)
+    (tmp_path / "y.csv").write_text("file,label\n1.png\n")
+    status = start(tmp_path / "z.npy", "--labels", tmp_path / "y.csv", "--labels-key", "label")
+    check_refused(status, "has lines of 1 cells below a header of 2", tmp_path, capsys)
+    status = start(tmp_path / "z.npy", "--labels", tmp_path / "y.csv")
+    check_refused(status, "has 2 columns: choose one with --labels-key", tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("y", "caution"),
+    [
+        (np.zeros(300), "the sampled rows have one label: kNN accuracy says nothing"),
+        (np.arange(300), "300 different labels of 300 sampled rows: are they classes?"),
+        (np.arange(300) % 7, None),
+    ],
+)
+def test_labels_that_tell_nothing_are_noted(y, caution):
+    features = audit_files.of_rows(normal(300, 8), "z", y)
+    notes = audit.audit(features).report["notes"]
+    assert [note for note in notes if "label" in note] == ([caution] if caution else [])
+
+
+def test_bad_rows_of_the_views_are_dropped_with_their_pairs(tmp_path, capsys):
+    z = np.random.default_rng(0).normal(size=(60, 4))
+    views = z + 0.1
+    np.save(tmp_path / "z.npy", z)
+    whole = views.copy()
+    views[[3, 50]] = np.nan
+    np.save(tmp_path / "v.npy", views)
+    both = (tmp_path / "z.npy", "--views", tmp_path / "v.npy")
+    check_refused(start(*both), "2 of 60 sampled rows of .* values; --drop-bad-rows leaves them out", tmp_path, capsys)
+    assert start(*both, "--drop-bad-rows", report=tmp_path / "r") == 0
+    report = json.loads((tmp_path / "r" / "audit.json").read_text())
+    assert (report["n"], report["views"]["rows"], report["views"]["dropped"]) == (60, 58, 2)
+    assert "2 sampled rows, not finite, gigantic or vanishing in the views, are left out there" in report["notes"]
+    kept = np.setdiff1d(np.arange(60), [3, 50])
+    np.save(tmp_path / "z58.npy", z[kept])
+    np.save(tmp_path / "v58.npy", whole[kept])
+    assert start(tmp_path / "z58.npy", "--views", tmp_path / "v58.npy", report=tmp_path / "s") == 0
+    alone = json.loads((tmp_path / "s" / "audit.json").read_text())
+    assert report["views"]["alignment"] == pytest.approx(alone["views"]["alignment"], rel=1e-12)
+    capsys.readouterr()
+    np.save(tmp_path / "v.npy", np.full((60, 4), np.inf))
+    check_refused(start(*both, "--drop-bad-rows"), "0 finite rows of those sampled are left", tmp_path, capsys)
+
+
+def test_a_mean_that_decides_is_named_below_half_of_the_length():
+    """Rows behind a ReLU: every direction is in use, yet W2 says half, for a common mean."""
+    z = (normal(3000, 64) + 0.5).relu()
+    report = report_on(z)
+    w2 = report["w2"]
+    assert w2["covariance_part"] < w2["mean_part"] < 0.5
+    assert w2["dimensions"] < 0.6 * 64 < report["spectrum"]["dimensions"]
+    assert "of the squared length is a common mean" in report["verdict"]["why"]
+    assert "common mean" not in report_on(normal(3000, 64) * (torch.arange(64) < 32))["verdict"]["why"]
+
+
+def test_rows_in_memory_are_a_matrix():
+    z = normal(50, 4).requires_grad_()
+    assert audit.audit(audit_files.of_rows(z, "z")).report["n"] == 50
+    for bad, pattern in (
+        (z[0], r"z: features are an array or tensor \(rows, features\), not one of shape \(4,\)"),
+        (z[None], r"not one of shape \(1, 50, 4\)"),
+        ([[1.0, 2.0]], "not one of type list"),
+    ):
+        with pytest.raises(UserError, match=pattern):
+            audit_files.of_rows(bad, "z")
+    with pytest.raises(UserError, match="a sample of 1: an audit needs two rows"):
+        audit.audit(audit_files.of_rows(z, "z"), sample=1)
+
+
+def test_endings_of_names_may_be_large_and_pipes_are_refused(tmp_path, capsys):
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(40, 4)))
+    (tmp_path / "z.npy").rename(tmp_path / "Z.NPY")
+    (tmp_path / "Z.CSV").write_text("1,2\n3,4\n5,7\n")
+    assert start(tmp_path / "Z.NPY") == 0
+    assert start(tmp_path / "Z.CSV") == 0
+    capsys.readouterr()
+    os.mkfifo(tmp_path / "pipe.csv")
+    check_refused(start(tmp_path / "pipe.csv"), "is a pipe or a device.*: give a file", tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "text", ["# my features\n1,2\n3,4\n5,7\n", "# a\n# of, two, lines\nx,y\n1,2\n3,4\n5,7\n", "# x,y\n1,2\n3,4\n5,7\n"]
+)
+def test_comments_before_a_table_are_passed_over(tmp_path, text):
+    (tmp_path / "z.csv").write_text(text)
+    features = audit_files.read(tmp_path / "z.csv")
+    assert torch.cat(list(features.chunks())).tolist() == [[1, 2], [3, 4], [5, 7]]
 
 
 def test_bad_rows_can_be_dropped(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The W2 loss, metric, floor and minimum against POT, scipy's matrix square root, singular values and closed forms."""
 
 import ast
+import copy
 import math
 import os
 import shutil
@@ -1190,3 +1191,17 @@ def test_rows_too_large_for_their_square_have_no_metric():
     metric = W2Metric(normalize=False).update(torch.full((5, 3), 1e200, dtype=torch.float64))
     with pytest.raises(ValueError, match="no finite W2"):
         metric.compute()
+
+
+def test_a_loss_with_a_process_group_is_copied_as_for_a_moving_average(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        loss = W2Loss(squared=True, group=dist.group.WORLD).eval()
+        new = copy.deepcopy(nn.Sequential(nn.Linear(3, 3), loss))[1]
+        assert new is not loss
+        assert new.group is loss.group
+        assert (new.squared, new.training) == (True, False)
+        z = randn(8, 3)
+        assert torch.equal(new(z), loss(z))
+    finally:
+        dist.destroy_process_group()

@@ -74,6 +74,8 @@ def audit(
     features.
     """
     n, m = features.n, features.m
+    if sample < 2:
+        raise UserError(f"a sample of {sample}: an audit needs two rows")
     if n < 2 or m < 2:
         raise UserError(f"{features.name} holds {n} rows of {m} features: an audit needs two of each")
     if 6 * 8 * m * m > memory():  # covariance, eigenvectors and what the solver needs
@@ -124,7 +126,7 @@ def audit(
     if features.labels is not None:
         report["labels"] = _labels(z, features.labels[rows.index], seed)
     if views is not None:
-        report["views"] = _views(z, pick(views.chunks(), rows.index), views.name, seed)
+        report["views"] = _views(z, pick(views.chunks(), rows.index), views.name, seed, drop_bad_rows)
     report["notes"] += _cautions(report)
     report["versions"] = {"wassersteinssl": __version__, "torch": torch.__version__, "numpy": np.__version__}
     return Audit(report, rows.norms.numpy(), nearest)
@@ -329,7 +331,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     if report["rows"]["one_direction"]:
         why = "all rows but one are zero" if directed == 1 else "all rows point the same way"
         if report["rows"]["distinct"] == 1:
-            why = "all rows are equal"
+            why = "all rows are equal" if directed else "all rows are zero"
     elif directed <= m and (different <= FEW or used >= different / FEW):
         word = "too few rows to tell"
         why = (
@@ -344,7 +346,8 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
             f"{count(used)} of {m} dimensions are in use ({percent(used / m)}): W2 is that of uniform rows of "
             f"{count(w2['dimensions'])} dimensions, the effective rank that of {count(spectrum['dimensions'])}"
         )
-        if w2["mean_part"] > 0.5:  # of the 1 that unit rows have
+        blamed = w2["dimensions"] < min(spectrum["dimensions"], HEALTHY * m) and w2["mean_part"] > w2["covariance_part"]
+        if w2["mean_part"] > 0.5 or blamed:  # of the 1 that unit rows have
             why += f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way"
         if different <= m and different < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
@@ -414,20 +417,24 @@ def _labels(z: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _views(z: Tensor, other: Tensor, name: str, seed: int) -> dict[str, Any]:
+def _views(z: Tensor, other: Tensor, name: str, seed: int, drop_bad_rows: bool) -> dict[str, Any]:
     """Every measure of two views, on the sampled rows; and of `unrelated` ones, the second shuffled."""
     norms = torch.linalg.vector_norm(other, dim=1)
     good = _usable(other, norms)
-    if not bool(good.all()):
+    bad = int((~good).sum())
+    if bad and not drop_bad_rows:
         raise UserError(
-            f"{int((~good).sum())} of {len(other)} sampled rows of {name} hold NaN, infinite, gigantic or vanishing "
-            "values; leave them out of both files"
+            f"{bad} of {len(other)} sampled rows of {name} hold NaN, infinite, gigantic or vanishing values; "
+            "--drop-bad-rows leaves them out"
         )
+    if bad > len(other) - 2:
+        raise UserError(f"{name}: {len(other) - bad} finite rows of those sampled are left; an audit needs two")
+    z, other, norms = z[good], other[good], norms[good]
     other = other / torch.where(norms == 0, 1, norms).unsqueeze(1)  # as z is: not every measure scales rows itself
     functions = {key: record.function for key, record in MEASURES.items() if record.needs_views}
     shuffled = other[torch.randperm(len(other), generator=studies.generator(seed))]
     found, unrelated = ({key: float(f(z, o)) for key, f in functions.items()} for o in (other, shuffled))
-    return {"name": name, **found, "unrelated": unrelated}
+    return {"name": name, "rows": len(z), "dropped": bad, **found, "unrelated": unrelated}
 
 
 def _cautions(report: dict[str, Any]) -> Iterator[str]:
@@ -435,7 +442,7 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
     n, m, rows = report["n"], report["m"], report["rows"]
     if report["norms"]["max"] - report["norms"]["min"] > 1e-3 * report["norms"]["max"]:
         yield "rows differ in length; everything but the norms is of rows scaled to unit length"
-    if report["norms"]["zero_rows"]:
+    if 0 < report["norms"]["zero_rows"] < n:
         yield f"{report['norms']['zero_rows']} of {n} rows are zero: they have no direction and are left out"
     if 1 < rows["distinct"] <= m:
         yield f"{rows['distinct']} distinct rows span at most as many of the {m} dimensions: read W2 beside its floor"
@@ -444,6 +451,18 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
     if m > 2 and report["features"]["largest_share"] > 0.5:
         which, share = report["features"]["largest"], percent(report["features"]["largest_share"])
         yield f"feature {which} (counted from 0) holds {share} of the squared length: is it one?"
+    if "labels" in report:
+        classes, sample = report["labels"]["classes"], report["sample"]
+        if classes == 1:
+            yield "the sampled rows have one label: kNN accuracy says nothing"
+        elif 2 * classes > sample:
+            yield f"{classes} different labels of {sample} sampled rows: are they classes?"
+    if "views" in report:
+        views = report["views"]
+        if views["dropped"]:
+            yield f"{views['dropped']} sampled rows, not finite, gigantic or vanishing in the views, are left out there"
+        if report["sample"] < n:
+            yield f"views are compared on {views['rows']} sampled rows; the others were not looked at"
     if rows["repeated"]:
         yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor is that of {rows['in_floor']} rows"
 

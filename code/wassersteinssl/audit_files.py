@@ -57,8 +57,11 @@ class Stored(NamedTuple):
 
 
 def of_rows(rows: np.ndarray | Tensor, name: str, labels: np.ndarray | None = None) -> Features:
-    """Features that are in memory, a row a sample."""
-    z = _floating(rows)
+    """Features that are in memory, a row a sample: (n, m), with n labels if there are any. UserError for others."""
+    if not isinstance(rows, np.ndarray | Tensor) or rows.ndim != 2:
+        what = f"shape {tuple(rows.shape)}" if isinstance(rows, np.ndarray | Tensor) else f"type {type(rows).__name__}"
+        raise UserError(f"{name}: features are an array or tensor (rows, features), not one of {what}")
+    z = _floating(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
     n, m = z.shape
     classes = None if labels is None else torch.from_numpy(np.unique(labels, return_inverse=True)[1])
     dtype = str(z.dtype).removeprefix("torch.")
@@ -83,8 +86,8 @@ def within(index: Tensor, start: int, rows: int) -> slice:
     return slice(*torch.searchsorted(index, torch.tensor([start, start + rows])).tolist())
 
 
-def with_labels(features: Features, path: Path | None) -> Features:
-    return features if path is None else replace(features, labels=read_labels(path, features.n))
+def with_labels(features: Features, path: Path | None, key: str | None = None) -> Features:
+    return features if path is None else replace(features, labels=read_labels(path, features.n, key))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -95,13 +98,12 @@ def read(path: Path, key: str | None = None) -> Features:
 
     `key` names the array in a file that holds several. UserError, one line, for what is no matrix of numbers.
     """
-    if not path.exists():
-        raise UserError(f"there is no {path}")
+    _check_there(path)
     if not path.is_dir():
         return _read_file(path, key)
     if (path / "encoder.safetensors").exists():
         raise UserError(f"{path} is the folder of a run: audit it with --encoder")
-    files = sorted((file for file in path.iterdir() if file.suffix in FORMATS and file.name[0] != "."), key=_natural)
+    files = sorted((file for file in path.iterdir() if _kind(file) in FORMATS and file.name[0] != "."), key=_natural)
     if not files:
         raise UserError(f"no features in {path}: it holds none of {', '.join(FORMATS)}")
     shards = [_read_file(file, key) for file in files]
@@ -118,18 +120,21 @@ def read(path: Path, key: str | None = None) -> Features:
     )
 
 
-def read_labels(path: Path, n: int) -> Tensor:
-    """Classes 0, 1, ... of n rows, (n,) int64, from n numbers or, in .csv, .tsv and .txt, n lines of text. A line more
-    in a table is its header, if it is neither a number nor one of the classes; a first column that pandas wrote as an
-    index is left out."""
-    if not path.exists():
-        raise UserError(f"there is no {path}")
+def read_labels(path: Path, n: int, key: str | None = None) -> Tensor:
+    """Classes 0, 1, ... of n rows, (n,) int64, from n numbers or, in .csv, .tsv and .txt, n lines of text. `key` names
+    one of several arrays, or the column of a table with a header. Of a table of one column, a line more is its header,
+    if it is neither a number nor one of the classes; a first column that pandas wrote as an index is left out."""
+    _check_there(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: labels are one file")
+    if key is not None and _kind(path) in (".npy", ".txt"):
+        raise UserError(f"--labels-key names an array or a column of several, not in {_kind(path)}")
     with _reading(path):
-        if path.suffix in (".csv", ".tsv", ".txt"):
+        if _kind(path) in (".csv", ".tsv", ".txt"):
             lines = path.read_text(encoding=TEXT).splitlines()
-            values = np.array(lines if path.suffix == ".txt" else _column(path, lines, n))
+            values = np.array(lines if _kind(path) == ".txt" else _column(path, lines, n, key))
         else:
-            stored = _format(path)(path, None, 1)
+            stored = _format(path)(path, key, 1)
             if stored.shape not in ((n,), (n, 1)):
                 raise UserError(f"{path} holds labels of shape {stored.shape} for {n} rows of features")
             values = np.concatenate([np.asarray(chunk) for chunk in stored.chunks()]).reshape(-1)
@@ -145,13 +150,20 @@ def read_labels(path: Path, n: int) -> Tensor:
     return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
 
 
-def _column(path: Path, lines: list[str], n: int) -> list[str]:
-    """The n cells of a table of one column, without its header and its index."""
+def _column(path: Path, lines: list[str], n: int, key: str | None) -> list[str]:
+    """The n cells of a table of one column, without its header and its index, or of the column called `key`."""
     rows = [row for row in csv.reader(lines, delimiter=_delimiter("".join(lines[:1]))) if row]
+    if key is not None:
+        names = [name.strip() for name in rows[0]] if rows else []
+        if key not in names:
+            raise UserError(f"no column of {path} is called {key}: {', '.join(names) or 'it holds none'}")
+        if wrong := [row for row in rows if len(row) != len(names)]:
+            raise UserError(f"{path} has lines of {len(wrong[0])} cells below a header of {len(names)}")
+        return [row[names.index(key)] for row in rows[1:]]
     indexed = bool(rows) and len(rows[0]) > 1 and rows[0][0] in INDEX
     cells = [row[1:] if indexed else row for row in rows]
     if wrong := [row for row in cells if len(row) != 1]:
-        raise UserError(f"{path} has {len(wrong[0])} columns: labels are one")
+        raise UserError(f"{path} has {len(wrong[0])} columns: choose one with --labels-key, by its name in the header")
     found = [cell for (cell,) in cells]
     header = len(found) == n + 1 and (indexed or not (_is_number(found[0]) or found[0] in found[1:]))
     return found[1:] if header else found
@@ -160,7 +172,7 @@ def _column(path: Path, lines: list[str], n: int) -> list[str]:
 def check_key(paths: Iterable[Path]) -> None:
     """UserError if a key chooses nothing, because each of the files holds one array without a name."""
     files = [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
-    if all(file.suffix in UNNAMED for file in files if file.suffix in FORMATS):
+    if all(_kind(file) in UNNAMED for file in files if _kind(file) in FORMATS):
         raise UserError(f"--key names an array in a file that holds several, not in {', '.join(UNNAMED)}")
 
 
@@ -274,39 +286,53 @@ def _npz(path: Path, key: str | None, ndim: int) -> Stored:
 
 def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     """Numbers separated by comma, semicolon or tab, a row a line. A first line without a number is a header; and one
-    that counts 0, 1, 2, ... further than 0,1, which may be a code, or behind a name. A first column without a name, or
-    that counts the rows, is an index."""
+    that counts 0, 1, 2, ... further than 0,1, which may be a code, or behind a name. Lines before it that begin with #
+    and have not the cells of the next one are comments. A first column without a name, or that counts the rows, is an
+    index."""
 
-    def is_line(line: str) -> bool:  # a tab may separate what is missing
-        return bool(line.strip(" \r\n"))
+    def numbered_lines() -> Iterator[tuple[int, str]]:
+        """From 1, without empty ones; a tab may separate what is missing."""
+        with path.open(encoding=TEXT) as file:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip(" \r\n"))
 
-    with path.open(encoding=TEXT) as file:
-        first = next(filter(is_line, file), "")
+    head = [line for _, line in itertools.islice(numbered_lines(), COUNTED)]
+    comments = 0
+    for line, following in itertools.pairwise(head):
+        delimiter = _delimiter(following)
+        if not line.startswith("#") or line.count(delimiter) == following.count(delimiter):
+            break
+        comments += 1
+    first = head[comments].removeprefix("#") if head else ""
     delimiter = _delimiter(first)
     names = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
     numbered = len(names) > 2 and names == _count(len(names))  # as pandas names columns
     counted = len(names) > 1 and (names[0] in INDEX or len(names) > 3) and names[1:] == _count(len(names) - 1)
     header = numbered or counted or (any(names) and not any(map(_is_number, names)))
 
+    def numbers() -> Iterator[tuple[int, str]]:
+        return itertools.islice(numbered_lines(), comments + header, None)
+
     def lines() -> Iterator[str]:
-        with path.open(encoding=TEXT) as file:
-            yield from itertools.islice(filter(is_line, file), int(header), None)
+        return (line for _, line in numbers())
 
     firsts = [line.partition(delimiter)[0].strip() for line in itertools.islice(lines(), COUNTED)]
     counting = len(firsts) > 3 and len(names) > 1 and firsts[0].isdecimal() and len(firsts[0]) < 19
     counting = counting and firsts == [str(int(firsts[0]) + k) for k in range(len(firsts))]
     index = int(counting or (header and names[0] in INDEX))
 
-    def check(line: str) -> None:
-        for column, cell in enumerate(line.rstrip("\n").split(delimiter), 1):
+    def check(number: int, line: str) -> None:
+        cells = line.rstrip("\n").split(delimiter)
+        for column, cell in enumerate(cells, 1):
             if column > index and not _is_number(cell):
                 what = f"text ({cell.strip()[:40]!r})" if cell.strip() else "an empty cell"
-                raise UserError(f"column {column} of {path} holds {what}: numbers only")
+                raise UserError(f"column {column} of {path} holds {what}, in line {number}: numbers only")
+        if len(cells) != len(names):
+            raise UserError(f"line {number} of {path} has {len(cells)} cells, the first {len(names)}")
 
     shape = (sum(1 for _ in lines()), len(names) - index)
     if shape[0] == 0:
         raise UserError(f"{path} holds no numbers")
-    check(next(lines()))
+    check(*next(numbers()))
 
     def chunks() -> Iterator[np.ndarray]:
         remaining = lines()
@@ -315,12 +341,12 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
             cells = [line.partition(delimiter)[2] for line in text] if index else text
             try:
                 rows = np.loadtxt(cells, delimiter=delimiter, ndmin=2, comments=None)
-                if rows.shape != (len(text), shape[1]):
-                    raise ValueError(f"its lines do not all hold {len(names)} cells, as the first does")
             except ValueError:
-                for line in text:
-                    check(line)
-                raise
+                rows = np.empty((0, 0))
+            if rows.shape != (len(text), shape[1]):
+                for number, line in numbers():
+                    check(number, line)
+                raise ValueError(f"its lines are not all {shape[1]} numbers")
             yield rows
 
     why = "counts the rows" if counting else "has no name"
@@ -343,22 +369,33 @@ UNNAMED = (".npy", ".csv", ".tsv")  # one array, without a name
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"there is no {path}")
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is a pipe or a device, which cannot be read twice: give a file")
+
+
 def _format(path: Path) -> Callable[[Path, str | None, int], Stored]:
-    if path.suffix not in FORMATS:
+    if _kind(path) not in FORMATS:
         raise UserError(f"cannot tell what {path} holds: known are {', '.join(FORMATS)}")
-    return FORMATS[path.suffix]
+    return FORMATS[_kind(path)]
 
 
 def _choose(dimensions: dict[str, int], key: str | None, ndim: int) -> tuple[str, tuple[str, ...]]:
     """The name that `key` asks for, or of the only array with so many dimensions; and a note if others were left."""
     found = [name for name, number in dimensions.items() if number == ndim]
-    if key is not None and ndim == 2:
+    if key is not None:
         if key not in dimensions:
             raise ValueError(f"no array is called {key}: {', '.join(dimensions) or 'it holds none'}")
         return key, ()
     if len(found) > 1:
-        how = "choose one with --key" if ndim == 2 else "save the labels alone"
-        raise ValueError(f"several arrays: {how}: {', '.join(found)}")
+        option = "--key" if ndim == 2 else "--labels-key"
+        raise ValueError(f"several arrays: choose one with {option}: {', '.join(found)}")
     if not dimensions:
         raise ValueError("it holds no array")
     name = found[0] if found else next(iter(dimensions))  # of another shape, which will be told

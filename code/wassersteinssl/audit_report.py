@@ -82,7 +82,8 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             (
                 "LiDAR",
                 f"{views['lidar']:.1f}",
-                f"directions, of {report['m']}, by how the inputs' own spread exceeds that of their views",
+                f"directions, of {report['m']}, by how the inputs' own spread exceeds that of their views; "
+                f"{views['unrelated']['lidar']:.1f}: unrelated, so read it beside A",
             )
         )
     return [(name, value, printable(meaning)) for name, value, meaning in found]

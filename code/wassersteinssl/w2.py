@@ -23,6 +23,7 @@ and `w2_minimum(n, m)`, what no n rows can beat. W2 sees two moments only: 2 m a
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -62,7 +63,8 @@ def w2_uniformity(
                         Products must be those of float32, torch's default: where set_float32_matmul_precision
                         allows TF32, the gradient of Gaussian rows is 5 % off at 512 x 256 and a third at 4096 x 256
                         (emulated).
-               "auto"   "eigh" on a CPU, "polar" elsewhere.
+               "auto"   "eigh" on a CPU, "polar" elsewhere. torch.compile(fullgraph=True) needs "polar" on a CPU, too:
+                        the others break the graph.
     group      a torch.distributed process group: n rows are those of all its ranks together, the same value on each.
                The gradient is that of the sum of the ranks' losses, as torch.distributed.nn defines it, so that the
                averaging of DistributedDataParallel leaves the gradient of the one global loss.
@@ -100,6 +102,13 @@ class W2Loss(nn.Module):
             raise ValueError(f"expected views of the same features, got shapes {[tuple(view.shape) for view in views]}")
         z = torch.cat(views) if len(views) != 1 else views[0]
         return w2_uniformity(z, normalize=self.normalize, squared=self.squared, solver=self.solver, group=self.group)
+
+    def __deepcopy__(self, memo: dict) -> W2Loss:
+        """Of a method that keeps a moving average of itself, say: a process group cannot be copied and is shared."""
+        memo[id(self.group)] = self.group
+        memo[id(self)] = new = type(self).__new__(type(self))
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
 
     def extra_repr(self) -> str:
         return f"normalize={self.normalize}, squared={self.squared}, solver={self.solver!r}"
