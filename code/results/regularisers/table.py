@@ -87,6 +87,8 @@ def draw(rows: dict[tuple[str, str], table2.Row], path: Path) -> None:
                 line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1, "zorder": 1.5}
                 axes.axvline(plain, **line, label=f"{base} alone")
         axes.set(title=plotting.symbols(f"({'abcd'[k]}) {SHOWN[name][0]}"), xlabel=SHOWN[name][2])
+        if name == "effective_rank":
+            axes.set_xlim(-8, 256)  # else the line of BYOL alone would lie on the frame
         axes.set_yticks(range(len(order)), [plotting.symbols(NAMES[term]) for term in order])
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
