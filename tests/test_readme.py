@@ -15,13 +15,23 @@ TERMS = load_module(REPOSITORY / "code" / "results" / "regularisers" / "table.py
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_file_that_it_links_or_runs_exists():
-    linked = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(
-        r"(?:bash|python3?) (?:\./)?([\w./+-]+\.(?:sh|py))", README
-    )
-    assert len(linked) > 10
-    missing = [path for path in linked if not (REPOSITORY / path).exists()]
-    assert not missing
+@pytest.mark.parametrize("page", EMBED.PAGES, ids=lambda path: path.name)
+def test_every_file_that_a_page_links_or_runs_exists(page):
+    text = page.read_text(encoding="utf-8")
+    linked = [page.parent / path for path in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)]
+    run = [REPOSITORY / path for path in re.findall(r"(?:bash|python3?) (?:\./)?([\w./+-]+\.(?:sh|py))", text)]
+    assert linked or run
+    assert not [path for path in linked + run if not path.exists()]
+
+
+@pytest.mark.parametrize("page", EMBED.PAGES, ids=lambda path: path.name)
+def test_every_heading_that_a_page_links_exists(page):
+    def anchors(path):
+        headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert not [(path, anchor) for path, anchor in links if anchor not in anchors(page.parent / path if path else page)]
 
 
 @pytest.mark.parametrize("launcher", sorted((REPOSITORY / "code").glob("*/run_*.sh")), ids=lambda path: path.name)
