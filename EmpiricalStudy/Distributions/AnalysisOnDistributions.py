@@ -79,9 +79,7 @@ def study(options: argparse.Namespace) -> Path:
             torch.nn.functional.normalize(draw(chunk, random), out=chunk)
         expected = None if mean_share is None else w2_expected(options.samples, mean_share)
         rows.append({"law": name, **studies.measures(z, M), "w2_expected": expected})
-    floor = w2_floor(options.samples, M)
-    rows.append({"law": "uniform on the sphere", "w2": floor, "lu": studies.lu_theory(M), "w2_expected": floor})
-    return studies.write(options, rows, m=M)
+    return studies.write(options, rows, m=M, w2_floor=w2_floor(options.samples, M), lu_theory=studies.lu_theory(M))
 
 
 if __name__ == "__main__":

@@ -107,11 +107,7 @@ def flat(n: int, m: int, faint: float, random: torch.Generator) -> Tensor:
     """n unit rows of two dimensions in R^m, and a share `faint` of the others, in a random basis if there is any."""
     sizes = torch.cat([torch.ones(2), torch.full((m - 2,), faint)]).double().to(random.device)
     rows = normalize(studies.sphere(n, m, random).double() * sizes)
-    return rows @ turn(m, random) if faint else rows
-
-
-def turn(m: int, random: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(m, m, generator=random, device=random.device, dtype=torch.float64)).Q
+    return rows @ studies.rotation(m, random) if faint else rows
 
 
 def cap(n: int, m: int, size: float, random: torch.Generator) -> Tensor:
@@ -152,7 +148,7 @@ def trajectories(n: int, random: torch.Generator) -> tuple[dict[str, np.ndarray]
 
 
 def force(name: str, z: Tensor, directions: Tensor) -> float:
-    """The norm of -n gradient, what moves all rows alike taken off, along `directions` (m, k)."""
+    """The root mean square over rows of -n gradient, what moves all rows alike taken off, along `directions` (m, k)."""
     z = z.requires_grad_()
     value = MEASURES[name].function(z)
     (gradient,) = torch.autograd.grad(value, z)
@@ -163,7 +159,8 @@ def force(name: str, z: Tensor, directions: Tensor) -> float:
 def forces(n: int, random: torch.Generator) -> dict[str, np.ndarray]:
     """(measures, SIGMAS): on half of the dimensions, of size sigma ("dimensions"); on rows all within sigma ("cap")."""
     m = n // 4
-    z, basis, scatter = studies.sphere(n, m, random).double(), turn(m, random), studies.sphere(n, m, random)
+    z = studies.sphere(n, m, random).double()
+    basis, scatter = studies.rotation(m, random), studies.sphere(n, m, random)
     found: dict[str, list] = {"dimensions": [], "cap": []}
     for name in studies.progress(LABELS, "forces"):
         half = [torch.cat([torch.ones(m // 2), torch.full((m - m // 2,), float(s))]).to(z) for s in SIGMAS]

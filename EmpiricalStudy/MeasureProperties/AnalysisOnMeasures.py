@@ -107,17 +107,11 @@ def badness(name: str, sample: Sample, **options) -> float:
     return {"low": value, "high": -value, "near 1": abs(value - 1)}[record.better if record else "low"]
 
 
-def rotation(m: int, random: torch.Generator) -> Tensor:
-    """Uniform over the orthogonal matrices, (m, m)."""
-    q, r = torch.linalg.qr(torch.randn(m, m, generator=random, device=random.device, dtype=torch.float64))
-    return q * r.diagonal().sign()
-
-
 def collapsed(n: int, m: int, eta: float, random: torch.Generator, *, axes: bool = False) -> Tensor:
     """n rows, uniform in a random subspace, or in that of the first axes, of round((1 - eta) m) dimensions."""
     k = studies.alive(m, eta)
     rows = torch.nn.functional.pad(studies.sphere(n, k, random).double(), (0, m - k))
-    return rows if axes else rows @ rotation(m, random)
+    return rows if axes else rows @ studies.rotation(m, random)
 
 
 # ---- properties ----
@@ -134,7 +128,7 @@ def property_samples(n: int, m: int, random: torch.Generator) -> list[Sample]:
 
 
 def changes(m: int, n: int, random: torch.Generator) -> dict[str, Callable[[Tensor], Tensor]]:
-    order, turn = torch.randperm(n, generator=random, device=random.device), rotation(m, random)
+    order, turn = torch.randperm(n, generator=random, device=random.device), studies.rotation(m, random)
     return {
         "ipc": lambda z: z[order],
         "icc": lambda z: z.repeat(2, 1),

@@ -8,7 +8,7 @@ from wassersteinssl.settings import UserError
 
 
 def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """mean_i -log( e^(q_i p_i / T) / (e^(q_i p_i / T) + sum_j e^(q_i n_j / T)) ), in float32.
+    """mean_i -log( e^(q_i p_i / T) / (e^(q_i p_i / T) + sum_j e^(q_i n_j / T)) ), in the inputs' type.
 
     query, positive (b, m), negatives (k, m), all of unit rows (van den Oord et al., arXiv 1807.03748). By log-sum-exp:
     neither the queue nor its logits are copied.

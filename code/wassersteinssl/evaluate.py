@@ -204,7 +204,7 @@ def linear_probe(
 
     on_epoch(state) is called after every epoch with all that a continuation needs, loadable with weights_only=True;
     `state` continues from there, and on CPU ends bitwise equal. should_stop(f), where f() gives such a state, is asked
-    before every forward batch: if it says so, the result so far is returned with "complete" False.
+    before what each forward batch gives is learned: if it says so, the result so far is returned with "complete" False.
     """
     if epochs < 1:
         raise UserError(f"the linear evaluation needs at least 1 epoch, not {epochs}")

@@ -130,9 +130,11 @@ def pretrain(
                 log(line)
             train.sums.zero_()
             earlier, stopping = 0.0, stop()
-            if last or stopping or pace.after_epoch(nth):
+            if last:  # the caller saves the trained network, which needs no more of this
+                break
+            if stopping or pace.after_epoch(nth):
                 save_checkpoint()
-            if stopping and not last:
+            if stopping:
                 return None
     return seconds + time.perf_counter() - start
 

@@ -25,6 +25,7 @@ from wassersteinssl.device import find_device, out_of_memory
 from wassersteinssl.files import check_writable, write_atomically
 from wassersteinssl.pairwise import lu_theory, lu_uniformity
 from wassersteinssl.settings import UserError, in_a_line
+from wassersteinssl.sliced import random_directions
 from wassersteinssl.w2 import W2Metric, w2_floor
 
 CHUNK = 2**24  # numbers of a chunk of samples: 64 MiB in float32
@@ -192,6 +193,11 @@ def settings(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
             "scipy": scipy.__version__,
         },
     }
+
+
+def rotation(m: int, random: torch.Generator) -> Tensor:
+    """Uniform over the orthogonal matrices of R^m: (m, m), float64, on the generator's device."""
+    return random_directions(m, m, 1, generator=random)[:, :, 0].T
 
 
 def write(options: argparse.Namespace, rows: list[dict[str, Any]], **more: Any) -> Path:
