@@ -66,6 +66,21 @@ def test_a_rank_that_was_left_in_the_environment_means_nothing(monkeypatch):
     assert (distributed.size(), distributed.rank(), distributed.local_rank()) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("number", ["two", "0", "-1"])
+def test_a_world_size_that_is_none_is_told(monkeypatch, number):
+    monkeypatch.setenv("WORLD_SIZE", number)
+    assert distributed.first()  # it can be told
+    with pytest.raises(UserError, match=f"WORLD_SIZE is '{number}': start several processes with torchrun"):
+        distributed.join()
+
+
+def test_a_rank_that_is_no_number_is_told(monkeypatch):
+    for name, text in {"WORLD_SIZE": "2", "RANK": "x", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(UserError, match=r"WORLD_SIZE is 2, but .*'x'.*: start several processes with torchrun"):
+        distributed.join()
+
+
 def refused():
     """How a process leaves a block in which the first process has met a mistake of the user's."""
     try:

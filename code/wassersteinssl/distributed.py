@@ -29,13 +29,19 @@ PREPARATION = timedelta(hours=12)  # for which the others wait while process 0 d
 _patient: Any = None  # the group that waits so long; for all else torch's time of minutes is right
 
 
+def _told(name: str, default: int) -> int:
+    """The number in an environment variable; the default for none, and for what `join` refuses."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
+
 def size() -> int:
     """Processes of this run, as torchrun started them."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    return max(1, _told("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK") or 0) if size() > 1 else 0
+    return _told("RANK", 0) if size() > 1 else 0
 
 
 def first() -> bool:
@@ -45,16 +51,18 @@ def first() -> bool:
 
 def local_rank() -> int:
     """Of this machine's processes; which GPU to take."""
-    return int(os.environ.get("LOCAL_RANK") or 0)
+    return _told("LOCAL_RANK", 0)
 
 
 def join() -> None:
     """Meet the other processes; they can talk to each other from here to `leave`, which all call together."""
     global _patient
+    if os.environ.get("WORLD_SIZE") and not _told("WORLD_SIZE", 0):
+        raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}: start several processes with torchrun")
     if size() > 1:
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        except ValueError as error:  # RANK or MASTER_ADDR is missing
+        except ValueError as error:  # RANK or MASTER_ADDR is missing or no number
             raise UserError(f"WORLD_SIZE is {size()}, but {error}: start several processes with torchrun") from None
         _patient = dist.new_group(backend="gloo", timeout=PREPARATION)
 
