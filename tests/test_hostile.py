@@ -396,3 +396,15 @@ def test_ctrl_c_while_torch_loads_is_one_line(command, tmp_path):
     )  # fmt: skip
     assert done.returncode == 130
     assert done.stderr.strip() == f"{os.path.basename(command[0])}: interrupted"
+
+
+def test_ctrl_c_during_an_import_that_swallows_it_is_one_line(tmp_path):
+    """As those of torch and NumPy do, which then fail in other words."""
+    swallow = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    (tmp_path / "library.py").write_text(f"{swallow}raise ImportError('cannot load module')\n")
+    (tmp_path / "program.py").write_text(
+        "from wassersteinssl.settings import Parser\nParser().parse_args()\nimport library\n"
+    )
+    shared = {**environment(), "PYTHONPATH": str(REPOSITORY / "code")}
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], env=shared, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "\nprogram.py: interrupted\n")

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TextIO, TypeVar
 
 # During pre-training the kNN looks at so many training images, and A at so many test images; in the end both at all.
@@ -300,8 +301,15 @@ class Parser(argparse.ArgumentParser):
                 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         return super().parse_known_args(args, namespace)
 
-    def _interrupted(self, *_: Any) -> NoReturn:
-        self.exit(130, f"\n{self.prog}: interrupted\n")
+    def _interrupted(self, _number: int, frame: FrameType | None) -> NoReturn:
+        told = f"\n{self.prog}: interrupted\n"
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):  # NumPy and torch catch SystemExit there
+                sys.stderr.write(told)
+                sys.stderr.flush()
+                os._exit(130)
+            frame = frame.f_back
+        self.exit(130, told)
 
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
