@@ -26,9 +26,10 @@ from typing import IO, Any
 CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.files import reason
+from wassersteinssl import results
+from wassersteinssl.files import check_writable, reason
 from wassersteinssl.machine import environment_beside
-from wassersteinssl.settings import Parser, count, home
+from wassersteinssl.settings import Parser, count, home, in_a_line, tell
 
 REPOSITORY = CODE.parent
 STUDIES = sorted(  # scripts and notebooks, without their suffix
@@ -53,6 +54,14 @@ def numbered(study: Path) -> str:
     return study.name + (f" ({', '.join(numbers)})" if numbers else "")
 
 
+def finished(run: Path) -> bool:
+    """Whether it has a result that can be drawn."""
+    try:
+        return bool(results.read(run))
+    except ValueError:
+        return False
+
+
 def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument(
@@ -75,8 +84,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.out.exists() and not options.out.is_dir():
         parser.error(f"--out {options.out} is no folder")
+    check_writable(options.out)
     if runs := os.environ.get("RUNS"):
-        if not any(Path(runs).rglob("result.json")):
+        if not any(finished(path.parent) for path in Path(runs).rglob("result.json")):
             parser.error(f"RUNS={runs}: no finished run below it")
         os.environ["RUNS"] = os.path.abspath(runs)  # notebooks run elsewhere
     else:
@@ -95,15 +105,15 @@ def main() -> int:
         return side_by_side([names[study] for study in chosen], options)
     failed = 0
     for k, study in enumerate(chosen, 1):
-        print(f"[{k}/{len(chosen)}] {names[study]}", flush=True)
+        tell(f"[{k}/{len(chosen)}] {names[study]}")
         try:
             pictures = make(study, (options.out / names[study]).resolve().parent, paper=options.paper)
         except Exception as error:  # of a study, a notebook or a kernel; the other figures can still be made
-            print(f"figures.py: error: {study.name}: {reason(error)}", file=sys.stderr)
+            tell(f"figures.py: error: {study.name}: {reason(error)}", sys.stderr)
             failed += 1
             continue
         for picture in pictures:
-            print(f"    {picture}")
+            tell(f"    {picture}")
     return 1 if failed else 0
 
 
@@ -196,4 +206,4 @@ def _times(folder: Path) -> dict[Path, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_a_line(main))

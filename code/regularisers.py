@@ -51,7 +51,7 @@ def cells(
     preset = options.search if stage == "search" else options.preset
     arguments = ["run", "--preset", preset, "--terms", term, *BASES[base][:2]]
     arguments += ["--weights", *map(str, weights)] if weights else []
-    return grid.cells(*grid.parse([*arguments, "--runs", str(options.runs / stage), *BASES[base][2:], *rest]))
+    return grid.cells(*grid.parse([*arguments, f"--runs={options.runs / stage}", *BASES[base][2:], *rest]))
 
 
 def best(searched: list[grid.Cell]) -> list[float]:

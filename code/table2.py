@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
 from wassersteinssl import table2
+from wassersteinssl.files import write_atomically
 from wassersteinssl.settings import Parser, UserError, home, in_a_line, tell
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -56,7 +57,7 @@ def build(options: argparse.Namespace) -> list[Path]:
         "table2.tex": "\n\n".join(table2.latex(table) for table in tables),
     }
     for name, content in contents.items():
-        (out / name).write_text(content, encoding="utf-8")
+        write_atomically(out / name, content.encode("utf-8", "replace"))  # names of folders may be of any bytes
     tell(text.rstrip("\n"))
     written = [out / name for name in contents]
     from wassersteinssl import plotting, table2_figures  # matplotlib takes a second to load

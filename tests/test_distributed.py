@@ -81,6 +81,18 @@ def test_a_rank_that_is_no_number_is_told(monkeypatch):
         distributed.join()
 
 
+@pytest.mark.parametrize("rank", ["2", "0"])
+def test_a_rank_beyond_the_size_and_a_port_that_is_taken_are_told(monkeypatch, rank):
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, text in {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, text)
+        with pytest.raises(UserError, match="RANK is 2, WORLD_SIZE 2" if rank == "2" else "EADDRINUSE"):
+            distributed.join()
+
+
 def refused():
     """How a process leaves a block in which the first process has met a mistake of the user's."""
     try:

@@ -109,6 +109,13 @@ def test_mistakes_are_told_and_the_other_studies_made(tmp_path):
     done = start("18")
     assert done.returncode == 2
     assert "figure 18 of the paper" in done.stderr.splitlines()[-1]
+    done = start("LargeMeans", "--out", "a" * 300)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "File name too long" in done.stderr
+    (tmp_path / "result.json").write_text("{")
+    done = subprocess.run([*PROGRAM, "7"], env=environment() | {"RUNS": str(tmp_path)}, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "no finished run below it" in done.stderr
     (tmp_path / "EmpiricalStudy").mkdir()
     (tmp_path / "EmpiricalStudy" / "InstanceCloningConstraint").touch()  # a file where the folder should be
     done = start("InstanceCloning", "LargeMeans", "--out", tmp_path)

@@ -408,3 +408,56 @@ def test_ctrl_c_during_an_import_that_swallows_it_is_one_line(tmp_path):
     shared = {**environment(), "PYTHONPATH": str(REPOSITORY / "code")}
     done = subprocess.run([sys.executable, tmp_path / "program.py"], env=shared, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "\nprogram.py: interrupted\n")
+
+
+FAST = "--dataset digits --width 2 --epochs 1 --limit-train 64 --batch-size 32 --hidden-dim 8 --dim 4 --linear-epochs 1"
+
+
+def program(*command, where, **keywords):
+    """By a shell, whose redirections `command` may hold."""
+    text = f"{sys.executable} {' '.join(map(str, command))}"
+    shared = {**environment(), "PYTHONPATH": str(REPOSITORY / "code")}
+    return subprocess.run(["bash", "-c", text], env=shared, cwd=where, capture_output=True, text=True, **keywords)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="redirections of POSIX")
+def test_closed_streams_cost_no_run(tmp_path):
+    done = program(BYOL, FAST, "--run-dir", "run", ">&-", "2>&-", where=tmp_path)
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["complete"]
+    assert program(REPOSITORY / "code" / "table2.py", "run", ">&-", where=tmp_path).returncode == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("command", [f"{BYOL} {FAST} --run-dir run", f"{REPOSITORY / 'code' / 'grid.py'} status"])
+def test_a_full_disk_that_takes_no_word_still_has_its_status(command, tmp_path):
+    assert program(command, ">/dev/full", "2>&1", where=tmp_path).returncode == 2
+
+
+def test_an_environment_without_torch_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-S", str(BYOL), *FAST.split()], capture_output=True, text=True, cwd=tmp_path,
+        env={key: value for key, value in environment().items() if key != "PYTHONPATH"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == f"byol.py: error: {sys.executable} has no torch: activate the environment (README, Install)\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that cannot be read")
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, capsys):
+    checkpoint.save(tmp_path, 1, {"number": 1})
+    (tmp_path / "checkpoint-000000002-0123456789abcdef.pt").symlink_to("/proc/self/mem")
+    assert checkpoint.load(tmp_path) == {"number": 1}
+    assert "checkpoint-000000002-0123456789abcdef.pt cannot be read (Input/output error); trying an older one" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_table_with_a_name_of_any_bytes_is_whole(tmp_path):
+    assert program(BYOL, FAST, "--run-dir", "runs/a", where=tmp_path).returncode == 0
+    (tmp_path / "runs" / "b\udce9b").mkdir()
+    (tmp_path / "runs" / "b\udce9b" / "config.json").write_text((tmp_path / "runs" / "a" / "config.json").read_text())
+    done = program(REPOSITORY / "code" / "table2.py", "runs", where=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| BYOL |" in (tmp_path / "runs" / "table2.md").read_text()

@@ -266,6 +266,15 @@ def test_a_search_on_part_of_the_images_is_not_drawn_beside_the_paper(make, tmp_
     assert ["D" in found for found in markers] == [True, False]
 
 
+def test_curves_are_of_the_seeds_that_have_noted_them(make, tmp_path):
+    for seed in (12, 13, 14):
+        noted = "" if seed == 13 else f', "w2": 1.{seed}'
+        (make(seed=seed) / "metrics.jsonl").write_text(f'{{"epoch": 0, "seconds": 1, "loss": 2.0{noted}}}\n')
+    (table,), _ = table2.collect([tmp_path])
+    line = table2_figures.draw_curves(table, ["w2"]).axes[0].lines[0]
+    assert line.get_ydata() == pytest.approx([1.13])
+
+
 def test_curves_that_nobody_noted_are_not_drawn(make, tmp_path):
     (make() / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 1, "loss": 2.0}\n')
     done = program(tmp_path, "--out", tmp_path / "out", "--curves")
@@ -359,7 +368,13 @@ def test_latex_escapes_what_is_special(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoil", [Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"x" * 99)]
+    "spoil",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"x" * 99),
+        lambda path: np.save(path, np.full(4, np.nan)),
+    ],
 )
 def test_a_spectrum_that_cannot_be_read_is_told(make, tmp_path, spoil):
     spoil(make() / "spectrum.npy")

@@ -95,7 +95,14 @@ def load(folder: Path) -> dict[str, Any] | None:
     found = _found(folder)
     damaged: list[Path] = []
     for digest, path in found:
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except PermissionError:
+            raise
+        except OSError as error:  # a bad sector, say
+            tell(f"{path} cannot be read ({reason(error)}); trying an older one", sys.stderr)
+            damaged.append(path)
+            continue
         if hashlib.sha256(content).hexdigest().startswith(digest):
             try:
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -60,9 +60,11 @@ def join() -> None:
     if os.environ.get("WORLD_SIZE") and not _told("WORLD_SIZE", 0):
         raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}: start several processes with torchrun")
     if size() > 1:
+        if rank() >= size():  # the others would wait for this one, and this one for them
+            raise UserError(f"RANK is {rank()}, WORLD_SIZE {size()}: start several processes with torchrun")
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        except ValueError as error:  # RANK or MASTER_ADDR is missing or no number
+        except (ValueError, dist.DistError) as error:  # RANK or MASTER_ADDR is missing or no number, the port taken
             raise UserError(f"WORLD_SIZE is {size()}, but {error}: start several processes with torchrun") from None
         _patient = dist.new_group(backend="gloo", timeout=PREPARATION)
 

@@ -35,4 +35,5 @@ def memory() -> float:
 def fills_memory(size: int) -> bool:
     """Whether `size` bytes are too many to be kept in memory by each process that torchrun started here: more than
     half of it."""
-    return size * int(os.environ.get("LOCAL_WORLD_SIZE") or 1) > memory() / 2
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return size * (int(here) if here.isdecimal() else 1) > memory() / 2

@@ -33,6 +33,8 @@ def read(folder: Path) -> dict:
             raise ValueError("not complete")
         if not all(_finite(result[name]) for name in NUMBERS):
             raise ValueError("a number that is not finite")
+        if not result["pretrain_seconds"] > 0:
+            raise ValueError("no time of pre-training")
         if not isinstance(settings := result["config"]["settings"], dict):
             raise ValueError("no settings")
         if not all(settings.get(name) is None or _finite(settings[name]) for name in ("alpha_max", "alpha_min")):

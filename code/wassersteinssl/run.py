@@ -27,7 +27,16 @@ from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
 from wassersteinssl.run_folder import RunFolder, run_path
-from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, STOPPED, Settings, UserError, ending_signals, tell
+from wassersteinssl.settings import (
+    MONITOR_IMAGES,
+    MONITOR_PAIRS,
+    STOPPED,
+    Settings,
+    UserError,
+    ending_signals,
+    last_words,
+    tell,
+)
 from wassersteinssl.uniformity import MEASURES
 
 TELL_SECONDS = 60.0  # between the lines that tell how far the linear evaluation is, where no bar does
@@ -54,9 +63,8 @@ def _main(method_class: type[Method], settings: Settings) -> NoReturn:
         _decoder_died(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            if error.filename is None:
-                raise
-            _exit(2, "error", f"{error.filename}: {reason(error)}")
+            where = "" if error.filename is None else f"{error.filename}: "
+            _exit(2, "error", f"{where}{reason(error)}")
         _exit(2, "stopped", "the disk is full; make room, and the same command continues from the last checkpoint")
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
@@ -80,7 +88,7 @@ def _exit(status: int, kind: str, why: Any, *, everywhere: bool = True) -> NoRet
     """Say why in one line and exit. `everywhere` False: every process raises the same error, and process 0 prints."""
     if everywhere or distributed.first():
         where = "" if distributed.first() else f" (process {distributed.rank()})"
-        tell(f"{Path(sys.argv[0]).name}: {kind}{where}: {why}", sys.stderr)
+        last_words(f"{Path(sys.argv[0]).name}: {kind}{where}: {why}")
     sys.exit(status)
 
 

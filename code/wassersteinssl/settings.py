@@ -9,6 +9,7 @@ import ast
 import contextlib
 import errno
 import functools
+import importlib.util
 import io
 import os
 import re
@@ -62,10 +63,9 @@ def _silence(stream: TextIO) -> None:
 def in_a_line(function: Callable[..., int], *arguments: Any) -> int:
     """A program's function and its exit status; mistakes, and files that cannot be used, are one line and status 2."""
     try:
-        try:
-            return function(*arguments)
-        finally:
-            sys.stdout.flush()  # while a reader that has gone can still be told
+        status = function(*arguments)
+        sys.stdout.flush()  # while a reader that has gone can still be told
+        return status
     except UserError as error:
         why = str(error)
     except BrokenPipeError as error:
@@ -73,8 +73,20 @@ def in_a_line(function: Callable[..., int], *arguments: Any) -> int:
         why = str(error.strerror)
     except OSError as error:  # no right to look at it, say, or a name that is too long
         why = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
-    tell(f"{Path(sys.argv[0]).name}: error: {why}", sys.stderr)
+    last_words(f"{Path(sys.argv[0]).name}: error: {why}")
     return 2
+
+
+def last_words(text: str) -> None:
+    """Why a program ends, on stderr. Where nothing can be written, a full disk say, its exit status has to do."""
+    try:
+        tell(text, sys.stderr)
+    except OSError:
+        _silence(sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence(sys.stdout)
 
 
 def option(default: Any, help: str, *, check: Callable[[str], Any] | None = None, choices: tuple = ()) -> Any:
@@ -290,6 +302,12 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed, as some daemons do
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if importlib.util.find_spec("torch") is None:
+            why = f"{sys.executable} has no torch: activate the environment (README, Install)"
+            self.exit(2, f"{self.prog}: error: {why}\n")
         for stream in (sys.stdout, sys.stderr):  # tables have arrows, which not every terminal can show
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")

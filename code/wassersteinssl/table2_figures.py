@@ -148,6 +148,8 @@ def _spectrum(path: Path, dim: int) -> np.ndarray:
         values = np.load(path, allow_pickle=False)
         if values.shape != (dim,) or values.dtype.kind != "f":
             raise ValueError(f"{values.dtype} of shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError("numbers that are not finite")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from None
     return values.clip(1e-12)
@@ -197,11 +199,13 @@ def _draw_curves(axis: Axes, panel: Panel, column: str) -> None:
 
 
 def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The epochs (counted from 1) at which every run of a row has noted a measure, and its values (seeds, epochs)."""
+    """The epochs (counted from 1) at which a row's runs have noted a measure, those that have at all, and its values
+    (seeds, epochs)."""
     runs = []
     for run in row.runs:
         lines = results.log(run["folder"])
         runs.append({line["epoch"] + 1: line[column] for line in lines if isinstance(line.get(column), (int, float))})
+    runs = [run for run in runs if run] or runs  # those that have noted it at all
     epochs = sorted(set.intersection(*map(set, runs)))
     return np.array(epochs), np.array([[run[epoch] for epoch in epochs] for run in runs])
 
