@@ -305,9 +305,6 @@ class Parser(argparse.ArgumentParser):
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is None:  # closed, as some daemons do
                 setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        if importlib.util.find_spec("torch") is None:
-            why = f"{sys.executable} has no torch: activate the environment (README, Install)"
-            self.exit(2, f"{self.prog}: error: {why}\n")
         for stream in (sys.stdout, sys.stderr):  # tables have arrows, which not every terminal can show
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
@@ -317,7 +314,11 @@ class Parser(argparse.ArgumentParser):
             signal.signal(signal.SIGINT, self._interrupted)
             if hasattr(signal, "SIGQUIT"):  # ignored by what a script starts in the background
                 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-        return super().parse_known_args(args, namespace)
+        found = super().parse_known_args(args, namespace)
+        if args is None and importlib.util.find_spec("torch") is None:  # --help has answered
+            why = f"{sys.executable} has no torch: activate the environment (README, Install)"
+            self.exit(2, f"{self.prog}: error: {why}\n")
+        return found
 
     def _interrupted(self, _number: int, frame: FrameType | None) -> NoReturn:
         told = f"\n{self.prog}: interrupted\n"
