@@ -54,14 +54,6 @@ def numbered(study: Path) -> str:
     return study.name + (f" ({', '.join(numbers)})" if numbers else "")
 
 
-def finished(run: Path) -> bool:
-    """Whether it has a result that can be drawn."""
-    try:
-        return bool(results.read(run))
-    except ValueError:
-        return False
-
-
 def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument(
@@ -86,7 +78,7 @@ def main() -> int:
         parser.error(f"--out {options.out} is no folder")
     check_writable(options.out)
     if runs := os.environ.get("RUNS"):
-        if not any(finished(path.parent) for path in Path(runs).rglob("result.json")):
+        if not any(results.finished(path.parent) for path in Path(runs).rglob("result.json")):
             parser.error(f"RUNS={runs}: no finished run below it")
         os.environ["RUNS"] = os.path.abspath(runs)  # notebooks run elsewhere
     else:

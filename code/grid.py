@@ -86,6 +86,7 @@ class Cell:
     epochs: int
     command: list[str]
     settings: dict = field(default_factory=dict)
+    processes: int = 1  # under torchrun, if several
     tries: int = field(default=0)
     log_start: int = field(default=0)  # of the last try, in bytes
     finished: dict | None = field(default=None, compare=False)  # its result, once read: it does not change
@@ -328,7 +329,8 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                 values = vars(settings.shared(arguments)) | _own_settings(method, arguments)
                 if values["alpha_min"] is not None and values["alpha_max"] is None:
                     raise UserError("--alpha-min needs --alpha-max or --weights")
-                found.append(Cell(method, term, dataset, number, folder, values["epochs"], command, values))
+                epochs, processes = values["epochs"], options.gpus or 1
+                found.append(Cell(method, term, dataset, number, folder, epochs, command, values, processes))
     names = [cell.name for cell in found]
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"{repeated[0]} is asked for twice: give each data set, method, term, weight and seed once")
@@ -405,7 +407,6 @@ class Runner:
         grid: list[Cell],
         parallel: int,
         budget: float | None,
-        reserve: float = RESERVE,
         gpus: Sequence[str] = (),
     ):
         self.waiting, self.parallel = [cell for cell in grid if cell.result() is None], parallel
@@ -413,8 +414,9 @@ class Runner:
         self.place: dict[str, str] = {}  # of each cell, of these
         self.grid, self.running, self.failed = grid, {}, []  # type: ignore[var-annotated]
         self.end = time.monotonic() + 60 * budget if budget else float("inf")
-        self.stopping, self.reserve = False, reserve
-        self.most_measuring = max(0.0, 30 * budget - reserve / 2) if budget else 0.0
+        self.stopping = False
+        self.reserve = RESERVE + (TORCHRUN if any(cell.processes > 1 for cell in grid) else 0)
+        self.most_measuring = max(0.0, 30 * budget - self.reserve / 2) if budget else 0.0
         self.measuring = self._measuring(grid)
 
     def run(self) -> int:
@@ -644,9 +646,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         return submit(grid, options)
     done = sum(cell.result() is not None for cell in grid)
     tell(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}")
-    reserve = RESERVE + (TORCHRUN if options.gpus and options.gpus > 1 else 0)
     gpus = gpus_for(options.parallel, rest, options.gpus or 1)
-    runner = Runner(grid, options.parallel, options.time_budget, reserve, gpus)
+    runner = Runner(grid, options.parallel, options.time_budget, gpus)
     code = runner.run()
     tell(status(grid, options.parallel))
     if code == STOPPED:

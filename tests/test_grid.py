@@ -71,14 +71,15 @@ def grid(tmp_path):
     """A copy of the code whose method programs are the stand-in; grid("run", ...) runs it."""
     code = tmp_path / "a folder" / "code"
     (code / "wassersteinssl").mkdir(parents=True)
-    for name in ("grid.py", *(f"wassersteinssl/{part}.py" for part in ("__init__", "settings", "machine", "results"))):
+    parts = (f"wassersteinssl/{part}.py" for part in ("__init__", "settings", "machine", "results"))
+    for name in ("grid.py", "regularisers.py", *parts):
         (code / name).write_text((REPOSITORY / "code" / name).read_text())
     for method, name in programs().items():
         (code / name).parent.mkdir()
         (code / name).write_text(stand_in(method))
 
-    def run(*options, wait=True, **variables):
-        command = [sys.executable, str(code / "grid.py"), *map(str, options)]
+    def run(*options, program="grid.py", wait=True, **variables):
+        command = [sys.executable, str(code / program), *map(str, options)]
         variables = {**environment(), "STARTED": str(tmp_path / "started"), **variables}
         if not wait:
             return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -270,8 +271,10 @@ def test_a_budget_leaves_time_for_the_measures_of_an_epoch(grid_module, tmp_path
     cell = grid_module.Cell("a", "none", "digits", 12, tmp_path, 3, [])
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 9.0, "monitor_seconds": 40.0}\n')
     assert grid_module.Runner([cell], 1, 60).measuring == 60
-    assert grid_module.Runner([cell], 1, 1, reserve=20).measuring == 20  # of a minute, half of what is left
+    assert grid_module.Runner([cell], 1, 1).measuring == 20  # of a minute, half of what is left
     assert grid_module.Runner([cell], 1, None).measuring == 0
+    cell.processes = 2  # torchrun takes longer to end
+    assert grid_module.Runner([cell], 1, 1).measuring == 5
 
 
 def test_a_slurm_array_is_of_the_same_command(grid_module, monkeypatch, tmp_path):
@@ -637,6 +640,20 @@ def test_a_search_shares_its_time_and_its_gpus_among_all_its_runs(regularisers, 
     (parallel, minutes, gpus), (_, later, _) = regularisers.asked
     assert (parallel, gpus) == (3, ["4", "6"])
     assert 0 < later < minutes < 5
+
+
+def test_all_runs_of_a_search_share_the_places(grid, tmp_path):
+    """Each waits until three have begun in its stage: of two at a time none would end."""
+    terms = ("--datasets", "digits", "--bases", "byol", "--terms", "none", "w2", "lu")
+    options = (tmp_path / "runs", "--preset", "digits", "--search", "digits", "--epochs", "3", *terms)
+    done = grid(*options, "--parallel", "3", program="regularisers.py", WAIT="3")
+    assert (done.returncode, done.stderr) == (0, "")
+    searched = [f"byol+w2-{weight}-s12" for weight in ("0.3", "3", "30")]
+    searched += [f"byol+lu-{weight}-s12" for weight in ("0.15", "1.5", "15")]
+    assert sorted(grid.started()[:6]) == sorted(searched)
+    assert sorted(grid.started()[6:]) == ["byol+lu-0.15-s12", "byol+w2-0.3-s12", "byol-s12"]  # of equals the first
+    assert grid(*options, program="regularisers.py").returncode == 0
+    assert len(grid.started()) == 9
 
 
 def test_a_search_says_at_once_where_runs_of_other_settings_lie(regularisers, tmp_path, capsys):

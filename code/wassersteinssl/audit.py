@@ -346,8 +346,8 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
             f"{count(used)} of {m} dimensions are in use ({percent(used / m)}): W2 is that of uniform rows of "
             f"{count(w2['dimensions'])} dimensions, the effective rank that of {count(spectrum['dimensions'])}"
         )
-        blamed = w2["dimensions"] < min(spectrum["dimensions"], HEALTHY * m) and w2["mean_part"] > w2["covariance_part"]
-        if w2["mean_part"] > 0.5 or blamed:  # of the 1 that unit rows have
+        w2_decides = w2["dimensions"] < min(spectrum["dimensions"], HEALTHY * m)
+        if w2["mean_part"] > 0.5 or (w2_decides and w2["mean_part"] > w2["covariance_part"]):  # of unit rows' 1
             why += f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way"
         if different <= m and different < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"

@@ -309,11 +309,12 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     counted = len(names) > 1 and (names[0] in INDEX or len(names) > 3) and names[1:] == _count(len(names) - 1)
     header = numbered or counted or (any(names) and not any(map(_is_number, names)))
 
-    def numbers() -> Iterator[tuple[int, str]]:
+    def numbered_rows() -> Iterator[tuple[int, str]]:
+        """Those below the header."""
         return itertools.islice(numbered_lines(), comments + header, None)
 
     def lines() -> Iterator[str]:
-        return (line for _, line in numbers())
+        return (line for _, line in numbered_rows())
 
     firsts = [line.partition(delimiter)[0].strip() for line in itertools.islice(lines(), COUNTED)]
     counting = len(firsts) > 3 and len(names) > 1 and firsts[0].isdecimal() and len(firsts[0]) < 19
@@ -332,7 +333,7 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     shape = (sum(1 for _ in lines()), len(names) - index)
     if shape[0] == 0:
         raise UserError(f"{path} holds no numbers")
-    check(*next(numbers()))
+    check(*next(numbered_rows()))
 
     def chunks() -> Iterator[np.ndarray]:
         remaining = lines()
@@ -344,7 +345,7 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
             except ValueError:
                 rows = np.empty((0, 0))
             if rows.shape != (len(text), shape[1]):
-                for number, line in numbers():
+                for number, line in numbered_rows():
                     check(number, line)
                 raise ValueError(f"its lines are not all {shape[1]} numbers")
             yield rows

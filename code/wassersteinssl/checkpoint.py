@@ -95,14 +95,13 @@ def load(folder: Path) -> dict[str, Any] | None:
     found = _found(folder)
     damaged: list[Path] = []
     for digest, path in found:
+        content, why = b"", "its SHA-256 differs from its name"
         try:
             content = path.read_bytes()
-        except PermissionError:
+        except PermissionError:  # which the user can mend
             raise
         except OSError as error:  # a bad sector, say
-            tell(f"{path} cannot be read ({reason(error)}); trying an older one", sys.stderr)
-            damaged.append(path)
-            continue
+            why = reason(error)
         if hashlib.sha256(content).hexdigest().startswith(digest):
             try:
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -112,7 +111,7 @@ def load(folder: Path) -> dict[str, Any] | None:
                 other.rename(f"{other}.damaged")
             return state
         damaged.append(path)
-        tell(f"{path} is damaged (its SHA-256 differs from its name); trying an older one", sys.stderr)
+        tell(f"{path} is damaged ({why}); trying an older one", sys.stderr)
     if found:
         raise UserError(f"every checkpoint in {folder} is damaged: remove them to start anew")
     return None

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wassersteinssl.machine import environment_number
 from wassersteinssl.settings import UserError
 
 T = TypeVar("T")
@@ -29,19 +30,13 @@ PREPARATION = timedelta(hours=12)  # for which the others wait while process 0 d
 _patient: Any = None  # the group that waits so long; for all else torch's time of minutes is right
 
 
-def _told(name: str, default: int) -> int:
-    """The number in an environment variable; the default for none, and for what `join` refuses."""
-    text = os.environ.get(name, "")
-    return int(text) if text.isdecimal() else default
-
-
 def size() -> int:
     """Processes of this run, as torchrun started them."""
-    return max(1, _told("WORLD_SIZE", 1))
+    return max(1, environment_number("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    return _told("RANK", 0) if size() > 1 else 0
+    return environment_number("RANK", 0) if size() > 1 else 0
 
 
 def first() -> bool:
@@ -51,13 +46,13 @@ def first() -> bool:
 
 def local_rank() -> int:
     """Of this machine's processes; which GPU to take."""
-    return _told("LOCAL_RANK", 0)
+    return environment_number("LOCAL_RANK", 0)
 
 
 def join() -> None:
     """Meet the other processes; they can talk to each other from here to `leave`, which all call together."""
     global _patient
-    if os.environ.get("WORLD_SIZE") and not _told("WORLD_SIZE", 0):
+    if os.environ.get("WORLD_SIZE") and not environment_number("WORLD_SIZE", 0):
         raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}: start several processes with torchrun")
     if size() > 1:
         if rank() >= size():  # the others would wait for this one, and this one for them

@@ -17,6 +17,12 @@ def environment_beside(processes: int) -> dict[str, str]:
     return environment
 
 
+def environment_number(name: str, default: int) -> int:
+    """The whole number in an environment variable; the default where there is none."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
+
 def memory() -> float:
     """Bytes that this process may fill: the machine's available memory, or less where a control group limits it."""
     limits = [float("inf")]
@@ -35,5 +41,4 @@ def memory() -> float:
 def fills_memory(size: int) -> bool:
     """Whether `size` bytes are too many to be kept in memory by each process that torchrun started here: more than
     half of it."""
-    here = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return size * (int(here) if here.isdecimal() else 1) > memory() / 2
+    return size * environment_number("LOCAL_WORLD_SIZE", 1) > memory() / 2

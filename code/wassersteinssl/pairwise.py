@@ -127,7 +127,7 @@ def _spanning_tree(z: Tensor) -> tuple[Tensor, Tensor]:
         for step in range(1, n):
             inside.index_fill_(0, new, torch.inf)
             added, norm, number = z[new].squeeze(0), norms[new], row[new]
-            if step % SHED == 0:  # rows of the tree need no more distances
+            if step % SHED == 0:  # rows of the tree need no more distances; their number is known, so nothing waits
                 rest = inside.argsort(stable=True)[: n - step]
                 z, norms, row, square, parent, inside = (x[rest] for x in (z, norms, row, square, parent, inside))
             to_new = norms + norm - 2 * (z @ added)

@@ -48,6 +48,14 @@ def read(folder: Path) -> dict:
     return result
 
 
+def finished(folder: Path) -> bool:
+    """Whether it has a result that counts."""
+    try:
+        return bool(read(folder))
+    except ValueError:
+        return False
+
+
 def begun(folder: Path) -> bool:
     """Whether the run there has anything to lose. OSError without the right to look."""
     kept = ("metrics.jsonl", "result.json", "encoder.safetensors")

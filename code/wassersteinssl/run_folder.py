@@ -205,10 +205,7 @@ class RunFolder:
         write_atomically(self.path / "measures.json", _json(measures))
 
     def finished(self) -> bool:
-        try:
-            return results.read(self.path)["complete"]
-        except ValueError:
-            return False  # damaged: evaluated anew
+        return results.finished(self.path)  # a damaged one is evaluated anew
 
     def finish(self, result: dict) -> None:
         write_atomically(self.result, _json(result))
