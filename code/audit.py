@@ -23,8 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
+from wassersteinssl.cli import Parser, UserError, home, in_a_line, pair_size, seed
 from wassersteinssl.files import check_writable
-from wassersteinssl.settings import DATASETS, Parser, UserError, home, in_a_line, pair_size, seed
+from wassersteinssl.settings import DATASETS
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -27,9 +27,9 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl import results
+from wassersteinssl.cli import Parser, count, home, in_a_line, tell
 from wassersteinssl.files import check_writable, reason
 from wassersteinssl.machine import environment_beside
-from wassersteinssl.settings import Parser, count, home, in_a_line, tell
 
 REPOSITORY = CODE.parent
 STUDIES = sorted(  # scripts and notebooks, without their suffix

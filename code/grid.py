@@ -40,14 +40,12 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl import results, settings
-from wassersteinssl.machine import environment_beside
-from wassersteinssl.settings import (
-    DATASETS,
-    PRESETS,
+from wassersteinssl.cli import (
     STOPPED,
     Parser,
     UserError,
     count,
+    ending_signals,
     home,
     in_a_line,
     not_negative,
@@ -56,6 +54,8 @@ from wassersteinssl.settings import (
     tell,
     whole,
 )
+from wassersteinssl.machine import environment_beside
+from wassersteinssl.settings import DATASETS, PRESETS
 
 # The programs by the name of their file; Table 2 has three terms of four of them, vanilla of the rest.
 FILES = {Path(path).stem: path for path in settings.programs().values()}
@@ -423,7 +423,7 @@ class Runner:
         from tqdm import tqdm
 
         # Slurm sends SIGTERM before it preempts, and before the time is up what a job has asked for.
-        before = {number: signal.signal(number, self._stop) for number in settings.ending_signals()}
+        before = {number: signal.signal(number, self._stop) for number in ending_signals()}
         total = sum(cell.epochs for cell in self.grid)
         try:
             with tqdm(total=total, desc="grid", unit="epoch", disable=None, smoothing=0) as bar:

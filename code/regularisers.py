@@ -23,7 +23,8 @@ sys.path.insert(0, str(CODE))  # works with and without an installation
 
 import grid
 
-from wassersteinssl.settings import PRESETS, STOPPED, Parser, count, home, in_a_line, positive, tell
+from wassersteinssl.cli import STOPPED, Parser, count, home, in_a_line, positive, tell
+from wassersteinssl.settings import PRESETS
 
 BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
 WEIGHTS: dict[str, tuple[float, ...]] = {

@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
 from wassersteinssl import table2
+from wassersteinssl.cli import Parser, UserError, home, in_a_line, tell
 from wassersteinssl.files import write_atomically
-from wassersteinssl.settings import Parser, UserError, home, in_a_line, tell
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

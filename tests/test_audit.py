@@ -21,8 +21,9 @@ from conftest import FIGURES, REPOSITORY, check_executed, environment, load
 from torch import nn
 
 from wassersteinssl import audit, audit_encoders, audit_files, audit_report, augment, backbones, data, studies
+from wassersteinssl.cli import UserError, in_a_line
 from wassersteinssl.encoder import save_encoder
-from wassersteinssl.settings import PRESETS, Settings, UserError, in_a_line
+from wassersteinssl.settings import PRESETS, Settings
 from wassersteinssl.uniformity import MEASURES
 
 PROGRAM = REPOSITORY / "code" / "audit.py"

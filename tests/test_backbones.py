@@ -9,7 +9,7 @@ from conftest import REPOSITORY, environment
 from torch import nn
 
 from wassersteinssl.backbones import predictor, projector, resnet18
-from wassersteinssl.settings import UserError
+from wassersteinssl.cli import UserError
 from wassersteinssl.vision import torchvision
 
 STEM = 7 * 7, 3 * 3  # taps of torchvision's first convolution, and of ours

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wassersteinssl import checkpoint
-from wassersteinssl.settings import UserError
+from wassersteinssl.cli import UserError
 
 
 def names(folder):

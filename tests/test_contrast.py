@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from wassersteinssl.cli import UserError
 from wassersteinssl.contrast import Queue, info_nce, nt_xent
-from wassersteinssl.settings import UserError
 
 
 def unit(n, m, seed=0, dtype=torch.float64):

@@ -24,8 +24,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from wassersteinssl import data, data_archives, data_cache, data_files, machine
+from wassersteinssl.cli import UserError
 from wassersteinssl.data import Split, load
-from wassersteinssl.settings import UserError
 from wassersteinssl.vision import torchvision
 
 HEIGHT, WIDTH = 6, 8  # not square, so that a swap shows

@@ -17,7 +17,8 @@ from torch import nn
 from wassersteinssl import augment, data, distributed, pretrain, run
 from wassersteinssl.augmentation import Augmentation
 from wassersteinssl.backbones import BatchNorm2d
-from wassersteinssl.settings import UserError, parse
+from wassersteinssl.cli import UserError
+from wassersteinssl.settings import parse
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes and signals of POSIX")
 

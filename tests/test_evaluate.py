@@ -17,6 +17,7 @@ from torch import nn
 from wassersteinssl import evaluate
 from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
 from wassersteinssl.backbones import projector, resnet18
+from wassersteinssl.cli import UserError
 from wassersteinssl.data import ImageSet, Split
 from wassersteinssl.evaluate import (
     LinearProbe,
@@ -31,7 +32,6 @@ from wassersteinssl.evaluate import (
     spectrum,
     topk_accuracy,
 )
-from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES
 
 CROP = CROP_AND_FLIP

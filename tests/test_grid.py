@@ -14,8 +14,9 @@ import types
 import pytest
 from conftest import REPOSITORY, environment, load
 
+from wassersteinssl.cli import UserError
 from wassersteinssl.run import Signals
-from wassersteinssl.settings import PRESETS, TERMS, Settings, UserError, parse, programs, shared
+from wassersteinssl.settings import PRESETS, TERMS, Settings, parse, programs, shared
 
 GRID = REPOSITORY / "code" / "grid.py"
 

@@ -20,7 +20,8 @@ from PIL import Image
 from test_grid import grid_module, stand_in  # noqa: F401
 
 from wassersteinssl import audit_files, checkpoint, data, results, run, run_folder, table2, table2_figures
-from wassersteinssl.settings import Settings, UserError, parse, tell
+from wassersteinssl.cli import UserError, tell
+from wassersteinssl.settings import Settings, parse
 
 fuzz = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -256,7 +257,7 @@ def test_a_reader_that_has_gone_costs_no_run(kind, tmp_path):
 def test_a_reader_that_has_gone_is_no_traceback():
     code = """
 import sys
-from wassersteinssl.settings import UserError, in_a_line
+from wassersteinssl.cli import UserError, in_a_line
 def program():
     print(1)
     {}
@@ -403,7 +404,7 @@ def test_ctrl_c_during_an_import_that_swallows_it_is_one_line(tmp_path):
     swallow = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
     (tmp_path / "library.py").write_text(f"{swallow}raise ImportError('cannot load module')\n")
     (tmp_path / "program.py").write_text(
-        "from wassersteinssl.settings import Parser\nParser().parse_args()\nimport library\n"
+        "from wassersteinssl.cli import Parser\nParser().parse_args()\nimport library\n"
     )
     shared = {**environment(), "PYTHONPATH": str(REPOSITORY / "code")}
     done = subprocess.run([sys.executable, tmp_path / "program.py"], env=shared, capture_output=True, text=True)

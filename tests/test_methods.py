@@ -14,8 +14,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wassersteinssl import optim
+from wassersteinssl.cli import UserError
 from wassersteinssl.pretrain import uniformity_term
-from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES
 
 every_method = pytest.mark.parametrize("name", PROGRAMS)

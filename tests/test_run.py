@@ -22,7 +22,8 @@ from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metric
 from PIL import Image
 
 from wassersteinssl import checkpoint, device, evaluate, pretrain, run, run_folder
-from wassersteinssl.settings import UserError, parse
+from wassersteinssl.cli import UserError
+from wassersteinssl.settings import parse
 from wassersteinssl.step import SlicedTerm
 from wassersteinssl.uniformity import MEASURES
 

@@ -13,7 +13,7 @@ import torch
 from conftest import FIGURES, REPOSITORY, check_executed, load
 
 from wassersteinssl import studies
-from wassersteinssl.settings import UserError
+from wassersteinssl.cli import UserError
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import w2_uniformity
 

@@ -33,8 +33,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from wassersteinssl import studies
+from wassersteinssl.cli import UserError
 from wassersteinssl.files import write_atomically
-from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES, effective_rank, lu_uniformity
 from wassersteinssl.w2 import w2_minimum, w2_uniformity
 

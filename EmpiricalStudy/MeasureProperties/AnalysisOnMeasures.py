@@ -32,8 +32,8 @@ from scipy.special import hyp0f1
 from torch import Tensor
 
 from wassersteinssl import studies
+from wassersteinssl.cli import UserError
 from wassersteinssl.files import write_atomically
-from wassersteinssl.settings import UserError
 from wassersteinssl.sliced import random_directions
 from wassersteinssl.uniformity import MEASURES, sigreg
 from wassersteinssl.w2 import W2Metric

@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works with and without an installation
 
-from wassersteinssl.settings import Settings, count, option, parse, positive, share
+from wassersteinssl.cli import count, positive, share
+from wassersteinssl.settings import Settings, option, parse
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works with and without an installation
 
-from wassersteinssl.settings import Settings, option, parse, positive
+from wassersteinssl.cli import positive
+from wassersteinssl.settings import Settings, option, parse
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works with and without an installation
 
-from wassersteinssl.settings import Settings, count, option, parse
+from wassersteinssl.cli import count
+from wassersteinssl.settings import Settings, option, parse
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn
 CODE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.settings import Parser, UserError, count, home
+from wassersteinssl.cli import Parser, UserError, count, home
 
 # This file and the programs import torch inside functions only, so that --help answers at once.
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import bench
 
-from wassersteinssl.settings import pair_size
+from wassersteinssl.cli import pair_size
 
 if __name__ == "__main__":
     PARSER = bench.parser(__doc__)

@@ -22,7 +22,8 @@ from typing import Any
 
 import bench
 
-from wassersteinssl.settings import COMPILE, count, pair_size, programs
+from wassersteinssl.cli import count, pair_size
+from wassersteinssl.settings import COMPILE, programs
 
 if __name__ == "__main__":
     PARSER = bench.parser(__doc__)

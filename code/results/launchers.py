@@ -14,7 +14,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # works with and without an installation
 
 from wassersteinssl import table2
-from wassersteinssl.settings import Parser, programs
+from wassersteinssl.cli import Parser
+from wassersteinssl.settings import programs
 
 TERMS = {"vanilla": "none", "lu": "lu", "w2": "w2"}
 MEASURED = ("digits", "mini")

@@ -33,10 +33,10 @@ from tqdm import tqdm
 
 from wassersteinssl import __version__, studies
 from wassersteinssl.audit_files import Features, pick, within
+from wassersteinssl.cli import UserError
 from wassersteinssl.machine import memory
 from wassersteinssl.numerics import exp_entropy, moments_of, unit_rows
 from wassersteinssl.pairwise import distance, lu_calibrated, nearest_rows
-from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import W2Metric, eigenvalue_noise, w2_floor, w2_minimum
 

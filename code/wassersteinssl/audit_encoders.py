@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from wassersteinssl import data, evaluate
 from wassersteinssl.audit_files import Features
+from wassersteinssl.cli import UserError
 from wassersteinssl.encoder import load_encoder
 from wassersteinssl.files import reason
-from wassersteinssl.settings import UserError
 from wassersteinssl.table2 import TERMS
 
 

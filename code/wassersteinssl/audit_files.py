@@ -23,8 +23,8 @@ import safetensors
 import torch
 from torch import Tensor
 
+from wassersteinssl.cli import UserError
 from wassersteinssl.files import reason
-from wassersteinssl.settings import UserError
 
 CHUNK = 2**21  # numbers at once: 16 MiB in float64
 TEXT = "utf-8-sig"  # spreadsheets put a mark before the first number

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from wassersteinssl.settings import UserError
+from wassersteinssl.cli import UserError
 from wassersteinssl.vision import torchvision
 
 BasicBlock = torchvision.models.resnet.BasicBlock

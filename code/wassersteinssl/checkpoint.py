@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from wassersteinssl.cli import UserError, tell
 from wassersteinssl.device import out_of_memory
 from wassersteinssl.files import reason, sweep, write_atomically
-from wassersteinssl.settings import UserError, tell
 
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d+)-([0-9a-f]{16})\.pt")

@@ -32,10 +32,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
 from wassersteinssl import data_archives, data_files, distributed
+from wassersteinssl.cli import UserError, ending_signals, home
 from wassersteinssl.data_cache import Arrays
 from wassersteinssl.device import moved
 from wassersteinssl.machine import cpus
-from wassersteinssl.settings import DATASETS, UserError, ending_signals, home
+from wassersteinssl.settings import DATASETS
 
 # Mean and standard deviation of the training pixels, in 0..1. CIFAR-10's are the paper's, which used them everywhere.
 STATISTICS = {

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from wassersteinssl.cli import UserError
 from wassersteinssl.data_cache import Arrays, alone, cached
 from wassersteinssl.files import reason, write_atomically
 from wassersteinssl.machine import fills_memory
-from wassersteinssl.settings import UserError
 
 # torchvision's class for the set, and the SHA-256 of the official archive: Keras pins those of both CIFAR archives
 # (keras/src/datasets/cifar10.py, cifar100.py), TensorFlow Datasets the one of STL-10

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wassersteinssl.cli import tell
 from wassersteinssl.files import reason, sweep, write_atomically
-from wassersteinssl.settings import tell
 
 CACHE = ".wassersteinssl"
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from wassersteinssl.cli import UserError, tell
 from wassersteinssl.data_cache import Arrays, cached
 from wassersteinssl.files import reason
 from wassersteinssl.machine import cpus, fills_memory
-from wassersteinssl.settings import UserError, tell
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

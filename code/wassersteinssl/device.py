@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from wassersteinssl import distributed
+from wassersteinssl.cli import UserError
 from wassersteinssl.files import reason
-from wassersteinssl.settings import UserError
 
 try:
     import resource

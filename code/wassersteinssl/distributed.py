@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wassersteinssl.cli import UserError
 from wassersteinssl.machine import environment_number
-from wassersteinssl.settings import UserError
 
 T = TypeVar("T")
 

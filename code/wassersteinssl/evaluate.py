@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from wassersteinssl import augment, checkpoint
 from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
+from wassersteinssl.cli import UserError
 from wassersteinssl.data import ImageSet, Split
-from wassersteinssl.settings import UserError
 from wassersteinssl.uniformity import MEASURES, alignment, lu_uniformity
 from wassersteinssl.w2 import W2Metric, w2_floor
 

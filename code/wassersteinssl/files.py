@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
-from wassersteinssl.settings import UserError
+from wassersteinssl.cli import UserError
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from wassersteinssl import augment, checkpoint, distributed
 from wassersteinssl.augmentation import Augmentation
+from wassersteinssl.cli import UserError, tell
 from wassersteinssl.data import ImageSet
 from wassersteinssl.device import fits, peak_memory
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups, set_lr, warmup_cosine
-from wassersteinssl.settings import TERMS, Settings, UserError, tell
+from wassersteinssl.settings import TERMS, Settings
 from wassersteinssl.step import NAMES, SlicedTerm, TrainingStep
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import w2_uniformity

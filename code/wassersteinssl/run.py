@@ -21,22 +21,14 @@ from tqdm import tqdm
 
 from wassersteinssl import checkpoint, data, distributed, evaluate, results
 from wassersteinssl.augmentation import FOR_DATASET, Augmentation, crop_only
+from wassersteinssl.cli import STOPPED, UserError, ending_signals, last_words, tell
 from wassersteinssl.device import find_device, hardware, out_of_memory
 from wassersteinssl.encoder import save_encoder
 from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
 from wassersteinssl.run_folder import RunFolder, run_path
-from wassersteinssl.settings import (
-    MONITOR_IMAGES,
-    MONITOR_PAIRS,
-    STOPPED,
-    Settings,
-    UserError,
-    ending_signals,
-    last_words,
-    tell,
-)
+from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, Settings
 from wassersteinssl.uniformity import MEASURES
 
 TELL_SECONDS = 60.0  # between the lines that tell how far the linear evaluation is, where no bar does

@@ -22,8 +22,9 @@ import torch
 
 from wassersteinssl import __version__, checkpoint, distributed, evaluate, results
 from wassersteinssl.augmentation import Augmentation, usual
+from wassersteinssl.cli import UserError, home, tell
 from wassersteinssl.files import write_atomically
-from wassersteinssl.settings import Settings, UserError, differences, home, other_images, tell
+from wassersteinssl.settings import Settings, differences, other_images
 from wassersteinssl.vision import torchvision
 
 try:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from wassersteinssl import augment, distributed
 from wassersteinssl.augmentation import Augmentation
+from wassersteinssl.cli import tell
 from wassersteinssl.data import ImageSet
 from wassersteinssl.device import move_into
 from wassersteinssl.files import reason
 from wassersteinssl.method import Method
-from wassersteinssl.settings import Settings, tell
+from wassersteinssl.settings import Settings
 from wassersteinssl.sliced import SLICES, random_directions
 from wassersteinssl.w2 import w2_uniformity, wide_dtype
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wassersteinssl import __version__
+from wassersteinssl.cli import UserError, in_a_line
 from wassersteinssl.device import find_device, out_of_memory
 from wassersteinssl.files import check_writable, write_atomically
 from wassersteinssl.pairwise import lu_theory, lu_uniformity
-from wassersteinssl.settings import UserError, in_a_line
 from wassersteinssl.sliced import random_directions
 from wassersteinssl.w2 import W2Metric, w2_floor
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from wassersteinssl.settings import Parser, home, pair_size, seed
+from wassersteinssl.cli import Parser, home, pair_size, seed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

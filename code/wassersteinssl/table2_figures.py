@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from wassersteinssl import results
+from wassersteinssl.cli import UserError
 from wassersteinssl.files import reason
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save, symbols
 from wassersteinssl.results import COLUMNS
-from wassersteinssl.settings import MONITOR_IMAGES, UserError
+from wassersteinssl.settings import MONITOR_IMAGES
 from wassersteinssl.table2 import DATASETS, METHODS, TERMS, Row, Table
 
 AXIS = {  # what a run's metrics.jsonl follows

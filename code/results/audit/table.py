@@ -7,7 +7,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installation
 
-from wassersteinssl.settings import Parser
+from wassersteinssl.cli import Parser
 
 HEAD = ("Embedding", "n x m", "verdict", "W2 (floor)", "by W2", "by rank", "nearest neighbour (Gaussian)", "kNN")
 

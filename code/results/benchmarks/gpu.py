@@ -12,7 +12,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installation
 
-from wassersteinssl.settings import Parser, programs
+from wassersteinssl.cli import Parser
+from wassersteinssl.settings import programs
 
 COLUMNS = {
     "images/s": ",.0f", "usual": ",.0f", "x usual": ".1f", "500 epochs, minutes": ".0f", "W2 %": ".2f",

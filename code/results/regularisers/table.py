@@ -13,7 +13,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installation
 
 from wassersteinssl import plotting, results, table2
-from wassersteinssl.settings import TERMS, Parser
+from wassersteinssl.cli import Parser
+from wassersteinssl.settings import TERMS
 from wassersteinssl.uniformity import MEASURES
 
 BASES = ("MSE", "BYOL")

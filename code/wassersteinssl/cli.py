@@ -1,0 +1,181 @@
+"""What the command line of any program here needs: its parser, the checks of numbers, mistakes told in one line.
+
+Imports nothing heavy: --help and a wrong option answer before torch is loaded.
+"""
+
+import argparse
+import errno
+import importlib.util
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+STOPPED = 75  # exit status "temporary failure": a scheduler may start the same command again
+LARGEST, LARGEST_FLOAT = 2**53, 3e38  # whole numbers of a float64, numbers of a float32
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one line; a program that meets it exits with status 2."""
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Print a line, in one piece: other processes may write to the same pipe or terminal. A reader that has gone costs
+    the line and not the program."""
+    stream = stream or sys.stdout
+    try:
+        stream.write(f"{text}\n")  # print would write the end of the line by itself
+        stream.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is still to be written vanish; Python itself would try again at its end."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def in_a_line(function: Callable[..., int], *arguments: Any) -> int:
+    """A program's function and its exit status; mistakes, and files that cannot be used, are one line and status 2."""
+    try:
+        status = function(*arguments)
+        sys.stdout.flush()  # while a reader that has gone can still be told
+        return status
+    except UserError as error:
+        why = str(error)
+    except BrokenPipeError as error:
+        _silence(sys.stdout)
+        why = str(error.strerror)
+    except OSError as error:  # no right to look at it, say, or a name that is too long
+        why = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
+    last_words(f"{Path(sys.argv[0]).name}: error: {why}")
+    return 2
+
+
+def last_words(text: str) -> None:
+    """Why a program ends, on stderr. Where nothing can be written, a full disk say, its exit status has to do."""
+    try:
+        tell(text, sys.stderr)
+    except OSError:
+        _silence(sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence(sys.stdout)
+
+
+class Parser(argparse.ArgumentParser):
+    """A program's command line: --help shows the description as it stands, a mistake is told in one line, and so is
+    Ctrl-C from then on, unless the program has something better to do."""
+
+    def __init__(self, description: str | None = None):
+        super().__init__(
+            prog=Path(sys.argv[0]).name,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed, as some daemons do
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        for stream in (sys.stdout, sys.stderr):  # tables have arrows, which not every terminal can show
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+
+    def parse_known_args(self, args=None, namespace=None):  # parse_args calls it, too
+        if args is None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._interrupted)
+            if hasattr(signal, "SIGQUIT"):  # ignored by what a script starts in the background
+                signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        found = super().parse_known_args(args, namespace)
+        if args is None and importlib.util.find_spec("torch") is None:  # --help has answered
+            why = f"{sys.executable} has no torch: activate the environment (README, Install)"
+            self.exit(2, f"{self.prog}: error: {why}\n")
+        return found
+
+    def _interrupted(self, _number: int, frame: FrameType | None) -> NoReturn:
+        told = f"\n{self.prog}: interrupted\n"
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):  # NumPy and torch catch SystemExit there
+                sys.stderr.write(told)
+                sys.stderr.flush()
+                os._exit(130)
+            frame = frame.f_back
+        self.exit(130, told)
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+
+
+def ending_signals() -> list[int]:
+    """Those that ask a program for checkpoints and an end; SIGHUP, of a closed terminal, not where nohup ignores it."""
+    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+    found = {name: getattr(signal, name) for name in names if hasattr(signal, name)}  # Windows has two of them
+    return [number for name, number in found.items() if (name, signal.getsignal(number)) != ("SIGHUP", signal.SIG_IGN)]
+
+
+def _number(text: str, kind: type, least: float, above: bool, most: float | None = None) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole' if kind is int else 'a'} number") from None
+    if value != value or value < least or (above and value == least):
+        raise argparse.ArgumentTypeError(f"must be {'above' if above else 'at least'} {least:g}, not {text}")
+    if value > (most := most or (LARGEST if kind is int else LARGEST_FLOAT)):
+        raise argparse.ArgumentTypeError(
+            f"must be at most {most:g}, not {text if len(text) < 40 else text[:20] + '...'}"
+        )
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number, at least 1."""
+    return _number(text, int, 1, above=False)
+
+
+def whole(text: str) -> int:
+    """A whole number, at least 0."""
+    return _number(text, int, 0, above=False)
+
+
+def seed(text: str) -> int:
+    """A whole number that a random generator takes."""
+    return _number(text, int, 0, above=False, most=2**63 - 1)
+
+
+def pair_size(text: str) -> int:
+    """A whole number, at least 2: batch-norm and W2 need two rows, SSW two dimensions."""
+    return _number(text, int, 2, above=False)
+
+
+def positive(text: str) -> float:
+    return _number(text, float, 0, above=True)
+
+
+def not_negative(text: str) -> float:
+    return _number(text, float, 0, above=False)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    return _number(text, float, 0, above=False, most=1)
+
+
+def plain_name(text: str) -> str:
+    """What may be part of a path without leading elsewhere, and of a table."""
+    if text in (".", "..") or not text.isprintable() or any(mark in text for mark in ("/", "|", os.sep)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: no slashes, bars or line breaks")
+    return text
+
+
+def home(text: str | Path) -> Path:
+    """A path, its ~ resolved, as not every shell does it behind an equals sign."""
+    return Path(os.path.expanduser(text))
