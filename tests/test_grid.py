@@ -72,7 +72,7 @@ def grid(tmp_path):
     """A copy of the code whose method programs are the stand-in; grid("run", ...) runs it."""
     code = tmp_path / "a folder" / "code"
     (code / "wassersteinssl").mkdir(parents=True)
-    parts = (f"wassersteinssl/{part}.py" for part in ("__init__", "settings", "machine", "results"))
+    parts = (f"wassersteinssl/{part}.py" for part in ("__init__", "cli", "settings", "machine", "results"))
     for name in ("grid.py", "regularisers.py", *parts):
         (code / name).write_text((REPOSITORY / "code" / name).read_text())
     for method, name in programs().items():
