@@ -411,6 +411,22 @@ def test_ctrl_c_during_an_import_that_swallows_it_is_one_line(tmp_path):
     assert (done.returncode, done.stderr) == (130, "\nprogram.py: interrupted\n")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_that_a_library_swallows_still_shows_in_the_status(tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import contextlib, signal, sys\n"
+        "from wassersteinssl.cli import Parser, in_a_line\n"
+        "def main():\n"
+        "    Parser().parse_args()\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return 0\n"
+        "sys.exit(in_a_line(main))\n"
+    )
+    done = program(tmp_path / "program.py", where=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "\nprogram.py: interrupted\n")
+
+
 FAST = "--dataset digits --width 2 --epochs 1 --limit-train 64 --batch-size 32 --hidden-dim 8 --dim 4 --linear-epochs 1"
 
 

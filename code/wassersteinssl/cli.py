@@ -48,7 +48,7 @@ def in_a_line(function: Callable[..., int], *arguments: Any) -> int:
     try:
         status = function(*arguments)
         sys.stdout.flush()  # while a reader that has gone can still be told
-        return status
+        return 130 if Parser.interrupted else status
     except UserError as error:
         why = str(error)
     except BrokenPipeError as error:
@@ -76,6 +76,8 @@ class Parser(argparse.ArgumentParser):
     """A program's command line: --help shows the description as it stands, a mistake is told in one line, and so is
     Ctrl-C from then on, unless the program has something better to do."""
 
+    interrupted = False  # a library may swallow Ctrl-C, in a callback say
+
     def __init__(self, description: str | None = None):
         super().__init__(
             prog=Path(sys.argv[0]).name,
@@ -102,6 +104,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def _interrupted(self, _number: int, frame: FrameType | None) -> NoReturn:
+        Parser.interrupted = True
         told = f"\n{self.prog}: interrupted\n"
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):  # NumPy and torch catch SystemExit there

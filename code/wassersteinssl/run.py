@@ -67,6 +67,9 @@ def _main(method_class: type[Method], settings: Settings) -> NoReturn:
         _exit(STOPPED, "stopped", f"{why}; the same command continues the run")
     except KeyboardInterrupt:
         _exit(130, "stopped", "at the second Ctrl-C; the last checkpoint is kept", everywhere=False)
+    if not finished:
+        for number in ending_signals():  # Python's end takes seconds, in which a second one would change the status
+            signal.signal(number, signal.SIG_IGN)
     sys.exit(0 if finished else STOPPED)
 
 
