@@ -99,6 +99,26 @@ def test_few_rows_are_not_called_healthy(n, rank):
     assert f"{n} rows lie in fewer" in verdict["why"]
 
 
+@pytest.mark.parametrize("m", [2, 3, 8, 10, 11])
+def test_rows_on_a_line_are_collapsed_in_any_dimension(m):
+    assert report_on(normal(400, 1) @ normal(1, m, seed=1) + 1e-3 * normal(400, m, seed=2))["verdict"]["word"] == (
+        "collapsed"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_of_parallel_rows_rounding_is_no_direction(dtype):
+    lengths = torch.rand(300, 1, generator=torch.Generator().manual_seed(0))
+    report = report_on((normal(1, 64) * (0.1 + lengths)).to(dtype))
+    assert report["rows"]["one_direction"]
+    assert report["verdict"]["why"] == "all rows point the same way"
+    assert report["spectrum"]["effective_rank"] == 0
+
+
+def test_few_rows_of_fewer_dimensions_are_partly_collapsed():
+    assert report_on(normal(64, 10) @ normal(10, 64, seed=1))["verdict"]["word"] == "partly collapsed"
+
+
 def test_few_rows_that_nearly_agree_are_collapsed():
     z = 1 + 1e-3 * normal(20, 512)
     assert audit.audit(audit_files.of_rows(z, "few")).report["verdict"]["word"] == "collapsed"

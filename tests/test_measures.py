@@ -332,6 +332,22 @@ def test_equal_rows_on_the_sphere_have_known_values():
     assert value("hellinger", z).item() == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_rows_that_differ_by_the_rounding_of_their_type_have_no_spread(dtype, normalize):
+    """Parallel ones, if they are normalised; beside the rounding of a copy in float64, a real spread is kept."""
+    row = randn(1, 64)
+    lengths = 0.1 + torch.rand(300, 1, generator=torch.Generator().manual_seed(0)) if normalize else torch.ones(300, 1)
+    rounding = torch.finfo(dtype).eps / 4 * (2 * torch.rand(300, 64, generator=torch.Generator().manual_seed(1)) - 1)
+    flat = (row * lengths * (1 + rounding)).to(dtype)
+    metric = W2Metric(normalize=normalize).update(flat[:100])
+    metric.merge(W2Metric(normalize=normalize).update(flat[100:]))
+    for found in (effective_rank(flat, normalize=normalize), effective_rank(metric)):
+        assert found.item() == 0
+    spread = row * lengths * (1 + 8 * torch.finfo(dtype).eps * randn(300, 64, seed=2))
+    assert effective_rank(spread.to(dtype), normalize=normalize) > 20
+
+
 def test_sigreg_at_the_normal_law_and_at_collapse():
     values = [sigreg(randn(100, 16, seed=k) / 4, normalize=False).item() for k in range(40)]
     assert np.mean(values) == pytest.approx(1.0524, abs=0.03)

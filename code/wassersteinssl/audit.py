@@ -10,13 +10,13 @@ The verdict counts dimensions in use, in two ways; the smaller count decides.
              common mean, too.
     by rank  of which number k n uniform rows would have this effective rank: it sees the spectrum's shape.
 
-    collapsed  under 10 % of m: for many rows W2 above 1.17       healthy  60 % or more: W2 below 0.67
+    collapsed  under 10 % of m, or one alone: for many rows W2 above 1.17    healthy  60 % or more: W2 below 0.67
     partly     between: half of the dimensions lost is W2 = 0.77
 
 No more than m rows cannot fill the dimensions: if at least a third as many are in use as there are different rows (as
 of uniform rows always, but for one draw in forty of four rows, and fewer of five), the verdict is that there are too
-few to tell; as it is of fewer than twelve rows of still fewer features. Zero rows have no direction: they are counted
-and left out.
+few to tell; as it is of fewer than twelve rows of still fewer features. Otherwise they are collapsed, or partly. Zero
+rows have no direction: they are counted and left out.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import W2Metric, eigenvalue_noise, w2_floor, w2_minimum
 
 COLLAPSED, HEALTHY = 0.1, 0.6  # shares of the dimensions
+ONE = 1.1  # fewer dimensions in use are one, and noise
 FEWEST = 12  # fewer rows of two to four features would often be called collapsed though they are uniform
 FEW = 3  # of no more than m rows, those with more dimensions in use than this part of them may be uniform
 CLUMPED = 1 / 3  # nearest neighbours nearer than this share of what the two moments let expect
@@ -152,6 +153,7 @@ class _Pass:
         kept, start = torch.empty(len(index), dtype=torch.bool), 0
         with tqdm(total=features.n, desc="reading", unit="row", unit_scale=True, delay=2, disable=None) as bar:
             for chunk in features.chunks():
+                self.metric.rounding = max(self.metric.rounding, torch.finfo(chunk.dtype).eps / 2)
                 rows = chunk.double()
                 norms = torch.linalg.vector_norm(rows, dim=1)
                 good = _usable(rows, norms)
@@ -325,7 +327,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     m, w2, spectrum, beyond = report["m"], report["w2"], report["spectrum"], report["beyond"]
     directed, zeros = report["n"] - report["norms"]["zero_rows"], report["norms"]["zero_rows"] / report["n"]
     used = min(w2["dimensions"], spectrum["dimensions"])
-    word = "collapsed" if used < COLLAPSED * m else "partly collapsed" if used < HEALTHY * m else "healthy"
+    word = "collapsed" if used < max(COLLAPSED * m, ONE) else "partly collapsed" if used < HEALTHY * m else "healthy"
     different = report["rows"]["distinct"] - (0 < zeros < 1)
     few = m < directed < FEWEST
     if report["rows"]["one_direction"]:

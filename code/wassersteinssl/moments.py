@@ -9,8 +9,9 @@ M = S + mu mu^T the second moment. "The target" is N(0, I/m), the law that W2 co
 
 Every function gives a 0-d tensor, differentiable (once) with respect to rows, computed in float64 and returned in the
 rows' type (at least float32). Rows with NaN or infinity give NaN; anything but a floating matrix of n >= 2 rows raises
-ValueError. Eigenvalues that rounding left of 0 count as 0. On a GPU, those that work on eigenvalues wait for the host;
-those with a determinant (by Cholesky) and the polynomial ones do not.
+ValueError. Eigenvalues that rounding left of 0 count as 0; rows that differ by no more than the rounding of their type
+have no spread. On a GPU, those that work on eigenvalues wait for the host; those with a determinant (by Cholesky) and
+the polynomial ones do not.
 """
 
 from __future__ import annotations

@@ -81,9 +81,10 @@ def moments_of(z: Tensor | W2Metric, normalize: bool) -> Moments:
     if isinstance(z, W2Metric):
         if z.n < 2:
             raise ValueError(f"need at least 2 rows, got {z.n}")
-        n, mean, covariance, dtype = z.n, z.mean, z.covariance, z.mean.dtype
+        n, mean, covariance, dtype, rounding = z.n, z.mean, z.covariance, z.mean.dtype, z.rounding
     else:
         rows, n, dtype = wide_rows(z, normalize), len(z), result_dtype(z)
+        rounding = torch.finfo(z.dtype).eps / 2  # of the rows as given
         with torch.autocast(z.device.type, enabled=False):
             mean = rows.mean(dim=0)
             centred = rows - mean
@@ -91,7 +92,7 @@ def moments_of(z: Tensor | W2Metric, normalize: bool) -> Moments:
             centred = centred - rest
             mean, covariance = mean + rest, centred.T @ centred / n
     spread = covariance.detach().diagonal().sum()
-    noise = (4 * torch.finfo(mean.dtype).eps) ** 2 * mean.detach().square().sum()
+    noise = max(rounding, 4 * torch.finfo(mean.dtype).eps) ** 2 * mean.detach().square().sum()
     return Moments(n, mean, torch.where((spread <= noise) & spread.isfinite(), 0, covariance), dtype)
 
 

@@ -107,15 +107,14 @@ class Table:
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(row.dataset for row in self.rows))
 
-    def gain(self, row: Row, column: str) -> float | None:
-        """Over the row without a term, on the seeds that both have; None if there are none."""
+    def gains(self, row: Row, column: str) -> list[float]:
+        """Over the row without a term, of each seed that both have."""
         wanted = (row.method, row.dataset, row.own, "none")
         vanilla = next((o for o in self.rows if (o.method, o.dataset, o.own, o.term) == wanted), None)
         if row.term == "none" or vanilla is None:
-            return None
+            return []
         without, run = ({run["seed"]: run[column] for run in r.runs} for r in (vanilla, row))
-        both = without.keys() & run.keys()
-        return mean(run[seed] for seed in both) - mean(without[seed] for seed in both) if both else None
+        return [run[seed] - without[seed] for seed in sorted(without.keys() & run.keys())]
 
 
 @dataclass
@@ -254,7 +253,8 @@ def describe(table: Table) -> str:
 
 
 def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
-    """A table a data set: ours (mean ± deviation, gain against vanilla) beside the paper's; W2 with its floor."""
+    """A table a data set: ours (mean ± deviation, and of the gain against vanilla, seed by seed) beside the paper's; W2
+    with its floor."""
     lines = [describe(table), ""]
     for dataset in table.datasets():
         title, heads, rows = _texts(table, dataset)
@@ -293,23 +293,24 @@ def to_csv(tables: Iterable[Table]) -> str:
     those of the table, and then all others that the runs have recorded."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow("method uniformity variant dataset measure mean deviation seeds gain floor paper setting".split())
+    heads = "method uniformity variant dataset measure mean deviation seeds gain gain_deviation floor paper setting"
+    writer.writerow(heads.split())
     for table in tables:
         setting = json.dumps(table.setting)
         for row in table.rows:
             for column in COLUMNS:
-                deviation, gain = row.deviation(column), table.gain(row, column)
-                number = row.published.get(column, "")
+                gains, number = table.gains(row, column), row.published.get(column, "")
+                gain = [mean(gains) if gains else "", stdev(gains) if len(gains) > 1 else ""]
                 floor = row.value("w2_floor") if column == "w2" else ""
-                spread, more = ("" if value is None else value for value in (deviation, gain))
-                ours = [row.value(column), spread, row.seeds, more, floor]
+                deviation = row.deviation(column)
+                ours = [row.value(column), "" if deviation is None else deviation, row.seeds, *gain, floor]
                 key = [row.method, row.term, row.variant, row.dataset, column]
                 writer.writerow([*key, *ours, number, setting])
             recorded = dict.fromkeys(chain.from_iterable(run["measures"] for run in row.runs))
             for name in (name for name in recorded if name not in COLUMNS):
                 key = [row.method, row.term, row.variant, row.dataset, name]
                 value = row.measure(name)
-                writer.writerow([*key, "" if value is None else value, "", row.seeds, "", "", "", setting])
+                writer.writerow([*key, "" if value is None else value, "", row.seeds, "", "", "", "", setting])
     return out.getvalue()
 
 
@@ -350,11 +351,12 @@ def monitoring(table: Table) -> str:
 def _cell(table: Table, row: Row, column: str) -> str:
     decimals = COLUMNS[column][1]
     text = f"{row.value(column):.{decimals}f}"
-    deviation, gain = row.deviation(column), table.gain(row, column)
+    deviation, gains = row.deviation(column), table.gains(row, column) if column in GAINS else []
     if deviation is not None:
         text += f" ± {deviation:.{decimals}f}"
-    if gain is not None and column in GAINS:
-        text += f" ({gain:+.{decimals}f})"
+    if gains:
+        spread = f" ± {stdev(gains):.{decimals}f}" if len(gains) > 1 else ""
+        text += f" ({mean(gains):+.{decimals}f}{spread})"
     return text
 
 

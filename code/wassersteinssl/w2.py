@@ -59,7 +59,8 @@ def w2_uniformity(
                                                   5e-4    1e-4    2e-5
                             geometric spectrum    1e-3    2e-2    0.2
                             sudden drop           2e-3    0.5     0.9
-                        Float32 rounding adds up to 1e-4 / W2 near 0, and near collapse 1e-7 ||Z|| / ||Z_c||.
+                        W2 itself comes out too large there, by up to 1e-4. Float32 rounding adds up to 1e-4 / W2 near
+                        0, and near collapse 1e-7 ||Z|| / ||Z_c||.
                         Products must be those of float32, torch's default: where set_float32_matmul_precision
                         allows TF32, the gradient of Gaussian rows is 5 % off at 512 x 256 and a third at 4096 x 256
                         (emulated).
@@ -71,8 +72,9 @@ def w2_uniformity(
 
     The first derivative only: to differentiate the gradient raises, even by a factor before the term (as losses with
     learned weights do), and so do the transforms of torch.func. Where W2 is 0 to rounding its gradient is 0. Rows
-    longer than 1e150 overflow unless they are normalised. Rows that are equal to rounding give a finite value with a
-    zero gradient from the covariance; with all rows zero W2 is 1. Non-finite z gives NaN.
+    longer than 1e150 overflow unless they are normalised. Rows that are equal to rounding ("eigh": to that of float64,
+    so of float32 rows it pushes what rounding has left) give a finite value with a zero gradient from the covariance;
+    with all rows zero W2 is 1. Non-finite z gives NaN.
     Raises ValueError, with the shape, for anything but a floating (n >= 2, m >= 1) matrix, and for other solvers;
     TypeError for what is no tensor.
     """
@@ -123,12 +125,13 @@ class W2Metric:
         metric.compute(), w2_floor(metric.n, metric.dim)
 
     normalize=True scales each row to unit length first. `n` counts rows; `mean` (m,) and `covariance` (m, m), with
-    1/n, are float64.
+    1/n, are float64; `rounding` is the largest relative error with which the type of any row so far rounds a number.
     """
 
     def __init__(self, *, normalize: bool = True):
         self.normalize = normalize
         self.n = 0
+        self.rounding = 0.0
         self._mean: Tensor | None = None
         self._scatter: Tensor | None = None  # sum of (z - mean)(z - mean)^T
 
@@ -157,6 +160,7 @@ class W2Metric:
             raise ValueError(f"{bad} of {len(z)} rows hold NaN or infinite values")
         if self.n and m != self.dim:
             raise ValueError(f"rows of {m} features after rows of {self.dim}")
+        self.rounding = max(self.rounding, torch.finfo(z.dtype).eps / 2)
         for chunk in chunks:
             rows = chunk.to(wide_dtype(z.device))
             if self.normalize:
@@ -179,6 +183,7 @@ class W2Metric:
             if self.n and self.dim != len(mean):
                 raise ValueError(f"a metric of {len(mean)} features after rows of {self.dim}")
             self._add(other.n, mean, scatter)
+            self.rounding = max(self.rounding, other.rounding)
         return self
 
     def compute(self, *, squared: bool = False) -> float:
@@ -198,10 +203,11 @@ class W2Metric:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers: what torch.load(weights_only=True) accepts."""
-        return {"normalize": self.normalize, "n": self.n, "mean": self._mean, "scatter": self._scatter}
+        moments = {"mean": self._mean, "scatter": self._scatter}
+        return {"normalize": self.normalize, "n": self.n, "rounding": self.rounding, **moments}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.normalize, self.n = bool(state["normalize"]), int(state["n"])
+        self.normalize, self.n, self.rounding = bool(state["normalize"]), int(state["n"]), state.get("rounding", 0.0)
         self._mean = None if state["mean"] is None else state["mean"].clone()
         self._scatter = None if state["scatter"] is None else state["scatter"].clone()
 
