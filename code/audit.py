@@ -76,16 +76,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     if options.report is not None:
         check_writable(options.report)
-    from wassersteinssl import audit, audit_encoders, audit_files, audit_report  # torch and matplotlib take seconds
+    from wassersteinssl import audit, audit_files, audit_report  # torch and matplotlib take seconds
 
-    if options.encoder is not None:
-        features = audit_encoders.of_run(
-            options.encoder, options.dataset, options.data_dir, options.split, options.layer
-        )
-    elif options.timm is not None:
-        features = audit_encoders.of_timm(options.timm, options.dataset, options.data_dir, options.split)
-    else:
+    images = options.dataset, options.data_dir, options.split
+    if options.features is not None:
         features = audit_files.read(options.features, options.key)
+    else:
+        from wassersteinssl import audit_encoders  # and torchvision
+
+        if options.encoder is not None:
+            features = audit_encoders.of_run(options.encoder, *images, options.layer)
+        else:
+            features = audit_encoders.of_timm(options.timm, *images)
     features = audit_files.with_labels(features, options.labels, options.labels_key)
     views_key = options.views_key or options.key
     if options.views is not None and (options.views, views_key) == (options.features, options.key):
@@ -100,10 +102,7 @@ def run(options: argparse.Namespace) -> int:
     )
     written = []
     if options.report is not None:
-        try:
-            written = audit_report.save(found, options.report)
-        except OSError as error:
-            raise UserError(f"cannot write into {options.report}: {error.strerror}") from None
+        written = audit_report.save(found, options.report)
     print(audit_report.text(found.report), end="")
     if written:
         print("wrote " + ", ".join(map(str, written)))

@@ -49,6 +49,7 @@ from wassersteinssl.cli import (
     home,
     in_a_line,
     not_negative,
+    plain_name,
     positive,
     seed,
     tell,
@@ -87,8 +88,8 @@ class Cell:
     command: list[str]
     settings: dict = field(default_factory=dict)
     processes: int = 1  # under torchrun, if several
-    tries: int = field(default=0)
-    log_start: int = field(default=0)  # of the last try, in bytes
+    tries: int = 0
+    log_start: int = 0  # of the last try, in bytes
     finished: dict | None = field(default=None, compare=False)  # its result, once read: it does not change
 
     @property
@@ -151,9 +152,10 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument(
         "--datasets",
         nargs="+",
-        choices=DATASETS,
+        type=plain_name,
         metavar="NAME",
-        help=f"of {', '.join(DATASETS)} (default: cifar10 cifar100; of the preset digits, digits)",
+        help=f"of {', '.join(DATASETS)} and the names of --folder (default: cifar10 cifar100; of the preset digits, "
+        "digits)",
     )
     parser.add_argument(
         "--methods",
@@ -180,7 +182,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="read NAME, one of --datasets, from an image folder: train/<class>/*, test/<class>/*",
+        help="read NAME, one of --datasets or a new name, from an image folder: train/<class>/*, test/<class>/*",
     )
     parser.add_argument("--runs", type=home, help="where runs lie (default: runs/grid/PRESET of the repository)")
     parser.add_argument(
@@ -233,12 +235,13 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
 
 
 def _own_settings(method: str, arguments: list[str]) -> dict:
-    """Their values: those given, else the defaults that are literals."""
-    parser = Parser()
+    """The values of those that are numbers or text: as given, else the defaults that are literals. What a check makes
+    of others is not known here."""
+    parser, kinds = Parser(), {"int": int, "float": float, "str": str}
     for name, (kind, default) in settings.own_options(FILES[method]).items():
-        convert = {"int": int, "float": float}.get(kind.split()[0], str)
         default = argparse.SUPPRESS if default is settings.UNKNOWN else default
-        parser.add_argument("--" + name.replace("_", "-"), type=convert, default=default)
+        if convert := kinds.get(kind.removesuffix(" | None")):
+            parser.add_argument("--" + name.replace("_", "-"), type=convert, default=default)
     return vars(parser.parse_known_args(arguments)[0])
 
 
@@ -277,6 +280,11 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     folders = {name: str(home(path)) for name, _, path in (entry.partition("=") for entry in options.folder) if path}
     if len(folders) != len(options.folder):
         raise UserError("--folder needs NAME=PATH")
+    for name in datasets:
+        if name not in (*DATASETS, *folders):
+            raise UserError(f"--datasets {name}: one of {', '.join(DATASETS)}, or a name that --folder NAME=PATH gives")
+    if "folder" in set(datasets) - set(folders) and not os.path.isdir(home(settings.shared(rest).data_dir or " ")):
+        raise UserError("--datasets folder: give --data-dir, a folder with train/<class>/* and test/<class>/*")
     if unknown := set(folders) - set(datasets):
         raise UserError(f"--folder {sorted(unknown)[0]}: not among the --datasets {', '.join(datasets)}")
     if missing := [f"{name}={path}" for name, path in folders.items() if not os.path.isdir(path)]:

@@ -930,6 +930,23 @@ def test_a_trained_run_is_audited_on_its_own_data(tmp_path):
         assert features.name == f"{layer} of BYOL on the 355 test images of digits"
 
 
+def test_another_data_set_is_not_looked_for_beside_the_run_s_own(tmp_path, monkeypatch):
+    trained_run(tmp_path / "run")
+    asked, images = [], data.load("digits", None)
+    monkeypatch.setattr(audit_encoders, "_images", lambda *given: asked.append(given) or (images, images.test))
+    encoder = audit_encoders.load_encoder(tmp_path / "run")
+    encoder.config["settings"] |= {"dataset": "folder", "data_dir": "own"}
+    monkeypatch.setattr(audit_encoders, "load_encoder", lambda _: encoder)
+    for name, folder in ((None, None), ("folder", None), ("cifar10", None), ("cifar10", "other"), (None, "moved")):
+        audit_encoders.of_run(tmp_path / "run", name, folder, "test", "projector")
+    assert [given[:2] for given in asked] == [
+        ("folder", "own"), ("folder", "own"), ("cifar10", None), ("cifar10", "other"), ("folder", "moved"),
+    ]  # fmt: skip
+    del encoder.config["settings"]["data_dir"]
+    with pytest.raises(UserError, match="does not tell the data_dir of its run"):
+        audit_encoders.of_run(tmp_path / "run", None, None, "test", "projector")
+
+
 def test_no_encoder(tmp_path, capsys):
     check_refused(start("--encoder", tmp_path), "there is no trained encoder", tmp_path, capsys)
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "encoder.safetensors")

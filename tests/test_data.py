@@ -120,9 +120,11 @@ def test_files_of_other_kinds_are_left_out_and_told(tree, capsys):
     for name in ("a.tif", "b.TIF", "README", ".hidden.tif"):
         (folder / name).touch()
     assert len(load("folder", tree).train) == whole
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.endswith("are left out: 2 .tif, 1 without an extension\n")
+    (folder / "nested").mkdir()
+    assert len(load("folder", tree).train) == whole
+    told, again = capsys.readouterr().err.splitlines()
+    assert told.endswith("is left out: 2 .tif, 1 without an extension")
+    assert again.endswith("is left out: 2 .tif, 1 folder(s), 1 without an extension")
 
 
 def test_missing_folder(tmp_path):
@@ -394,6 +396,19 @@ def test_each_process_of_a_machine_keeps_its_own_images(monkeypatch):
     assert not machine.fills_memory(10**9)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert machine.fills_memory(10**9)
+
+
+def test_processes_of_a_machine_share_its_cores_and_its_shared_memory(tree, monkeypatch):
+    monkeypatch.setattr(data, "cpus", lambda: 6)
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    started = []
+    monkeypatch.setattr(data, "DataLoader", lambda *a, **k: started.append(k["num_workers"]) or DataLoader(*a, **k))
+    train = load("folder", tree, stream=True).train
+    for processes in ("1", "3", "9", "0"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        started.clear()
+        list(train.batches(torch.arange(15).split(1), "cpu"))
+        assert started == [{"1": 6, "3": 2, "9": 0, "0": 6}[processes]]
 
 
 def test_memory_is_measured():

@@ -16,7 +16,7 @@ from conftest import REPOSITORY, environment, load
 
 from wassersteinssl.cli import UserError
 from wassersteinssl.run import Signals
-from wassersteinssl.settings import PRESETS, TERMS, Settings, parse, programs, shared
+from wassersteinssl.settings import PRESETS, TERMS, Settings, option, parse, programs, shared
 
 GRID = REPOSITORY / "code" / "grid.py"
 
@@ -59,7 +59,7 @@ result |= {"method": "BYOL", "uniformity": "none", "dataset": "digits", "device"
 
 def stand_in(method: str) -> str:
     """The program, found as that of the method."""
-    return f'"""\nclass {method}(Method): a stand-in\n"""\n{STAND_IN}'
+    return f'"""\n    main({method}, a stand-in)\n"""\n{STAND_IN}'
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,51 @@ def test_a_run_of_other_options_of_the_method_is_another(grid_module, monkeypatc
     assert cell("--queue-size=64", "--momentum", "0.5").other() == "momentum 0.99, now 0.5"
     assert cell().other() == "queue_size 64, now 4096"
     assert cell().state() == "another"
+
+
+MINE = """
+class MineSettings(Settings):
+    flag: bool = option(False, "flag", check=lambda text: text == "yes")
+    layers: tuple = option((1, 2), "layers", check=lambda text: tuple(map(int, text.split(","))))
+    smooth: float | None = option(None, "smoothing", check=positive)
+
+class Mine(BYOL):
+    pass
+
+if __name__ == "__main__":
+    main(Mine, parse(MineSettings, __doc__))
+"""
+
+
+def test_a_method_of_ones_own_is_found_and_what_its_checks_make_is_no_other_setting(grid, tmp_path):
+    folder = grid.runs.parents[3] / "code" / "Mine"
+    folder.mkdir()
+    (folder / "mine.py").write_text(MINE)
+    command = ("status", *DIGITS, "--methods", "mine", "--flag", "yes", "--layers=3,4", "--smooth", "0.5")
+    assert "mine-s12" in grid(*command).stdout
+    run = grid.runs / "mine-s12"
+    run.mkdir(parents=True)
+    settings = vars(grid.settings("--epochs", "3")) | {"flag": True, "layers": [3, 4], "smooth": 0.5}
+    (run / "config.json").write_text(json.dumps({"settings": settings}))
+    (run / "metrics.jsonl").write_text("{}\n")
+    assert "another" not in grid(*command).stdout
+    assert "smooth 0.5, now 0.25" in grid(*command[:-1], "0.25").stdout
+
+
+@pytest.mark.parametrize(("file", "name"), [("mine.py", "BYOL"), ("byol.py", "Mine")])
+def test_two_programs_of_one_name_are_told(grid, file, name):
+    folder = grid.runs.parents[3] / "code" / "Mine"
+    folder.mkdir()
+    (folder / file).write_text(stand_in(name))
+    done = grid("status")
+    assert done.returncode == 2
+    assert done.stderr == (f"error: code/BYOL/byol.py and code/Mine/{file}: give the file and its class another name\n")
+
+
+@pytest.mark.parametrize("default", [True, None, ()])
+def test_an_option_whose_text_has_no_meaning_is_refused(default):
+    with pytest.raises(TypeError, match="needs check=, from text to a value, or choices="):
+        option(default, "a flag")
 
 
 def test_a_run_of_other_settings_is_not_done_and_told(grid):
@@ -371,11 +416,20 @@ def test_image_folders_stand_in_for_a_data_set(grid_module, tmp_path, monkeypatc
     assert cell.settings["data_dir"] == str(tmp_path)
 
 
+def test_image_folders_have_any_name(grid_module, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["grid.py", "run", "--datasets", "cats", "--folder", f"cats={tmp_path}"])
+    cell = grid_module.cells(*grid_module.parse())[0]
+    assert (cell.settings["dataset"], cell.settings["dataset_name"], cell.name) == ("folder", "cats", "cats/byol-s12")
+
+
 @pytest.mark.parametrize(
     "options",
     [
         ("run", "--folder", "cifar10"),
         ("run", "--folder", "stl10=x"),
+        ("run", "--datasets", "cats"),
+        ("run", "--datasets", "folder"),
+        ("run", "--datasets", "folder", "--data-dir", "/nowhere"),
         ("run", "--datasets", "cifar10", "--folder", "cifar10=/nowhere"),
         ("status", "--seeds", "12", "--batch-size", "1"),
         ("run-one",),

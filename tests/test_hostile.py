@@ -269,7 +269,8 @@ sys.exit(in_a_line(program))
     for then in ("", "raise UserError('a mistake')"):
         for error in (subprocess.PIPE, writer):
             command = [sys.executable, "-c", code.format(then)]
-            done = subprocess.run(command, env=environment(), stdout=writer, stderr=error, text=True, timeout=60)
+            path = {"PYTHONPATH": str(REPOSITORY / "code")}
+            done = subprocess.run(command, env=environment() | path, stdout=writer, stderr=error, text=True, timeout=60)
             assert done.returncode == 2
             assert (done.stderr or "\n").count("\n") == 1
     os.close(writer)

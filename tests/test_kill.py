@@ -281,6 +281,8 @@ def test_an_encoder_is_loaded_by_the_function_and_by_torch_hub(tmp_path):
     for kind in (torch.int64, torch.int32, torch.bool):
         with pytest.raises(ValueError, match=rf"uint8 images or floats from 0 to 1, got {kind}$"):
             encoder(images.to(kind))
+    with pytest.raises(TypeError, match="expected a torch tensor of images, got ndarray"):
+        encoder(images.numpy())
     hub_path = list(sys.path)
     by_hub = torch.hub.load(str(REPOSITORY), "encoder", str(path), source="local")
     with torch.no_grad():
@@ -294,6 +296,35 @@ def test_an_encoder_is_loaded_by_the_function_and_by_torch_hub(tmp_path):
     hub_loss = torch.hub.load(str(REPOSITORY), "w2_loss", source="local")
     assert hub_path == sys.path  # where code/ would hide the caller's own audit.py
     assert hub_loss(z) == w2.w2_uniformity(z)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "run"
+    execute("BYOL", folder, "--stage", "pretrain")
+    return folder
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_an_encoder_of_other_weights_takes_the_same_images(exported, dtype, error):
+    images = data.load("digits", None).test.images[:9]
+    exact, encoder = load_encoder(exported).embed(images), load_encoder(exported).to(dtype)
+    for given in (images, images / 255, (images / 255).to(dtype)):
+        z = encoder.embed(given)
+        assert z.dtype == dtype
+        torch.testing.assert_close(z.float(), exact, rtol=error, atol=error * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_an_encoder_can_be_exported(exported, scale):
+    encoder, images = load_encoder(exported), data.load("digits", None).test.images[:9]
+    images = images if scale == 1 else images / scale
+    torch.testing.assert_close(torch.export.export(encoder, (images,)).module()(images), encoder(images))
+
+
+def test_a_home_before_an_encoder_is_resolved(exported, monkeypatch):
+    monkeypatch.setenv("HOME", str(exported.parent))
+    assert load_encoder("~/run").config["method"] == "BYOL"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff" * 100, safetensors.torch.save({"weight": torch.ones(1)})])

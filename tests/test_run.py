@@ -22,6 +22,7 @@ from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metric
 from PIL import Image
 
 from wassersteinssl import checkpoint, device, evaluate, pretrain, run, run_folder
+from wassersteinssl.augmentation import FOR_DATASET, Augmentation
 from wassersteinssl.cli import UserError
 from wassersteinssl.settings import parse
 from wassersteinssl.step import SlicedTerm
@@ -332,8 +333,9 @@ def test_other_images_may_be_given_another_name(module, tmp_path, monkeypatch):
 
     def started(train, *options):
         settings = parse(module.BYOLSettings, "", ["--dataset", "folder", *options])
-        path = run_folder.run_path("BYOL", settings)
-        with run_folder.RunFolder(path, "BYOL", settings, {"train": train}) as folder:
+        folder = run_folder.RunFolder(run_folder.run_path("BYOL", settings), "BYOL", settings)
+        folder.describe({"train": train}, None, Augmentation())
+        with folder:
             folder.log({"epoch": 0})
 
     for options, hint in (((), " or --dataset-name"), (("--run-dir", str(tmp_path / "run")), "")):
@@ -359,6 +361,13 @@ def test_before_a_run_has_begun_another_configuration_takes_its_place(module, tm
         pass
 
 
+def test_another_data_set_is_told_before_it_is_looked_for(module, finished, tmp_path):
+    options = ["--stage", "evaluate", "--data-dir", str(tmp_path / "nowhere"), "--run-dir", str(finished)]
+    with pytest.raises(UserError, match="another configuration: dataset 'digits', now 'cifar10'"):
+        run.execute(module.BYOL, parse(module.BYOLSettings, "", options))
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_run_is_not_continued_with_another_default_weight(module, tmp_path, monkeypatch):
     execute(module, tmp_path, "--uniformity", "w2")
     assert json.loads((tmp_path / "config.json").read_text())["alpha"] == [0.2, 0.2]
@@ -369,10 +378,10 @@ def test_a_run_is_not_continued_with_another_default_weight(module, tmp_path, mo
 
 def test_a_run_is_not_continued_with_another_augmentation(module, tmp_path, monkeypatch):
     execute(module, tmp_path, "--stage", "pretrain")
-    augmentation = run.FOR_DATASET["digits"]
+    augmentation = FOR_DATASET["digits"]
     assert json.loads((tmp_path / "config.json").read_text())["augmentation"]["crop_scale"] == [0.4, 1.0]
     assert execute(module, tmp_path, "--stage", "pretrain")
-    monkeypatch.setitem(run.FOR_DATASET, "digits", dataclasses.replace(augmentation, blur=0.5))
+    monkeypatch.setitem(FOR_DATASET, "digits", dataclasses.replace(augmentation, blur=0.5))
     with pytest.raises(UserError, match=r"augmentation: blur 0, now 0\.5"):
         execute(module, tmp_path)
 

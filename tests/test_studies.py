@@ -204,7 +204,7 @@ def test_a_failed_write_leaves_the_old_file(options, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(studies.UserError, match=r"cannot write .*data.csv: No space left"):
+    with pytest.raises(OSError, match="No space left"):
         studies.write(options, [{"m": 2}])
     assert path.read_bytes() == before
     assert os.listdir(options.out) == ["data.csv"]

@@ -384,6 +384,14 @@ def test_a_spectrum_that_cannot_be_read_is_told(make, tmp_path, spoil):
     assert re.fullmatch(r"table2\.py: error: cannot read .*spectrum\.npy: .*\n", done.stderr)
 
 
+def test_rows_of_methods_that_the_paper_lacks_stand_together(make, tmp_path):
+    for method in ("VICReg", "Mine"):
+        for term in ("w2", "none"):
+            make(f"{method}+{term}", method=method, term=term)
+    (table,), _ = table2.collect([tmp_path])
+    assert [row.name for row in table.rows] == ["Mine", "Mine + W2", "VICReg", "VICReg + W2"]
+
+
 def test_a_gain_is_against_the_same_options_of_the_method(make, tmp_path):
     for weight, acc1 in ((0.0, 50.0), (1.0, 90.0)):
         make(f"plain{weight}", method="AlignUniform", options={"uniform_weight": weight}, acc1=acc1)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from wassersteinssl import studies
+from wassersteinssl import results, studies
 from wassersteinssl.cli import UserError
 from wassersteinssl.files import write_atomically
 from wassersteinssl.uniformity import MEASURES, effective_rank, lu_uniformity
@@ -217,14 +217,14 @@ def markdown(found: dict[str, dict], exponents: dict[str, dict[str, float]]) -> 
     }  # fmt: skip
     titles = [text.format(*found[scenario]["rows"]) for scenario, text in heads.items()]
     titles += ["force on a flat cloud ~ sigma^", "on a small one ~ sigma^"]
-    lines = ["| measure | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(titles)]
+    lines = [["measure", *titles]]
     for name, label in LABELS.items():
         cells = [found[scenario]["verdict"][name] for scenario in heads]
         cells += [
             "-" if np.isnan(p[name]) else f"{p[name] + 0.0:.1f}".replace("-0.0", "0.0") for p in exponents.values()
         ]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([label, *cells])
+    return "\n".join(results.markdown(lines)) + "\n"
 
 
 def study(options):
@@ -242,7 +242,7 @@ def study(options):
     path = studies.write_arrays(
         options, arrays, labels=LABELS, scenarios=found, exponents=exponents, simplices=SIMPLICES
     )
-    write_atomically(path.with_suffix(".md"), lambda file: file.write(markdown(found, exponents).encode()))
+    write_atomically(path.with_suffix(".md"), markdown(found, exponents).encode())
     return path
 
 

@@ -31,7 +31,7 @@ import torch
 from scipy.special import hyp0f1
 from torch import Tensor
 
-from wassersteinssl import studies
+from wassersteinssl import results, studies
 from wassersteinssl.cli import UserError
 from wassersteinssl.files import write_atomically
 from wassersteinssl.sliced import random_directions
@@ -318,12 +318,12 @@ def markdown(rows: list[dict]) -> str:
     cells = {(row["measure"], row["question"]): row for row in rows}
     tables = []
     for headers in TABLES:
-        lines = ["| measure | " + " | ".join(headers.values()) + " |", "| --- |" + " --- |" * len(headers)]
+        lines = [["measure", *headers.values()]]
         for name, label in LABELS.items():
             line = [shown(question, cells.get((name, question))) for question in headers]
             if set(line) != {"-"}:
-                lines.append(f"| {label} | " + " | ".join(line) + " |")
-        tables.append("\n".join(lines) + "\n")
+                lines.append([label, *line])
+        tables.append("\n".join(results.markdown(lines)) + "\n")
     return "\n".join(tables)
 
 
@@ -350,7 +350,7 @@ def study(options):
         *bias(n, n // 16, random),
     ]
     path = studies.write(options, rows, draws=DRAWS, seen=SEEN, labels=LABELS, tables=TABLES)
-    write_atomically(path.with_suffix(".md"), lambda file: file.write(markdown(rows).encode()))
+    write_atomically(path.with_suffix(".md"), markdown(rows).encode())
     return path
 
 

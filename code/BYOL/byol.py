@@ -58,7 +58,6 @@ class BYOL(Method):
     def loss(self, *, p_a: Tensor, p_b: Tensor, t_a: Tensor, t_b: Tensor, **_: Tensor) -> Tensor:
         return distance(p_a, t_b) + distance(p_b, t_a)
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
         ema_update(self.target, [self.backbone, self.projector], self.momentum)
 

@@ -63,7 +63,6 @@ class MoCoV2(Method):
         negatives, temperature = self.queue.rows, self.settings.temperature
         return info_nce(q_a, k_b, negatives, temperature) + info_nce(q_b, k_a, negatives, temperature)
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
         momentum = cosine_momentum(progress, self.settings.momentum, self.settings.momentum_end)
         ema_update(self.key, [self.backbone, self.projector], momentum)

@@ -60,7 +60,6 @@ class NNCLR(Method):
         """The queue's nearest row for each unit row of z."""
         return self.queue.rows[(z @ self.queue.rows.T).argmax(dim=1)]
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
         self.queue.put(self.entering)
 

@@ -21,7 +21,9 @@ from typing import Any, Literal, NoReturn
 CODE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.cli import Parser, UserError, count, home
+from wassersteinssl.cli import Parser, UserError, count, home, in_a_line
+from wassersteinssl.files import check_writable
+from wassersteinssl.results import markdown
 
 # This file and the programs import torch inside functions only, so that --help answers at once.
 
@@ -38,20 +40,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def stop(error: Any) -> NoReturn:
-    """A mistake of the user's in one line."""
-    print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
-def images_of(folder: Path, **options: Any) -> Any:
-    """The images of a folder, as training reads them."""
-    from wassersteinssl import data
-
-    try:
-        return data.load("folder", folder, **options)
-    except UserError as error:
-        stop(error)
+def run(main: Callable[..., Any], args: argparse.Namespace) -> NoReturn:
+    sys.exit(in_a_line(main, args))
 
 
 Target = tuple[str, Literal["at least", "at most"], float, float]  # of what, bound, and the value measured
@@ -65,25 +55,17 @@ class Report:
 
         from wassersteinssl import device, machine, run_folder
 
-        try:
-            self.device = device.find_device(args.device)
-        except UserError as error:
-            stop(error)
+        self.device = device.find_device(args.device)
         torch.set_num_threads(args.threads or machine.cpus())
         on_gpu = self.device.type == "cuda"
         place = torch.cuda.get_device_name(self.device) if on_gpu else self.device.type
         self.path = args.out
         if self.path is None and not args.quick:
             self.path = CODE / "results" / "benchmarks" / f"{name}-{re.sub('[^a-z0-9]+', '-', place.lower())}.json"
-        if self.path is not None:  # told now, not after minutes of measuring
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                new = not self.path.exists()
-                open(self.path, "a").close()
-                if new:
-                    self.path.unlink()  # nothing is left of a benchmark that is stopped
-            except OSError as error:
-                stop(f"cannot write {self.path}: {error.strerror}")
+        if self.path is not None:
+            if self.path.is_dir():
+                raise UserError(f"--out {self.path} is a folder")
+            check_writable(self.path.parent)
         self.content: dict[str, Any] = {
             "benchmark": name,
             "command": shlex.join(["python", *sys.argv]),
@@ -101,10 +83,8 @@ class Report:
     def table(self, title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
         """Print rows as Markdown; `columns`: which of their entries, and the format of each."""
         self.content["tables"][title] = rows
-        lines = [f"**{title}**", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-        for row in rows:
-            cells = [format(row[key], form) if row.get(key) is not None else "" for key, form in columns.items()]
-            lines.append("| " + " | ".join(cells) + " |")
+        cells = [[format(row[k], f) if row.get(k) is not None else "" for k, f in columns.items()] for row in rows]
+        lines = [f"**{title}**", "", *markdown([list(columns), *cells])]
         self.text += "\n".join(lines) + "\n\n"
         print("\n" + "\n".join(lines), flush=True)
 
@@ -121,6 +101,7 @@ class Report:
         self.content["load_average_after"] = _load()
         if self.path is None:
             return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
         content, versions = self.content, self.content["versions"]
         head = f"{content['hardware']} ({content['cpus']} CPUs), torch {versions['torch']}. {content['note']}".strip()

@@ -134,7 +134,7 @@ def main(args) -> None:
     device, threads = report.device, torch.get_num_threads()
     n = 16 if args.quick else 256
     if args.folder:
-        pixels = bench.images_of(args.folder).train.images[:n]
+        pixels = data.load("folder", args.folder).train.images[:n]
     else:
         pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     size, on_device = pixels.shape[3], pixels.to(device)
@@ -177,4 +177,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGS))
+    bench.run(main, ARGS)

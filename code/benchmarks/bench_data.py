@@ -8,7 +8,6 @@ Batches are taken in an epoch's order from the images on the device, and both vi
 the order, once an epoch, takes nanoseconds an image and is not counted.
 """
 
-import sys
 from collections.abc import Callable
 
 import bench
@@ -61,4 +60,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGS))
+    bench.run(main, ARGS)

@@ -11,7 +11,6 @@ near collapse, whose singular values fall geometrically to 1e-4 of the largest.
 """
 
 import math
-import sys
 from collections.abc import Callable
 
 import bench
@@ -151,4 +150,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGS))
+    bench.run(main, ARGS)

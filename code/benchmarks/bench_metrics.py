@@ -174,4 +174,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGS))
+    bench.run(main, ARGS)

@@ -7,7 +7,6 @@ That is what `python code/figures.py --paper` does.
 """
 
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,12 +19,14 @@ if __name__ == "__main__":
 import figures
 from tqdm import tqdm
 
+from wassersteinssl.cli import UserError
+
 MINUTES = 20  # target
 
 
 def main(args) -> None:
     if args.device not in ("auto", "cpu"):
-        bench.stop("the studies are timed on the CPU")
+        raise UserError("the studies are timed on the CPU")
     args.device = "cpu"
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the scripts and kernels
@@ -44,4 +45,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGS))
+    bench.run(main, ARGS)

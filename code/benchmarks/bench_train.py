@@ -55,7 +55,7 @@ from wassersteinssl.files import load_module
 from wassersteinssl.method import Method
 from wassersteinssl.optim import LARS, param_groups
 from wassersteinssl.pretrain import pretrain
-from wassersteinssl.settings import Settings, programs
+from wassersteinssl.settings import Settings
 from wassersteinssl.step import TrainingStep, with_w2_compiled
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.vision import torchvision
@@ -242,7 +242,7 @@ def main(args) -> None:
     if args.quick:
         options |= {"hidden_dim": 8, "dim": 4}
     n = steps * batch_size
-    images = bench.images_of(args.folder, limit_train=n) if args.folder else noise(n, 32)
+    images = data.load("folder", args.folder, limit_train=n) if args.folder else noise(n, 32)
     rows = []
     for name in tqdm(args.methods[: 1 if args.quick else None], desc="methods", disable=None):
         rows.append(measure(name, options, images, device, args.workers or torch.get_num_threads()))
@@ -269,4 +269,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(ARGS))
+    bench.run(main, ARGS)

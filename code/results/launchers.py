@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # works with and without an installation
 
-from wassersteinssl import table2
+from wassersteinssl import results, table2
 from wassersteinssl.cli import Parser
 from wassersteinssl.settings import programs
 
@@ -59,7 +59,6 @@ def build() -> tuple[str, dict[Path, str]]:
     """launchers.md, and the text that each launcher should have."""
     found = {preset: measured(preset) for preset in MEASURED}
     lines = [("Method", "Launcher", *(f"`{preset}`, minutes ({device})" for preset, (_, device) in found.items()))]
-    lines.append(("---",) * len(lines[0]))
     texts = {}
     for method in programs():
         for term, path in launchers(method):
@@ -67,7 +66,7 @@ def build() -> tuple[str, dict[Path, str]]:
             name = table2.METHODS.get(method, method) + table2.TERMS[term]
             lines.append((name, f"`bash ./{path.relative_to(HERE.parents[1])}`", *map(minutes, rows.values())))
             texts[path] = headed(path.read_text(), rows)
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines), texts
+    return "\n".join([*results.markdown(lines), ""]), texts
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from wassersteinssl.table2 import TERMS
 
 
 def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, layer: str) -> Features:
-    """What a finished run's encoder makes of a split's images, not augmented: of the data set that it
-    was trained on, unless another is named, and all of them, whatever its --limit-train was.
+    """What a finished run's encoder makes of a split's images, not augmented: of the data set that it was trained on,
+    unless another is named, and all of them, whatever its --limit-train was.
 
     `layer`: "projector" for z, whose uniformity is trained, or "backbone" for the h that tasks use.
     """
@@ -29,11 +29,15 @@ def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, 
         raise UserError(f"there is no trained encoder {file}")
     try:
         encoder = load_encoder(file)
+        settings, method = encoder.config["settings"], encoder.config["method"]
+        term = TERMS.get(settings["uniformity"], f" + {settings['uniformity']}")
+        if dataset in (None, settings["dataset"]):  # its folder holds no other data set
+            dataset, data_dir = settings["dataset"], data_dir or settings["data_dir"]
     except ValueError as error:
         raise UserError(str(error)) from None
-    settings, method = encoder.config["settings"], encoder.config["method"]
-    images, part = _images(dataset or settings["dataset"], data_dir or settings["data_dir"], split)
-    term = TERMS.get(settings["uniformity"], f" + {settings['uniformity']}")
+    except KeyError as error:
+        raise UserError(f"{file} does not tell the {error.args[0]} of its run") from None
+    images, part = _images(dataset, data_dir, split)
     return Features(
         name=f"{layer} of {method}{term} on the {len(part)} {split} images of {images.name}",
         n=len(part), m=settings["dim"] if layer == "projector" else encoder.backbone.feature_dim, dtype="float32",

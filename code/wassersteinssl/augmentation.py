@@ -54,12 +54,12 @@ def crop_only(augmentation: Augmentation) -> Augmentation:
     return replace(CROP_AND_FLIP, **kept)
 
 
-def usual(dataset: str) -> dict[str, Any]:
-    """That of a run which has noted none: the paper's, or the digits' own."""
-    return (FOR_DATASET["digits"] if dataset == "digits" else Augmentation()).record()
+def usual(dataset: str) -> Augmentation:
+    """That of a data set: its own, else the paper's."""
+    return FOR_DATASET.get(dataset, Augmentation())
 
 
 def unusual(noted: Any, dataset: str) -> dict[str, Any]:
     """In what it differs from the usual one, of what a run has noted."""
     noted = noted if isinstance(noted, dict) else {}
-    return {key: noted[key] for key, value in usual(dataset).items() if noted.get(key, value) != value}
+    return {key: noted[key] for key, value in usual(dataset).record().items() if noted.get(key, value) != value}

@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_convert
 
-from wassersteinssl import data_archives, data_files, distributed
+from wassersteinssl import data_archives, data_files
 from wassersteinssl.cli import UserError, ending_signals, home
 from wassersteinssl.data_cache import Arrays
 from wassersteinssl.device import moved
-from wassersteinssl.machine import cpus
+from wassersteinssl.machine import cpus, local_processes
 from wassersteinssl.settings import DATASETS
 
 # Mean and standard deviation of the training pixels, in 0..1. CIFAR-10's are the paper's, which used them everywhere.
@@ -107,11 +107,13 @@ class Split:
         assert self.reader is not None
         assert self.rows is not None
         batch = 3 * math.prod(self.size) * max(map(len, indices))  # bytes, which workers hand over in shared memory
-        shared = shutil.disk_usage(SHARED).free // distributed.size() if SHARED.is_dir() else sys.maxsize
+        shared = shutil.disk_usage(SHARED).free // local_processes() if SHARED.is_dir() else sys.maxsize
         loader = DataLoader(
             self.reader,
             batch_sampler=[self.rows[index].tolist() for index in indices],
-            num_workers=min(cpus(), 8, len(indices), shared // (3 * batch)),  # each two batches ahead
+            num_workers=min(
+                cpus() // local_processes(), 8, len(indices), shared // (3 * batch)
+            ),  # each two batches ahead
             worker_init_fn=_heed_the_parent,
             collate_fn=default_convert,
             pin_memory=device.type == "cuda",

@@ -84,7 +84,9 @@ def _listing(folders: Sequence[Path]) -> Listing:
 
     def image(entry: os.DirEntry) -> bool:
         known = entry.name.lower().endswith(EXTENSIONS)
-        if not known and not entry.is_dir():
+        if entry.is_dir():
+            others["folder(s)"] += 1
+        elif not known:
             others[os.path.splitext(entry.name)[1].lower() or "without an extension"] += 1
         return known and not entry.is_dir()
 
@@ -94,7 +96,7 @@ def _listing(folders: Sequence[Path]) -> Listing:
         labels += [label] * len(names)
     if others:
         told = ", ".join(f"{number} {kind}" for kind, number in others.most_common(5))
-        tell(f"{folders[0].parent}: files that are no {expected} are left out: {told}", sys.stderr)
+        tell(f"{folders[0].parent}: what is no {expected} is left out: {told}", sys.stderr)
     return Listing(files, labels)
 
 

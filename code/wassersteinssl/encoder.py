@@ -16,14 +16,17 @@ from torch import Tensor, nn
 
 from wassersteinssl import augment
 from wassersteinssl.backbones import projector, resnet18
+from wassersteinssl.cli import home
 from wassersteinssl.files import reason, write_atomically
 
 
 class Encoder(nn.Module):
-    """images (n, 3, H, W), uint8 or floats from 0 to 1, un-normalised -> features h (n, 8 width); `embed`: z (n, dim).
+    """images (n, 3, H, W), uint8 or floats from 0 to 1, un-normalised -> features h (n, 8 width); `embed`: z (n, dim),
+    in the type of the weights.
 
     ValueError, with the shape or the type, for other images, and for floats beyond 0..1 (on a GPU, which would have to
-    wait, these are not looked at). `config` is that of the run: method, settings, versions, command.
+    wait, and in torch.export these are not looked at); TypeError for what is no tensor. `config` is that of the run:
+    method, settings, versions, command.
     """
 
     def __init__(self, config: dict, mean: list[float], std: list[float]):
@@ -34,16 +37,20 @@ class Encoder(nn.Module):
         self.projector = projector(self.backbone.feature_dim, settings["hidden_dim"], settings["dim"])
 
     def forward(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"expected a torch tensor of images, got {type(images).__name__}")
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(f"expected images of shape (n, 3, H, W), got {tuple(images.shape)}")
-        if images.is_floating_point() and images.device.type == "cpu" and images.numel():
+        looked_at = images.device.type == "cpu" and images.numel() and not torch.compiler.is_compiling()
+        if images.is_floating_point() and looked_at:
             least, most = images.min(), images.max()
             if not (least >= 0 and most <= 1):  # nor NaN
                 raise ValueError(f"expected uint8 images or floats from 0 to 1, got floats from {least:g} to {most:g}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"expected uint8 images or floats from 0 to 1, got {images.dtype}")
         pixels = images if images.dtype == torch.uint8 else 255 * images
-        return self.backbone(augment.normalize(pixels, self.mean, self.std))
+        weights = next(self.backbone.parameters())
+        return self.backbone(augment.normalize(pixels, self.mean, self.std).to(weights.dtype))
 
     def embed(self, images: Tensor) -> Tensor:
         return self.projector(self(images))
@@ -64,7 +71,7 @@ def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encode
     """The encoder of a finished pre-training, from the run's folder or the file in it, in evaluation mode and without
     gradients (`requires_grad_()` brings them back). ValueError, one line, if there is no such encoder. Nothing in the
     file is executed."""
-    path = Path(path)
+    path = home(path)
     try:
         if path.is_dir():
             path /= "encoder.safetensors"

@@ -6,8 +6,9 @@ C classes.
 """
 
 import copy
-import functools
+import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 from wassersteinssl import augment, checkpoint
 from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
-from wassersteinssl.cli import UserError
+from wassersteinssl.cli import UserError, tell
 from wassersteinssl.data import ImageSet, Split
+from wassersteinssl.files import reason
 from wassersteinssl.uniformity import MEASURES, alignment, lu_uniformity
 from wassersteinssl.w2 import W2Metric, w2_floor
 
@@ -234,9 +236,12 @@ def linear_probe(
 
     for epoch in range(len(history), epochs):
         begun = probe.step - epoch * batches
-        for h, y in _probe_epoch(
-            backbone, data, crop, seed, epoch, batch_size, forward_batch, device, precision, begun
-        ):
+        order = torch.randperm(n, generator=augment.generator(seed, epoch, 0, "probe order"))[begun * batch_size :]
+        crops = (augment.generator(seed, epoch, step, "probe crop") for step in itertools.count(begun))
+        for h, y in _augmented_features(
+            backbone, data.train, data, crop, order, crops,
+            batch_size=batch_size, forward_batch=forward_batch, device=device, precision=precision,
+        ):  # fmt: skip
             if should_stop is not None and should_stop(so_far):
                 return _result(history, epochs)
             loss_sum += probe.learn(h, y)
@@ -251,49 +256,26 @@ def linear_probe(
     return _result(history, epochs)
 
 
-def _probe_epoch(
-    backbone: nn.Module,
-    data: ImageSet,
-    crop: Augmentation,
-    seed: int,
-    epoch: int,
-    batch_size: int,
-    forward_batch: int | None,
-    device: torch.device | str,
-    precision: str,
-    begun: int = 0,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of cropped and flipped training images in a new order, without its first `begun` batches."""
-    order = torch.randperm(len(data.train), generator=augment.generator(seed, epoch, 0, "probe order"))
-    return _augmented_features(
-        backbone, data.train, data, crop, order[begun * batch_size :],
-        lambda step: augment.generator(seed, epoch, begun + step, "probe crop"),
-        batch_size=batch_size, forward_batch=forward_batch, device=device, precision=precision,
-    )  # fmt: skip
-
-
 def _augmented_features(
     backbone: nn.Module,
     split: Split,
     data: ImageSet,
     augmentation: Augmentation,
     order: Tensor,
-    generator: Callable[[int], torch.Generator],
+    generators: Iterator[torch.Generator],
     *,
     batch_size: int = 256,
     forward_batch: int | None = None,
     device: torch.device | str,
     precision: str,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(features, labels) of augmented images of a split, some batches at a time. generator(i) draws the augmentation of
-    the i-th batch; `forward_batch` images go through the network at once, a matter of speed and memory alone."""
+    """(features, labels) of augmented images of a split, some batches at a time. The i-th of `generators` draws the
+    augmentation of the i-th batch; `forward_batch` images go through the network at once, a matter of speed and memory
+    alone."""
     forward_batch = forward_batch or forward_batch_size(split.size, device)
-    batches_at_once, step = max(1, forward_batch // batch_size), 0
+    batches_at_once = max(1, forward_batch // batch_size)
     for images, y in split.batches(order.split(batches_at_once * batch_size), device):
-        views = []
-        for batch in images.split(batch_size):
-            views.append(_view(batch, augmentation, generator(step), data))
-            step += 1
+        views = [_view(batch, augmentation, next(generators), data) for batch in images.split(batch_size)]
         with frozen(backbone):
             h = torch.cat([_encode(backbone, part, precision) for part in torch.cat(views).split(forward_batch)])
         yield h, y
@@ -353,19 +335,23 @@ def representation_metrics(z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor) -
 def every_measure(
     z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor, *, on_measure: Callable[[], Any] = lambda: None
 ) -> dict[str, float | None]:
-    """All of MEASURES, of projector outputs as in `representation_metrics`; None where a measure is not finite. Of more
-    than 10,000 rows so many at most, evenly spaced: trees and neighbours take their square. `on_measure` is called
-    after each."""
+    """All of MEASURES, of projector outputs as in `representation_metrics`; None where a measure is not finite, or
+    raises ValueError, which is told. Of more than 10,000 rows so many at most, evenly spaced: trees and neighbours take
+    their square. `on_measure` is called after each."""
     every = -(-len(z_test) // 10_000)
     z_test, z_view_a, z_view_b = (z[::every] for z in (z_test, z_view_a, z_view_b))
     if z_test.device.type == "mps":  # Apple GPUs have neither eigenvalues nor float64
         z_test, z_view_a, z_view_b = (z.cpu() for z in (z_test, z_view_a, z_view_b))
     found: dict[str, float | None] = {}
     for name, record in MEASURES.items():
-        if name == "w2":  # on a GPU the loss is not exact near collapse
-            value = W2Metric().update(z_test).compute()
-        else:
-            value = float(record.function(z_view_a, z_view_b) if record.needs_views else record.function(z_test))
+        try:
+            if name == "w2":  # on a GPU the loss is not exact near collapse
+                value = W2Metric().update(z_test).compute()
+            else:
+                value = float(record.function(z_view_a, z_view_b) if record.needs_views else record.function(z_test))
+        except ValueError as error:  # one must not cost a run its result
+            tell(f"no {name}: {reason(error)}", sys.stderr)
+            value = math.nan
         found[name] = value if math.isfinite(value) else None
         on_measure()
     return found
@@ -385,9 +371,9 @@ def measure(
     """Table 2's measures and kNN accuracy of a method with `backbone` and `projector`, and z (n, m) of the test images
     and of both views.
 
-    knn1: test images by their neighbours among the training images (at most `train_limit`, balanced over classes). w2,
-    lu: of the z of un-augmented test images, the first z; alignment: of two augmented views of each, or of at most
-    `pairs_limit`, the same at every call.
+    knn1: test images by their neighbours among the training images (at most `train_limit`, balanced over classes). The
+    first z, of which w2 and lu are, is that of the un-augmented test images; alignment is that of two augmented views
+    of each, or of at most `pairs_limit`, the same at every call.
     """
 
     def features(split: Split) -> tuple[Tensor, Tensor]:
@@ -396,7 +382,7 @@ def measure(
     def of_view(name: str) -> Tensor:
         found = _augmented_features(
             method.backbone, pairs, data, augmentation, torch.arange(len(pairs)),
-            functools.partial(augment.generator, seed, 0, stream=name), device=device, precision=precision,
+            (augment.generator(seed, 0, step, name) for step in itertools.count()), device=device, precision=precision,
         )  # fmt: skip
         return torch.cat([h for h, _ in found])
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from wassersteinssl.cli import UserError
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """All of the content under `path`, or what was there before. `content` may be a function that writes it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # two containers may have one process id
     try:
         with open(temporary, "wb") as file:
             if isinstance(content, bytes):
@@ -24,6 +25,10 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # as of a full disk
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # makes the rename itself survive a power cut

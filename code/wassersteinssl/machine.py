@@ -23,6 +23,11 @@ def environment_number(name: str, default: int) -> int:
     return int(text) if text.isdecimal() else default
 
 
+def local_processes() -> int:
+    """Those that torchrun has started on this machine, with this one."""
+    return max(1, environment_number("LOCAL_WORLD_SIZE", 1))
+
+
 def memory() -> float:
     """Bytes that this process may fill: the machine's available memory, or less where a control group limits it."""
     limits = [float("inf")]
@@ -41,4 +46,4 @@ def memory() -> float:
 def fills_memory(size: int) -> bool:
     """Whether `size` bytes are too many to be kept in memory by each process that torchrun started here: more than
     half of it."""
-    return size * environment_number("LOCAL_WORLD_SIZE", 1) > memory() / 2
+    return size * local_processes() > memory() / 2

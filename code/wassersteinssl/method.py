@@ -42,6 +42,5 @@ class Method(nn.Module, ABC):
     def loss(self, *arguments: Any, **embeddings: Any) -> Tensor:
         """The method's loss, 0-d, of float32 embeddings as `forward` names them."""
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Called after each update; progress is the share of training done, in (0, 1]."""

@@ -74,10 +74,13 @@ class _UnitRows(torch.autograd.Function):
 
 
 def result_dtype(z: Tensor) -> torch.dtype:
+    """That of measures of z: its own, or float32 of half precision."""
     return torch.promote_types(z.dtype, torch.float32)
 
 
 def moments_of(z: Tensor | W2Metric, normalize: bool) -> Moments:
+    """Of the rows z (n, m), differentiable, or of those that a metric has seen, which has its own `normalize`.
+    ValueError with fewer than two."""
     if isinstance(z, W2Metric):
         if z.n < 2:
             raise ValueError(f"need at least 2 rows, got {z.n}")
@@ -113,6 +116,7 @@ def exp_entropy(values: Tensor) -> Tensor:
 
 
 def participation(covariance: Tensor) -> Tensor:
+    """(tr S)^2 / ||S||_F^2; 0 of zeros."""
     total = covariance.diagonal().sum()
     share = covariance / torch.where(total == 0, 1, total)  # squares of large and small numbers overflow
     return torch.where(total == 0, 0, 1 / torch.where(total == 0, 1, share.square().sum()))
@@ -134,4 +138,5 @@ def cholesky(a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def logdet(factor: Tensor) -> Tensor:
+    """log det(L L^T) of the Cholesky factor L."""
     return 2 * factor.diagonal().log().sum()

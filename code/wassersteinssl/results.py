@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,8 @@ def epochs(folder: Path) -> int:
     """How many lines it has: about how many epochs are done, without parsing them. OSError without the right to."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; the first row is its head."""
+    return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from wassersteinssl import checkpoint, data, distributed, evaluate, results
-from wassersteinssl.augmentation import FOR_DATASET, Augmentation, crop_only
+from wassersteinssl.augmentation import Augmentation, crop_only, usual
 from wassersteinssl.cli import STOPPED, UserError, ending_signals, last_words, tell
 from wassersteinssl.device import find_device, hardware, out_of_memory
 from wassersteinssl.encoder import save_encoder
@@ -133,7 +133,11 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
 
 def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     """Images, networks and folder of a run. UserError for all that can be told before anything is written."""
-    device = find_device(settings.device)
+    device, name = find_device(settings.device), method_class.__name__
+    folder = RunFolder(run_path(name, settings), name, settings)
+    if settings.stage == "evaluate" and not (folder.path.is_dir() and results.begun(folder.path)):
+        raise UserError(f"{folder.path} holds no finished pre-training to evaluate")
+    folder.compare()
     if settings.batch_size % distributed.size():
         raise UserError(f"--batch-size {settings.batch_size} is of all {distributed.size()} processes: not divisible")
     images = data.load(
@@ -148,14 +152,9 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     method = method_class(settings)
     term, *alpha = uniformity_term(method, settings)
     method.place(device)
-    name = method_class.__name__
-    folder = run_path(name, settings)
-    if settings.stage == "evaluate" and not (folder.is_dir() and results.begun(folder)):
-        raise UserError(f"{folder} holds no finished pre-training to evaluate")
-    weight = None if term is None else (alpha[0], alpha[1])
-    augmentation = FOR_DATASET.get(settings.dataset, Augmentation())
-    files = RunFolder(folder, name, settings, images.record(), weight, augmentation)
-    return Job(method, images, augmentation, settings, device, files)
+    augmentation = usual(settings.dataset)
+    folder.describe(images.record(), None if term is None else (alpha[0], alpha[1]), augmentation)
+    return Job(method, images, augmentation, settings, device, folder)
 
 
 @dataclasses.dataclass

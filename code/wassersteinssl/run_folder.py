@@ -39,19 +39,9 @@ if hasattr(os, "register_at_fork"):  # a child that outlives its parent must not
 
 
 class RunFolder:
-    """The files of one run. Refuses a folder in which another configuration, with other `images` (ImageSet.record),
-    another weight `alpha` of the term (at the start and the end) or another augmentation, has begun, and a second
-    writer."""
+    """The files of one run. Refuses a folder in which another configuration has begun, and a second writer."""
 
-    def __init__(
-        self,
-        path: Path,
-        method: str,
-        settings: Settings,
-        images: dict | None = None,
-        alpha: tuple[float, float] | None = None,
-        augmentation: Augmentation | None = None,
-    ):
+    def __init__(self, path: Path, method: str, settings: Settings):
         self.path, self.result = path, path / "result.json"
         self.saved = True  # whether the last checkpoint that was asked for is written
         self._open_board: Callable[..., Any] | None = None
@@ -59,13 +49,26 @@ class RunFolder:
         self.config: dict[str, Any] = {
             "method": method,
             "settings": dataclasses.asdict(settings),
-            "images": images,
-            "alpha": None if alpha is None else list(alpha),
-            "augmentation": None if augmentation is None else augmentation.record(),
             "processes": distributed.size(),
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
             "versions": versions(),
         }
+
+    def describe(self, images: dict, alpha: tuple[float, float] | None, augmentation: Augmentation) -> None:
+        """Images (ImageSet.record), weight of the term (at the start and the end) and augmentation, to be compared and
+        noted, too."""
+        self.config["images"] = images
+        self.config["alpha"] = None if alpha is None else list(alpha)
+        self.config["augmentation"] = augmentation.record()
+
+    def compare(self) -> None:
+        """UserError if a run of another configuration has begun here, as far as it is known."""
+        config = self.path / "config.json"
+        try:
+            if config.exists():
+                self._same(config)
+        except OSError as error:
+            raise UserError(f"cannot use the run folder {self.path}: {error.strerror}") from None
 
     def __enter__(self) -> "RunFolder":
         if self.config["settings"]["tensorboard"] == "yes":
@@ -96,10 +99,10 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._unlock()
         if self._board is not None:
             with contextlib.suppress(OSError):
                 self._board.close()
+        self._unlock()
 
     def fail(self, why: str) -> str | None:
         """Mark the run as failed; the name of its last checkpoint. A later start of the same command tries again and
@@ -114,17 +117,18 @@ class RunFolder:
         try:
             before = json.loads(config.read_text())
             old = {"method": before["method"], **before["settings"]}
-            others = other_images(before.get("images"), self.config["images"])  # the data may have moved
+            others = other_images(before.get("images"), self.config.get("images"))  # the data may have moved
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
         new = {"method": self.config["method"], **self.config["settings"]}
         differing = differences(old, {**dict.fromkeys(old), **new})
-        alpha, weight = before.get("alpha"), self.config["alpha"]  # older runs have not noted it
-        if not differing and alpha is not None and alpha != weight:
+        alpha, weight = before.get("alpha"), self.config.get("alpha")  # older runs have not noted it
+        if not differing and alpha is not None and "alpha" in self.config and alpha != weight:
             differing.append(f"weight of the term {alpha}, now {weight}")
         noted = before.get("augmentation")
-        noted = noted if isinstance(noted, dict) else usual(old.get("dataset", ""))  # older runs have not noted it
-        if not differing and self.config["augmentation"] is not None:
+        if not isinstance(noted, dict):  # older runs have not noted it
+            noted = usual(old.get("dataset", "")).record()
+        if not differing and "augmentation" in self.config:
             differing += (f"augmentation: {told}" for told in differences(noted, self.config["augmentation"]))
         if others:
             differing.append(f"other images ({', '.join(others)})")

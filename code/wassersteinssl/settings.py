@@ -8,12 +8,13 @@ import ast
 import contextlib
 import functools
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wassersteinssl.cli import Parser, count, not_negative, pair_size, plain_name, positive, seed, whole
+from wassersteinssl.cli import Parser, count, last_words, not_negative, pair_size, plain_name, positive, seed, whole
 
 CODE = Path(__file__).resolve().parents[1]
 UNKNOWN: Any = object()  # a default that is no literal
@@ -29,7 +30,11 @@ TERMS = (
 
 
 def option(default: Any, help: str, *, check: Callable[[str], Any] | None = None, choices: tuple = ()) -> Any:
-    """A dataclass field that is also a command-line option; `check` turns its text into a value or complains."""
+    """A dataclass field that is also a command-line option; `check` turns its text into a value or complains. Without
+    it the text becomes a value of the default's type. TypeError for a default that is no text or number, if there are
+    neither check nor choices."""
+    if not (check or choices or isinstance(default, (str, float)) or type(default) is int):
+        raise TypeError(f"an option whose default is {default!r} needs check=, from text to a value, or choices=")
     return field(default=default, metadata={"help": help, "check": check or type(default), "choices": choices})
 
 
@@ -122,12 +127,18 @@ class Settings:
 
 @functools.cache
 def programs() -> dict[str, str]:
-    """The method programs below code/, by the name of their class: every CODE/Folder/file.py with a `class X(Method)`.
-    First those of Table 2 in the order in which their results are wanted, then any others."""
-    found = {}
+    """The method programs below code/, by the name of their class: every CODE/Folder/file.py, the folder with a
+    capital, that ends in `main(Class, ...)`. First those of Table 2 in the order in which their results are wanted,
+    then any others. Ends the program with a line if two have one name."""
+    found: dict[str, str] = {}
     for path in sorted(CODE.glob("[A-Z]*/*.py")):
-        for name in re.findall(r"^class (\w+)\(Method\)", path.read_text(encoding="utf-8"), re.MULTILINE):
-            found[name] = path.relative_to(CODE).as_posix()
+        for name in re.findall(r"^ +main\((\w+),", path.read_text(encoding="utf-8"), re.MULTILINE):
+            program = path.relative_to(CODE).as_posix()
+            for other, file in found.items():
+                if program != file and (name == other or path.name == Path(file).name):
+                    last_words(f"error: code/{file} and code/{program}: give the file and its class another name")
+                    sys.exit(2)
+            found[name] = program
     first = "BYOL MoCoV2 BarlowTwins ZeroCL SimCLR NNCLR SimSiam AlignUniform".split()
     return {name: found[name] for name in [*first, *found] if name in found}
 

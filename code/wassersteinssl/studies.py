@@ -248,9 +248,5 @@ def _missing(value: Any) -> bool:
 
 def _save(options: argparse.Namespace, content: Callable[[Any], Any]) -> Path:
     path = options.out / options.name
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_atomically(path, content)
     return path

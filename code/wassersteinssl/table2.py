@@ -259,7 +259,7 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
     for dataset in table.datasets():
         title, heads, rows = _texts(table, dataset)
         lines += [f"**{title[0]}**, {title[1]}", ""]
-        lines += ["| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *rows)] + [""]
+        lines += [*results.markdown([heads, *rows]), ""]
     if shares := monitoring(table):
         lines += [shares, ""]
     if unfinished := list(unfinished):
@@ -376,6 +376,7 @@ def _order(row: Row) -> tuple:
         datasets.index(row.dataset) if row.dataset in datasets else len(datasets),
         row.dataset,
         methods.index(row.method) if row.method in methods else len(methods),
+        row.method,
         terms.index(row.term) if row.term in terms else len(terms),
         row.term,
         [float(number) for number in re.findall(r"\d[\d.]*(?:e[+-]?\d+)?", row.variant)],

@@ -438,6 +438,7 @@ def _all_reduce(x: Tensor, group: Any) -> Tensor:
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating type of a device."""
     return torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
 
 
@@ -447,6 +448,8 @@ def _check_solver(solver: str) -> None:
 
 
 def check_matrix(z: Tensor, least_rows: int) -> None:
+    """TypeError for what is no tensor, ValueError, with type and shape, for any but a dense floating (n, m) matrix of
+    n >= least_rows."""
     if not isinstance(z, Tensor):
         kind = f"{type(z).__module__}.{type(z).__qualname__}".removeprefix("builtins.")
         raise TypeError(f"expected a torch tensor, got {kind}")

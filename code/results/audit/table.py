@@ -8,13 +8,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installation
 
 from wassersteinssl.cli import Parser
+from wassersteinssl.results import markdown
 
 HEAD = ("Embedding", "n x m", "verdict", "W2 (floor)", "by W2", "by rank", "nearest neighbour (Gaussian)", "kNN")
 
 
 def main() -> None:
     Parser(__doc__).parse_args()
-    lines = [HEAD, ("---",) * len(HEAD)]
+    lines = [HEAD]
     for path in sorted(HERE.glob("*/audit.json")):
         report = json.loads(path.read_text())
         w2, rank, beyond = report["w2"], report["spectrum"], report["beyond"]
@@ -28,7 +29,7 @@ def main() -> None:
             f"{beyond['nearest']:.2f} ({beyond['gaussian']['nearest']:.2f})",
             f"{report['labels']['knn1']:.1f} %" if "labels" in report else "",
         ))  # fmt: skip
-    (HERE / "audits.md").write_text("".join("| " + " | ".join(line) + " |\n" for line in lines))
+    (HERE / "audits.md").write_text("\n".join([*markdown(lines), ""]))
 
 
 if __name__ == "__main__":

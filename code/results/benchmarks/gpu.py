@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installation
 
 from wassersteinssl.cli import Parser
+from wassersteinssl.results import markdown
 from wassersteinssl.settings import programs
 
 COLUMNS = {
@@ -36,14 +37,13 @@ def table() -> str:
         heads[f"{report['hardware']} ({report['cpus']} CPUs), torch {report['versions']['torch']}. {title}."] = None
         for row in rows:
             found[compiled, row["method"]] = path.stem, row | {"500 epochs, minutes": 60 * row["500 epochs, h"]}
-    head = ["method", "compiled", *COLUMNS, "code", "file"]
-    lines = [head, ["---"] * len(head)]
+    lines = [["method", "compiled", *COLUMNS, "code", "file"]]
     for compiled, method in sorted(found, key=lambda key: (key[0], list(programs()).index(key[1]))):
         file, row = found[compiled, method]
         numbers = [format(row[name], form) for name, form in COLUMNS.items()]
         age = "older" if file in OLDER else ""
         lines.append([method, "yes" if compiled else "", *numbers, age, f"`{file}.json`"])
-    return "\n".join([*heads, "", *("| " + " | ".join(line) + " |" for line in lines), ""])
+    return "\n".join([*heads, "", *markdown(lines), ""])
 
 
 def main() -> None:

@@ -13,6 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works with and without an installation
 
+from wassersteinssl.cli import Parser, in_a_line
+
+if __name__ == "__main__":
+    PARSER = Parser(__doc__)
+    PARSER.add_argument("folder", metavar="PATH", help="train/<class>/*, test/<class>/*")
+    FOLDER = PARSER.parse_args().folder
+
 import torch
 
 from wassersteinssl import augment, data
@@ -49,8 +56,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv):
-        sys.exit(print(__doc__))
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit(f"{Path(sys.argv[0]).name}: error: give the folder that holds train/<class>/* and test/<class>/*")
-    main(sys.argv[1])
+    sys.exit(in_a_line(main, FOLDER))

@@ -12,9 +12,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # works with and without an installation
 
-from wassersteinssl import plotting, results, table2
 from wassersteinssl.cli import Parser
 from wassersteinssl.settings import TERMS
+
+if __name__ == "__main__":
+    Parser(__doc__).parse_args()
+
+from wassersteinssl import plotting, results, table2
 from wassersteinssl.uniformity import MEASURES
 
 BASES = ("MSE", "BYOL")
@@ -53,7 +57,7 @@ def markdown(about: str, rows: dict[tuple[str, str], table2.Row], tried: dict[tu
     head = ["Term"]
     for base in BASES:
         head += [f"{base}: weight", *(heading for heading, _, _ in SHOWN.values())]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for term in (term for term in ("none", *TERMS) if any((base, term) in rows for base in BASES)):
         cells = [NAMES[term]]
         for base in BASES:
@@ -67,7 +71,7 @@ def markdown(about: str, rows: dict[tuple[str, str], table2.Row], tried: dict[tu
                 found = value(row, name)
                 cells.append("" if found is None else f"{found:.{decimals}f}")
         lines.append(cells)
-    return about + "\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return about + "\n\n" + "\n".join([*results.markdown(lines), ""])
 
 
 def draw(rows: dict[tuple[str, str], table2.Row], path: Path) -> None:
@@ -97,7 +101,6 @@ def draw(rows: dict[tuple[str, str], table2.Row], path: Path) -> None:
 
 
 def main() -> None:
-    Parser(__doc__).parse_args()
     about, rows, tried = collect("search")
     (HERE / "regularisers.md").write_text(markdown(about, rows, tried))
     draw(rows, HERE / "regularisers")
