@@ -24,25 +24,9 @@ sys.path.insert(0, str(CODE))  # works with and without an installation
 import grid
 
 from wassersteinssl.cli import STOPPED, Parser, count, home, in_a_line, positive, tell
-from wassersteinssl.settings import PRESETS
+from wassersteinssl.settings import PRESETS, SEARCH_WEIGHTS
 
 BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
-WEIGHTS: dict[str, tuple[float, ...]] = {
-    "w2": (0.3, 3, 30),
-    "lu": (0.15, 1.5, 15),
-    "lu_calibrated": (0.15, 1.5, 15),
-    "koleo": (0.15, 1.5, 15),
-    "mst": (0.2, 2, 20),
-    "ssw": (10, 100, 1000),
-    "sigreg": (0.006, 0.06, 0.6),
-    "frobenius": (0.03, 0.3, 3),
-    "vicreg": (0.01, 0.1, 1),
-    "kl": (0.0003, 0.003, 0.03),
-    "reverse_kl": (1e-6, 1e-4, 1e-2),
-    "jeffreys": (1e-6, 1e-4, 1e-2),
-    "bhattacharyya": (0.0005, 0.005, 0.05),
-    "tcr": (0.007, 0.07, 0.7),
-}
 
 
 def cells(
@@ -82,7 +66,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
     pairs = [(base, term) for term in options.terms for base in options.bases]
     searches = {
-        (base, term): cells("search", base, term, WEIGHTS[term], options, rest)
+        (base, term): cells("search", base, term, SEARCH_WEIGHTS[term], options, rest)
         for base, term in pairs
         if term != "none"
     }
@@ -107,10 +91,10 @@ def main() -> int:
     parser.add_argument(
         "--terms",
         nargs="+",
-        choices=("none", *WEIGHTS),
-        default=["none", *WEIGHTS],
+        choices=("none", *SEARCH_WEIGHTS),
+        default=["none", *SEARCH_WEIGHTS],
         metavar="TERM",
-        help=f"of none, {', '.join(WEIGHTS)} (default: all)",
+        help=f"of none, {', '.join(SEARCH_WEIGHTS)} (default: all)",
     )
     parser.add_argument("--bases", nargs="+", choices=tuple(BASES), default=list(BASES), help="(default: mse byol)")
     parser.add_argument(

@@ -617,7 +617,7 @@ def regularisers(tmp_path, monkeypatch):
     def result(cell):
         if not cell.folder.is_relative_to(tmp_path / "runs" / "search"):
             return None
-        return {"knn1": 40 - abs(module.WEIGHTS[cell.term].index(cell.settings["alpha_max"]) - 1)}
+        return {"knn1": 40 - abs(module.SEARCH_WEIGHTS[cell.term].index(cell.settings["alpha_max"]) - 1)}
 
     monkeypatch.setattr(module.grid, "Runner", Runner)
     monkeypatch.setattr(module.grid, "left", lambda *_: "")
@@ -629,7 +629,7 @@ def regularisers(tmp_path, monkeypatch):
         start.returned = module.main()
         return start.ran
 
-    start.weights, start.status, start.module = module.WEIGHTS, 0, module
+    start.weights, start.status, start.module = module.SEARCH_WEIGHTS, 0, module
     return start
 
 

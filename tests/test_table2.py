@@ -78,7 +78,7 @@ def test_every_row_of_the_papers_table_is_known():
     assert len(numbers) == 32
     assert {method for method, _, _ in numbers} == set(table2.METHODS)
     for method in ("MoCoV2", "BYOL", "BarlowTwins", "ZeroCL"):
-        assert all((method, term, data) in numbers for term in table2.TERMS for data in table2.DATASETS)
+        assert all((method, term, data) in numbers for term in table2.TERM_LABELS for data in table2.DATASET_LABELS)
 
 
 def test_different_options_of_a_method_never_share_a_row(make, tmp_path):

@@ -40,7 +40,7 @@ def launchers(method: str) -> list[tuple[str, Path]]:
         kind = re.search(r"vanilla|lu|w2", path.stem.removeprefix("run_").rpartition("+")[2])
         assert kind, path
         found[TERMS[kind[0]]] = path
-    return [(term, found[term]) for term in table2.TERMS if term in found]
+    return [(term, found[term]) for term in table2.TERM_LABELS if term in found]
 
 
 def headed(launcher: str, rows: dict[str, table2.Row | None]) -> str:
@@ -63,7 +63,7 @@ def build() -> tuple[str, dict[Path, str]]:
     for method in programs():
         for term, path in launchers(method):
             rows = {preset: known.get((method, term)) for preset, (known, _) in found.items()}
-            name = table2.METHODS.get(method, method) + table2.TERMS[term]
+            name = table2.METHODS.get(method, method) + table2.TERM_LABELS[term]
             lines.append((name, f"`bash ./{path.relative_to(HERE.parents[1])}`", *map(minutes, rows.values())))
             texts[path] = headed(path.read_text(), rows)
     return "\n".join([*results.markdown(lines), ""]), texts

@@ -15,7 +15,7 @@ from wassersteinssl.audit_files import Features
 from wassersteinssl.cli import UserError
 from wassersteinssl.encoder import load_encoder
 from wassersteinssl.files import reason
-from wassersteinssl.table2 import TERMS
+from wassersteinssl.table2 import TERM_LABELS
 
 
 def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, layer: str) -> Features:
@@ -30,7 +30,7 @@ def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, 
     try:
         encoder = load_encoder(file)
         settings, method = encoder.config["settings"], encoder.config["method"]
-        term = TERMS.get(settings["uniformity"], f" + {settings['uniformity']}")
+        term = TERM_LABELS.get(settings["uniformity"], f" + {settings['uniformity']}")
         if dataset in (None, settings["dataset"]):  # its folder holds no other data set
             dataset, data_dir = settings["dataset"], data_dir or settings["data_dir"]
     except ValueError as error:

@@ -22,11 +22,25 @@ UNKNOWN: Any = object()  # a default that is no literal
 MONITOR_IMAGES, MONITOR_PAIRS = 10_000, 5_000
 COMPILE = ("no", "augmentation", "all")
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyimagenet", "digits", "folder")
-# The measures of uniformity.py that can be added to a loss; the paper's two first.
-TERMS = (
-    "w2", "lu", "lu_calibrated", "koleo", "mst", "ssw", "sigreg", "frobenius", "vicreg", "kl", "reverse_kl", "jeffreys",
-    "bhattacharyya", "tcr",
-)  # fmt: skip
+# The measures of uniformity.py that can be added to a loss, the paper's two first, and the weights that
+# code/regularisers.py tries.
+SEARCH_WEIGHTS: dict[str, tuple[float, ...]] = {
+    "w2": (0.3, 3, 30),
+    "lu": (0.15, 1.5, 15),
+    "lu_calibrated": (0.15, 1.5, 15),
+    "koleo": (0.15, 1.5, 15),
+    "mst": (0.2, 2, 20),
+    "ssw": (10, 100, 1000),
+    "sigreg": (0.006, 0.06, 0.6),
+    "frobenius": (0.03, 0.3, 3),
+    "vicreg": (0.01, 0.1, 1),
+    "kl": (0.0003, 0.003, 0.03),
+    "reverse_kl": (1e-6, 1e-4, 1e-2),
+    "jeffreys": (1e-6, 1e-4, 1e-2),
+    "bhattacharyya": (0.0005, 0.005, 0.05),
+    "tcr": (0.007, 0.07, 0.7),
+}
+TERMS = tuple(SEARCH_WEIGHTS)
 
 
 def option(default: Any, help: str, *, check: Callable[[str], Any] | None = None, choices: tuple = ()) -> Any:
@@ -63,7 +77,7 @@ class Settings:
     alpha_max: float | None = option(
         None,
         "its weight at the start (default: ALPHA in the method's file, for w2 and lu with MoCo v2, BYOL, Barlow Twins, "
-        "Zero-CL; else needed, values to try: WEIGHTS in code/regularisers.py)",
+        "Zero-CL; else needed, values to try: SEARCH_WEIGHTS in code/wassersteinssl/settings.py)",
         check=not_negative,
     )
     alpha_min: float | None = option(

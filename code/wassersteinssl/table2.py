@@ -33,8 +33,8 @@ METHODS = {
     "BarlowTwins": "Barlow Twins",
     "ZeroCL": "Zero-CL",
 }
-TERMS = {"none": "", "lu": " + L_U", "w2": " + W2"}
-DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+TERM_LABELS = {"none": "", "lu": " + L_U", "w2": " + W2"}
+DATASET_LABELS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 GAINS = ("acc1", "w2", "alignment")  # shown against vanilla, as in the paper
 
 # What may differ between rows of one table; "place" settings never matter.
@@ -67,7 +67,7 @@ class Row:
     @property
     def name(self) -> str:
         method = "MSE" if self.aligned_only else METHODS.get(self.method, self.method)
-        term = TERMS.get(self.term, f" + {self.term}")
+        term = TERM_LABELS.get(self.term, f" + {self.term}")
         return method + term + (f" ({self.variant})" if self.variant else "")
 
     @property
@@ -285,7 +285,7 @@ def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list
                 cells[-1].append("" if number is None else f"{number:.2f}")
         cells[-1] += [str(row.seeds), f"{row.minutes:.1f}"]
     floor = f"W2's floor {rows[0].value('w2_floor'):.3f}"
-    return (DATASETS.get(dataset, dataset), floor), [*heads, "seeds", "minutes"], cells
+    return (DATASET_LABELS.get(dataset, dataset), floor), [*heads, "seeds", "minutes"], cells
 
 
 def to_csv(tables: Iterable[Table]) -> str:
@@ -371,7 +371,7 @@ def _tex(text: str) -> str:
 
 
 def _order(row: Row) -> tuple:
-    methods, terms, datasets = list(METHODS), list(TERMS), list(DATASETS)
+    methods, terms, datasets = list(METHODS), list(TERM_LABELS), list(DATASET_LABELS)
     return (
         datasets.index(row.dataset) if row.dataset in datasets else len(datasets),
         row.dataset,

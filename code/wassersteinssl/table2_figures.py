@@ -17,7 +17,7 @@ from wassersteinssl.files import reason
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save, symbols
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import MONITOR_IMAGES
-from wassersteinssl.table2 import DATASETS, METHODS, TERMS, Row, Table
+from wassersteinssl.table2 import DATASET_LABELS, METHODS, TERM_LABELS, Row, Table
 
 AXIS = {  # what a run's metrics.jsonl follows
     "loss": "loss, without the term",
@@ -54,7 +54,7 @@ def draw_table(table: Table, path: Path) -> list[Path]:
             panel.set_xlim(left=0)
         panel.set_yticks(range(len(shown)), [symbols(row.name) for row in shown] if column == "acc1" else [])
         panel.set_ylim(len(shown) - 0.5, -0.5)
-        panel.set_title(symbols(f"({_letter(k)}) {DATASETS.get(dataset, dataset)}: {COLUMNS[column][0]}"))
+        panel.set_title(symbols(f"({_letter(k)}) {DATASET_LABELS.get(dataset, dataset)}: {COLUMNS[column][0]}"))
         panel.set_xlabel("linear accuracy (%)" if column == "acc1" else AXIS["w2"])
     several = any(row.seeds > 1 for row in table.rows)
     ours = "ours ± deviation over seeds" if several else "ours"
@@ -65,7 +65,7 @@ def draw_table(table: Table, path: Path) -> list[Path]:
             plt.Line2D([], [], marker="D", linestyle="", color="0.3", markerfacecolor="none", label=paper_label)
         )
     handles.append(plt.Line2D([], [], **FLOOR))
-    terms = {_color(row): _label(row.term) if row.term in TERMS else "another term" for row in table.rows}
+    terms = {_color(row): _label(row.term) if row.term in TERM_LABELS else "another term" for row in table.rows}
     handles += [
         plt.Line2D([], [], marker="s", linestyle="", color=color, label=terms[color])
         for color in sorted(terms, key=COLORS.index)
@@ -75,11 +75,11 @@ def draw_table(table: Table, path: Path) -> list[Path]:
 
 
 def _color(row: Row) -> str:
-    return COLORS[list(TERMS).index(row.term) if row.term in TERMS else len(TERMS)]
+    return COLORS[list(TERM_LABELS).index(row.term) if row.term in TERM_LABELS else len(TERM_LABELS)]
 
 
 def _label(term: str) -> str:
-    return symbols(TERMS.get(term, f" + {term}").strip() or NO_TERM)
+    return symbols(TERM_LABELS.get(term, f" + {term}").strip() or NO_TERM)
 
 
 @dataclass
@@ -96,10 +96,10 @@ class Panel:
 def panels_of(table: Table, *, mixed: bool = True) -> list[list[Panel]]:
     """For each data set a panel of all methods without a term, if there are several, then one for each method with
     several rows (or for each, if only one has none). Not `mixed`: one for each method alone."""
-    order = [*map(_label, TERMS), *METHODS.values()]  # labels in the order of their styles
+    order = [*map(_label, TERM_LABELS), *METHODS.values()]  # labels in the order of their styles
     found = []
     for dataset in table.datasets():
-        name = symbols(DATASETS.get(dataset, dataset))
+        name = symbols(DATASET_LABELS.get(dataset, dataset))
         here = [row for row in table.rows if row.dataset == dataset]
         vanilla = [row for row in here if row.term == "none"]
         line = []
