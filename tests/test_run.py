@@ -361,6 +361,21 @@ def test_before_a_run_has_begun_another_configuration_takes_its_place(module, tm
         pass
 
 
+def test_a_finished_run_is_only_read(module, finished, monkeypatch, capsys):
+    """As in a folder in which nothing can be written, or by two at a time."""
+    with open(finished / "lock") as lock:
+        run_folder.fcntl.flock(lock, run_folder.fcntl.LOCK_EX)
+        before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+        assert execute(module, finished, "--uniformity", "w2")
+        assert before == {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    assert "done already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds a run; --resume auto continues it"):
+        execute(module, finished, "--uniformity", "w2", "--resume", "never")
+    monkeypatch.setattr(module.BYOL, "ALPHA", {"w2": (5.0, 0.0)})
+    with pytest.raises(UserError, match="weight of the term"):
+        execute(module, finished, "--uniformity", "w2")
+
+
 def test_another_data_set_is_told_before_it_is_looked_for(module, finished, tmp_path):
     options = ["--stage", "evaluate", "--data-dir", str(tmp_path / "nowhere"), "--run-dir", str(finished)]
     with pytest.raises(UserError, match="another configuration: dataset 'digits', now 'cifar10'"):

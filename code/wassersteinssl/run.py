@@ -95,7 +95,9 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
         with distributed.first_alone():  # whatever the user has to put right is told before the others begin
             job = _prepare(method_class, settings)
             if distributed.first():
-                stack.enter_context(job.folder)
+                job.folder.compare()
+                if not job.folder.finished():  # a finished run is only read
+                    stack.enter_context(job.folder)
         if distributed.from_first(job.folder.finished):
             if distributed.first():
                 tell(f"done already: {_told(job.folder.path, json.loads(job.folder.result.read_text()))}")

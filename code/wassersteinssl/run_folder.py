@@ -62,11 +62,15 @@ class RunFolder:
         self.config["augmentation"] = augmentation.record()
 
     def compare(self) -> None:
-        """UserError if a run of another configuration has begun here, as far as it is known."""
+        """UserError if the folder is not for this run: another configuration, as far as known, has begun there."""
         config = self.path / "config.json"
         try:
             if config.exists():
+                if self.config["settings"]["resume"] == "never" and results.begun(self.path):
+                    raise UserError(f"{self.path} holds a run; --resume auto continues it")
                 self._same(config)
+            elif self.path.exists() and any(not _early(path.name) for path in self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and no run's folder: choose another --run-dir")
         except OSError as error:
             raise UserError(f"cannot use the run folder {self.path}: {error.strerror}") from None
 
@@ -77,14 +81,9 @@ class RunFolder:
             except ImportError:
                 raise UserError("--tensorboard needs the package: pip install tensorboard") from None
             self._open_board = SummaryWriter
+        self.compare()
         config = self.path / "config.json"
         try:
-            if config.exists():
-                if self.config["settings"]["resume"] == "never" and results.begun(self.path):
-                    raise UserError(f"{self.path} holds a run; --resume auto continues it")
-                self._same(config)
-            elif self.path.exists() and any(not _early(path.name) for path in self.path.iterdir()):
-                raise UserError(f"{self.path} is not empty and no run's folder: choose another --run-dir")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
             try:
