@@ -384,6 +384,13 @@ def test_a_spectrum_that_cannot_be_read_is_told(make, tmp_path, spoil):
     assert re.fullmatch(r"table2\.py: error: cannot read .*spectrum\.npy: .*\n", done.stderr)
 
 
+@pytest.mark.parametrize("name", ["digits", "lu-search", "mini", "mini-cpu", "short", "regularisers/search"])
+def test_committed_tables_are_those_of_the_runs_beside_them(name):
+    folder = REPOSITORY / "code" / "results" / name
+    tables, _ = table2.collect([folder])
+    assert (folder / "table2.csv").read_text() == table2.to_csv(tables)
+
+
 def test_rows_of_methods_that_the_paper_lacks_stand_together(make, tmp_path):
     for method in ("VICReg", "Mine"):
         for term in ("w2", "none"):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# At most 13 minutes with a GPU, what matters most first: tests, loss, training, augmentation, metrics, a profile.
+# At most 14 minutes with a GPU, what matters most first: tests, loss, training, augmentation, metrics, a profile.
 #   bash code/benchmarks/gpu_session.sh [OUT]        OUT: folder for results and logs (default: runs/gpu)
 # Beside OUT grows OUT.tar.gz with all of it, after each part, to be taken along if the time runs out.
 # PYTHON=python3.12 chooses the Python; it needs torch with CUDA, torchvision, numpy, scipy, scikit-learn, safetensors,

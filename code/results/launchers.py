@@ -18,7 +18,7 @@ from wassersteinssl.cli import Parser
 from wassersteinssl.settings import programs
 
 TERMS = {"vanilla": "none", "lu": "lu", "w2": "w2"}
-MEASURED = ("digits", "mini")
+MEASURED = ("digits", "mini", "short")
 LINE = re.compile(r"^# Measured.*\n", re.MULTILINE)
 
 

@@ -41,7 +41,9 @@ class TrainingStep:
 
     `sums` adds up the terms on the device, `finite_steps` counts steps up to the first with a number that is not
     finite, `batch` are the last embeddings, `alpha` is the weight of the uniformity term. The method's `after_step` is
-    left to the caller. With several processes `images` are this one's share, and the terms those of the whole batch.
+    left to the caller, outside the graph: its momentum is a number that changes with each step, and its few operations
+    are launched while the graph runs. With several processes `images` are this one's share, and the terms those of the
+    whole batch.
     """
 
     def __init__(

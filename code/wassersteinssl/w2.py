@@ -72,9 +72,8 @@ def w2_uniformity(
 
     The first derivative only: to differentiate the gradient raises, even by a factor before the term (as losses with
     learned weights do), and so do the transforms of torch.func. Where W2 is 0 to rounding its gradient is 0. Rows
-    longer than 1e150 overflow unless they are normalised. Rows that are equal to rounding ("eigh": to that of float64,
-    so of float32 rows it pushes what rounding has left) give a finite value with a zero gradient from the covariance;
-    with all rows zero W2 is 1. Non-finite z gives NaN.
+    longer than 1e150 overflow unless they are normalised. Rows that are equal to rounding give a finite value with a
+    zero gradient from the covariance; with all rows zero W2 is 1. Non-finite z gives NaN.
     Raises ValueError, with the shape, for anything but a floating (n >= 2, m >= 1) matrix, and for other solvers;
     TypeError for what is no tensor.
     """
@@ -117,8 +116,8 @@ class W2Loss(nn.Module):
 
 
 class W2Metric:
-    """W2 of any number of rows, in O(m^2) memory: exact float64 moments, updated chunk by chunk and merged in any
-    order (the pairwise update of Chan, Golub and LeVeque).
+    """W2 of any number of rows, in O(m^2) memory: exact float64 moments, updated by chunks or single rows and merged in
+    any order (the pairwise update of Chan, Golub and LeVeque).
 
         metric = W2Metric()
         for z in chunks: metric.update(z)                 # (rows, m), floating, finite
@@ -294,7 +293,8 @@ class _Distance(torch.autograd.Function):
         # Converting all of x costs as much as a matrix product: done where squares could overflow, or cancel later.
         size = _norm(centred, None if normalize else wide, group)
         norm = _norm(x, wide, group)
-        rounding = 4 * torch.finfo(x.dtype).eps * norm
+        # of the computation, or of the rows as they were given
+        rounding = max(4 * torch.finfo(x.dtype).eps, torch.finfo(result_type).eps / 2) * norm
         centred *= torch.where(size > rounding, 1 / size, 0)  # 0: equal rows, no direction to push to
         polar = (polar_by_products if solver == "polar" else polar_by_eigh)(centred, group)
         polar -= _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
