@@ -1066,3 +1066,17 @@ def test_the_notebook_runs_and_its_verdicts_are_the_committed_ones(tmp_path):
     for content in (committed, executed):
         first = next(cell for cell in content.cells if cell.cell_type == "code")
         assert re.findall(r"^(\w+): ([A-Z ,]+)$", first.outputs[0].text, re.MULTILINE) == expected
+
+
+def test_one_finite_row_of_the_views_is_too_few():
+    z = normal(60, 4).numpy()
+    views = np.full_like(z, np.nan)
+    views[7] = z[7]
+    features, other = (audit_files.of_rows(rows, name) for rows, name in ((z, "z"), (views, "views")))
+    with pytest.raises(UserError, match="1 finite rows of those sampled are left"):
+        audit.audit(features, views=other, drop_bad_rows=True)
+
+
+def test_d_prime_needs_draws_that_vary():
+    assert audit._d_prime(1.0, torch.tensor([0.5, 0.5 + 1e-12], dtype=torch.float64)) is None
+    assert audit._d_prime(1.0, torch.tensor([0.4, 0.6], dtype=torch.float64)) == pytest.approx(0.5 / 0.02**0.5)

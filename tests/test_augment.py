@@ -518,3 +518,9 @@ def test_views_are_augmented_together_as_apart(n):
         torch.testing.assert_close(both, torch.cat(apart), rtol=0, atol=1e-5)
     shares = [view.share(1, 2) for view in views]
     assert augment.joined(shares) == shares
+
+
+def test_the_blur_of_a_sigma_does_not_depend_on_the_largest():
+    for sigma in (0.4, 0.9, 1.2):  # of radius 2, 4, 5
+        alone, among = (augment._blur_matrix(torch.tensor([sigma]), 16, largest) for largest in (sigma, 2.0))
+        torch.testing.assert_close(alone, among)

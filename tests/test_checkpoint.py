@@ -134,3 +134,22 @@ def test_the_newest_of_equal_steps_is_kept_and_loaded(tmp_path):
         assert checkpoint.save(tmp_path, 7, {"number": number})
         time.sleep(0.01)  # a file system's clock may be that coarse
         assert checkpoint.load(tmp_path)["number"] == number
+
+
+@pytest.mark.parametrize("epochs", [None, 1000])
+def test_after_an_epoch_the_minutes_count_too(monkeypatch, epochs):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    pace = checkpoint.Pace(epochs, 1)
+    with pace.writing():
+        now[0] += 10  # a fiftieth of 500 s
+    now[0] += 59
+    assert not pace.after_epoch(1)
+    now[0] += 1
+    assert pace.after_epoch(2)
+
+
+def test_memory_that_is_short_is_not_told_as_another_run_s_checkpoint():
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 bytes")):
+        with pytest.raises(RuntimeError), checkpoint.fitting():
+            raise error

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import io
+import json
 import os
 import pickle
 import shutil
@@ -829,3 +830,13 @@ def test_tinyimagenet_mistakes(tiny, tmp_path):
     annotations.unlink()
     assert "is not the unpacked tiny-imagenet-200" in message("tinyimagenet", tiny)
     assert "is not the unpacked tiny-imagenet-200" in message("tinyimagenet", tmp_path / "nowhere")
+
+
+def test_a_cache_that_lacks_a_split_is_made_again(tree, capsys):
+    good = load("folder", tree)
+    (record,) = (file for file in cache_files(tree) if file.suffix == ".json")
+    content = json.loads(record.read_text())
+    del content["sha256"]["test"]
+    record.write_text(json.dumps(content))
+    assert torch.equal(load("folder", tree).test.images, good.test.images)
+    assert "a split is missing" in capsys.readouterr().err

@@ -52,3 +52,15 @@ def test_a_reason_is_one_line():
     assert reason(FileNotFoundError(2, "No such file", "name")) == "No such file"
     assert reason(ValueError("two\n lines")) == "two lines"
     assert reason(ValueError()) == "ValueError"
+
+
+def test_two_writers_of_one_file_leave_that_of_the_last(tmp_path):
+    path = tmp_path / "file"
+
+    def slow(file):
+        write_atomically(path, b"other")
+        file.write(b"mine")
+
+    write_atomically(path, slow)
+    assert path.read_bytes() == b"mine"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

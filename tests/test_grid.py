@@ -728,3 +728,19 @@ def test_a_search_says_at_once_where_runs_of_other_settings_lie(regularisers, tm
 def test_runs_are_spread_over_gpus_unless_their_options_choose(grid_module, monkeypatch, parallel, rest, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert grid_module.gpus_for(parallel, rest) == found
+
+
+@pytest.mark.parametrize("given", [["--alpha-max", "5"], ["--alpha-max=5"], ["--alpha-min", "5", "--alpha-max", "5"]])
+def test_a_weight_goes_with_its_value(grid_module, given):
+    assert grid_module._without_weights(["--width", "2", *given, "--dim=8"]) == ["--width", "2", "--dim=8"]
+
+
+def test_the_estimate_of_a_cell_is_by_the_epochs_of_its_own_method(grid_module, tmp_path):
+    def cell(method, seconds):
+        folder = tmp_path / method
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "seconds": seconds}) + "\n")
+        epochs = 1 if method == "slow" else 11
+        return grid_module.Cell(method, "none", "digits", 12, folder, epochs, [])
+
+    assert grid_module.left([cell("slow", 6000.0), cell("fast", 60.0)]) == "about 10 minutes and the evaluation"

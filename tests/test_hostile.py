@@ -477,3 +477,10 @@ def test_a_table_with_a_name_of_any_bytes_is_whole(tmp_path):
     done = program(REPOSITORY / "code" / "table2.py", "runs", where=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "| BYOL |" in (tmp_path / "runs" / "table2.md").read_text()
+
+
+@pytest.mark.parametrize("option", ["weight-lr", "alpha-max"])
+def test_a_number_beyond_float32_is_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        parse(Settings, "", ["--uniformity", "w2", f"--{option}", "1e39"])
+    assert "must be at most 3e+38" in capsys.readouterr().err

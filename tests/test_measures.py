@@ -627,3 +627,17 @@ def test_a_spectral_measure_of_bad_rows_is_nan_and_can_be_differentiated():
         assert value.isnan()
         value.backward()
         assert rows.grad is not None
+
+
+@pytest.mark.parametrize("name", [name for name in NEW if name != "barlow"])  # which scales no rows
+def test_a_row_without_a_normal_number_counts_as_zero(name):
+    z = randn(40, 4, dtype=torch.float32)
+    zero, short = z.index_fill(0, torch.tensor(3), 0), z.index_fill(0, torch.tensor(3), 1e-40)
+    assert value(name, short, z).item() == value(name, zero, z).item()
+
+
+def test_alpha_req_leaves_absent_directions_out():
+    z = randn(60, 6) * torch.arange(1.0, 7.0) ** -1.0
+    padded = torch.nn.functional.pad(z, (0, 5))
+    expected = value("alpha_req", z, normalize=False).item()
+    assert value("alpha_req", padded, normalize=False).item() == pytest.approx(expected)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wassersteinssl import optim
 from wassersteinssl.cli import UserError
 from wassersteinssl.pretrain import uniformity_term
+from wassersteinssl.settings import Settings
 from wassersteinssl.uniformity import MEASURES
 
 every_method = pytest.mark.parametrize("name", PROGRAMS)
@@ -481,3 +482,22 @@ def test_several_steps_train_with_a_queue_that_the_rows_do_not_divide(name):
         assert loss.isfinite()
     assert int(method.queue.next) == 4 * (24 if name == "MoCoV2" else 12) % 29
     torch.testing.assert_close(method.queue.rows.norm(dim=1), torch.ones(29))
+
+
+def test_predictors_are_of_the_sizes_asked_for():
+    for name, option in (("BYOL", "hidden_dim"), ("NNCLR", "hidden_dim"), ("SimSiam", "bottleneck")):
+        assert build(name, **{option: 24}).predictor[0].out_features == 24, name
+
+
+def test_weights_of_l_u_are_those_of_the_search():
+    expected = {"BYOL": (0.2, 0.2), "MoCoV2": (1.0, 1.0), "BarlowTwins": (30.0, 0.0), "ZeroCL": (3.0, 3.0)}
+    assert {name: build(name).ALPHA["lu"] for name in expected} == expected
+
+
+def test_shared_defaults_are_the_paper_s():
+    paper = {
+        "epochs": 500, "batch_size": 256, "weight_lr": 0.2, "vector_lr": 0.005, "warmup": 10, "width": 64,
+        "hidden_dim": 2048, "dim": 256, "linear_epochs": 100, "monitor_every": 5, "precision": "fp32",
+    }  # fmt: skip
+    assert {key: getattr(Settings(), key) for key in paper} == paper
+    assert [Settings(epochs=epochs).warmup for epochs in (20, 100, 150, 1000)] == [2, 10, 10, 10]

@@ -825,3 +825,28 @@ def test_a_run_on_a_gpu(byol, tmp_path, device):
     assert done.returncode == 0, done.stderr
     assert "no CUDA graph" not in done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["device"] == torch.cuda.get_device_name()
+
+
+def test_unlabelled_images_are_those_of_pretraining(module, tmp_path, monkeypatch):
+    load, steps = run.data.load, []
+
+    def with_unlabelled(*arguments, **options):
+        images = load(*arguments, **options)
+        return dataclasses.replace(images, unlabeled=images.train.take(64))  # one batch
+
+    monkeypatch.setattr(run.data, "load", with_unlabelled)
+    monkeypatch.setattr(pretrain, "set_lr", lambda optimizer, multiplier: steps.append(multiplier))
+    assert execute(module, tmp_path / "run", "--stage", "pretrain", "--monitor-every", 0)
+    assert len(steps) == 3  # of three epochs
+    assert checkpoint.newest(tmp_path / "run").name.startswith("checkpoint-000000004-")
+
+
+def test_the_term_is_noted_without_its_weight(module, tmp_path):
+    options = "--uniformity w2 --alpha-max 30 --stage pretrain --monitor-every 0".split()
+    assert execute(module, tmp_path / "run", *options)
+    assert all(0 < line["loss_uniformity"] <= 2**0.5 for line in metrics(tmp_path / "run"))
+
+
+def test_a_batch_of_all_images_is_one(module, tmp_path):
+    options = "--limit-train 64 --batch-size 64 --stage pretrain --monitor-every 0 --epochs 1".split()
+    assert execute(module, tmp_path / "run", *options)

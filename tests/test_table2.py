@@ -1,5 +1,6 @@
 """Table 2 from result files: averaging, separation, the paper's numbers, damage."""
 
+import argparse
 import csv
 import io
 import json
@@ -11,9 +12,9 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, environment
+from conftest import REPOSITORY, environment, load
 
-from wassersteinssl import augmentation, plotting, table2, table2_figures
+from wassersteinssl import augmentation, plotting, results, table2, table2_figures
 from wassersteinssl.settings import TERMS, Settings
 
 DEFAULTS = {name: entry.default for name, entry in Settings.__dataclass_fields__.items()}
@@ -528,3 +529,49 @@ def test_the_program_tells_mistakes_in_one_line(tmp_path):
         assert done.returncode == 2
         assert done.stderr.startswith("table2.py: error: ")
         assert done.stderr.count("\n") == 1
+
+
+def test_best_says_so_and_leaves_no_row_out_of_the_csv(make, tmp_path):
+    for weight, knn in ((1.0, 70.0), (10.0, 75.0)):
+        make(str(weight), term="w2", options={"alpha_max": weight}, knn1=knn)
+    program = load(REPOSITORY / "code" / "table2.py")
+    program.build(argparse.Namespace(runs=[tmp_path], out=tmp_path / "out", best=True, spectra=False, curves=False))
+    text = (tmp_path / "out" / "table2.md").read_text()
+    assert "alpha_max 10" in text
+    assert "alpha_max 1)" not in text
+    assert table2.BEST in text
+    assert "alpha_max 1," in (tmp_path / "out" / "table2.csv").read_text()
+
+
+def test_a_preset_in_bf16_is_still_the_preset(make, tmp_path):
+    make(options={"precision": "bf16"})
+    (table,), _ = table2.collect([tmp_path])
+    assert table2.describe(table).startswith("Preset `paper`: ")
+
+
+def test_a_weight_that_falls_to_nothing_ends_at_0(make, tmp_path):
+    lines = [json.dumps({"epoch": k, "seconds": 1.0, "alpha": 0.3 - k * 0.3 / 4}) for k in (0, 1)]
+    (make(term="w2", options={"epochs": 4}) / "metrics.jsonl").write_text("\n".join(lines))
+    (table,), _ = table2.collect([tmp_path])
+    assert [f"{weight:g}" for weight in table.rows[0].weights] == ["0.3", "0"]
+
+
+def test_the_csv_has_the_floor_of_w2_alone_and_minutes_are_of_both_stages(make, tmp_path):
+    make(pretrain_seconds=60.0, evaluate_seconds=120.0)
+    (table,), _ = table2.collect([tmp_path])
+    lines = csv.DictReader(io.StringIO(table2.to_csv([table])))
+    assert {line["measure"]: line["floor"] for line in lines if line["floor"]} == {"w2": "0.08"}
+    assert table.rows[0].minutes == 3
+
+
+def test_weights_stand_in_the_order_of_numbers(make, tmp_path):
+    for weight in (100.0, 2.0, 1e-6, 10.0):
+        make(str(weight), term="w2", options={"alpha_max": weight})
+    (table,), _ = table2.collect([tmp_path])
+    assert [row.weights[0] for row in table.rows] == [1e-6, 2.0, 10.0, 100.0]
+
+
+def test_a_line_whose_epoch_is_no_number_is_none(tmp_path):
+    lines = [json.dumps({"epoch": epoch, "seconds": 1.0}) for epoch in (0, "1", None, 2.5)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert [line["epoch"] for line in results.log(tmp_path)] == [0]

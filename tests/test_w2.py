@@ -1205,3 +1205,39 @@ def test_a_loss_with_a_process_group_is_copied_as_for_a_moving_average(tmp_path)
         assert torch.equal(new(z), loss(z))
     finally:
         dist.destroy_process_group()
+
+
+def test_the_coarsest_type_of_any_rows_tells_what_is_rounding():
+    fine, coarse = (W2Metric().update(randn(9, 4).to(dtype)) for dtype in (torch.float64, torch.bfloat16))
+    again = W2Metric()
+    again.load_state_dict(coarse.state_dict())
+    both = W2Metric().update(randn(9, 4).bfloat16()).update(randn(9, 4))
+    for metric in (again, both, fine.merge(coarse)):
+        assert metric.rounding == torch.finfo(torch.bfloat16).eps / 2
+
+
+@pytest.mark.parametrize(("dtype", "tiny"), [(torch.float32, 1e-40), (torch.float64, 1e-310)])
+@both_solvers
+def test_a_row_without_a_normal_number_counts_as_zero(dtype, tiny, solver):
+    z = randn(9, 4).to(dtype)
+    zero, short = z.index_fill(0, torch.tensor(3), 0), z.index_fill(0, torch.tensor(3), tiny)
+    assert w2_uniformity(short, solver=solver) == w2_uniformity(zero, solver=solver)
+    assert W2Metric().update(short).compute() == W2Metric().update(zero).compute()
+
+
+@pytest.mark.parametrize("m", [6, 8, 64])
+def test_a_value_of_rounding_has_a_zero_gradient(m):
+    frames = (torch.linalg.qr(randn(m, m, seed=seed, dtype=torch.float64)).Q for seed in range(40))
+    found = [value_and_gradient(torch.cat([q, -q]), solver="eigh") for q in frames]
+    rounding = [gradient for value, gradient in found if value > 0]
+    assert rounding
+    assert not any(gradient.any() for gradient in rounding)
+
+
+def test_parallel_rows_of_float32_have_a_zero_gradient_by_every_solver():
+    lengths = 0.5 + torch.rand(64, 1, generator=torch.Generator().manual_seed(0))
+    z = randn(1, 256).float() * lengths
+    for solver in ("eigh", "eigh32", "polar"):
+        value, gradient = value_and_gradient(z, solver=solver)
+        assert value == pytest.approx(2**0.5)
+        assert not gradient.any(), solver

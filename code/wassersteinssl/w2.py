@@ -306,7 +306,7 @@ class _Distance(torch.autograd.Function):
         if not squared:
             # Where the value is 0 to rounding, the infinite slope of the root becomes 0.
             root = value.sqrt()
-            slope = torch.where(value <= 16 * torch.finfo(x.dtype).eps, 0, 0.5 / root)
+            slope = torch.where(value <= 64 * torch.finfo(x.dtype).eps, 0, 0.5 / root)
             value = root
         if ctx.needs_input_grad[0]:
             ranks = 1 if group is None else dist.get_world_size(group)  # this function's value on each depends on z
