@@ -207,6 +207,10 @@ def test_a_nan_batch_stops_the_run_before_the_update_and_it_can_continue(tmp_pat
     assert failed["reason"] == told
     assert failed["last_checkpoint"].startswith("checkpoint-000000002-")
     assert last == f"{failed['last_checkpoint']} in {tmp_path / 'run'}"
+    with monkeypatch.context() as patch:  # continued from two steps, the second is again the fourth of all
+        nth_call(patch, step.TrainingStep, "__call__", 2, poison)
+        with pytest.raises(step.NonFiniteLoss, match="not finite at step 3: "):
+            execute("BYOL", tmp_path / "run")
     assert execute("BYOL", tmp_path / "run")
     assert not (tmp_path / "run" / "failed.json").exists()
 
