@@ -15,7 +15,7 @@ import pytest
 from conftest import REPOSITORY, environment, load
 
 from wassersteinssl import augmentation, plotting, results, table2, table2_figures
-from wassersteinssl.settings import TERMS, Settings
+from wassersteinssl.settings import TERMS, Settings, other_images
 
 DEFAULTS = {name: entry.default for name, entry in Settings.__dataclass_fields__.items()}
 
@@ -575,3 +575,29 @@ def test_a_line_whose_epoch_is_no_number_is_none(tmp_path):
     lines = [json.dumps({"epoch": epoch, "seconds": 1.0}) for epoch in (0, "1", None, 2.5)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     assert [line["epoch"] for line in results.log(tmp_path)] == [0]
+
+
+def test_the_best_weight_is_that_of_each_data_set(make, tmp_path):
+    for dataset, best in (("cifar10", 1.0), ("cifar100", 2.0)):
+        for weight in (1.0, 2.0):
+            knn = 80.0 if weight == best else 70.0
+            make(f"{dataset}-{weight}", term="w2", dataset=dataset, options={"alpha_max": weight}, knn1=knn)
+    (table,), _ = table2.collect([tmp_path])
+    found = {row.dataset: row.weights[0] for row in table2.best(table).rows}
+    assert found == {"cifar10": 1.0, "cifar100": 2.0}
+
+
+@pytest.mark.parametrize("name", results.NUMBERS)
+def test_a_result_without_one_of_its_numbers_does_not_count(make, tmp_path, name):
+    make(spoil=lambda result: json.dumps({key: value for key, value in result.items() if key != name}))
+    tables, unfinished = table2.collect([tmp_path])
+    assert not tables
+    assert name in unfinished[0].reason
+    assert "w2_floor" in results.NUMBERS
+
+
+@pytest.mark.parametrize(("by", "differs"), [(1e-4, []), (2e-4, ["mean"])])
+def test_images_are_the_same_where_a_decoder_moves_the_last_digit_of_their_mean(by, differs):
+    old = {"train": 60, "mean": [0.4914, 0.4822, 0.4465]}
+    assert other_images(old, old | {"mean": [0.4914 + by, 0.4822, 0.4465]}) == differs
+    assert other_images(old, old | {"train": 61}) == ["train"]
