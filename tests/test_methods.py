@@ -164,10 +164,16 @@ def test_defaults_are_the_paper_s():
         "BYOL": {"momentum": 0.99},
         "BarlowTwins": {"redundancy": 0.08},
         "ZeroCL": {"instance_weight": 0.0},
+        "AlignUniform": {"align_weight": 1.0, "uniform_weight": 1.0},
     }
     for name, values in expected.items():
         settings = settings_of(name)()
         assert {key: getattr(settings, key) for key in values} == values
+
+
+@pytest.mark.parametrize("name", ["BarlowTwins", "ZeroCL", "SimCLR", "AlignUniform"])
+def test_a_loss_has_no_weights_of_its_own(name):
+    assert {key.split(".")[0] for key, _ in build(name).named_parameters()} == {"backbone", "projector"}
 
 
 @every_method
