@@ -88,3 +88,8 @@ def test_the_table_of_terms_is_that_of_the_runs_beside_it():
     assert len(rows) == len(TERMS.BASES) * (1 + len(TERMS.TERMS))
     for term in TERMS.TERMS:
         assert tried["MSE", term] >= 3
+
+
+@pytest.mark.parametrize("page", EMBED.PAGES, ids=lambda path: path.name)
+def test_no_line_of_a_paragraph_looks_like_a_list(page):
+    assert not re.findall(r"^(?:[+*]|\d+[.)]) .*", page.read_text(encoding="utf-8"), re.MULTILINE)
