@@ -404,28 +404,37 @@ def test_ctrl_c_during_an_import_that_swallows_it_is_one_line(tmp_path):
     """As those of torch and NumPy do, which then fail in other words."""
     swallow = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
     (tmp_path / "library.py").write_text(f"{swallow}raise ImportError('cannot load module')\n")
-    (tmp_path / "program.py").write_text(
-        "from wassersteinssl.cli import Parser\nParser().parse_args()\nimport library\n"
+    done = written(tmp_path, "from wassersteinssl.cli import Parser", "Parser().parse_args()", "import library")
+    assert (done.returncode, done.stderr) == (130, "\nprogram.py: interrupted\n")
+
+
+def test_ctrl_c_that_a_library_swallows_still_shows_in_the_status(tmp_path):
+    done = written(
+        tmp_path,
+        "import contextlib, signal, sys",
+        "from wassersteinssl.cli import Parser, in_a_line",
+        "def main():",
+        "    Parser().parse_args()",
+        "    with contextlib.suppress(SystemExit):",
+        "        signal.raise_signal(signal.SIGINT)",
+        "    return 0",
+        "sys.exit(in_a_line(main))",
     )
-    shared = {**environment(), "PYTHONPATH": str(REPOSITORY / "code")}
-    done = subprocess.run([sys.executable, tmp_path / "program.py"], env=shared, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "\nprogram.py: interrupted\n")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_ctrl_c_that_a_library_swallows_still_shows_in_the_status(tmp_path):
-    (tmp_path / "program.py").write_text(
-        "import contextlib, signal, sys\n"
-        "from wassersteinssl.cli import Parser, in_a_line\n"
-        "def main():\n"
-        "    Parser().parse_args()\n"
-        "    with contextlib.suppress(SystemExit):\n"
-        "        signal.raise_signal(signal.SIGINT)\n"
-        "    return 0\n"
-        "sys.exit(in_a_line(main))\n"
+def test_a_second_signal_while_python_ends_leaves_the_status_of_a_stopped_run(tmp_path):
+    """As of a cluster that repeats itself."""
+    done = written(
+        tmp_path,
+        "import atexit, signal",
+        "from wassersteinssl import run",
+        "run.execute = lambda *_: False",
+        "atexit.register(lambda: [signal.raise_signal(number) for number in (signal.SIGTERM, signal.SIGINT)])",
+        "run.main(None, None)",
     )
-    done = program(tmp_path / "program.py", where=tmp_path)
-    assert (done.returncode, done.stderr) == (130, "\nprogram.py: interrupted\n")
+    assert done.returncode == 75
 
 
 FAST = "--dataset digits --width 2 --epochs 1 --limit-train 64 --batch-size 32 --hidden-dim 8 --dim 4 --linear-epochs 1"
@@ -436,6 +445,12 @@ def program(*command, where, **keywords):
     text = f"{sys.executable} {' '.join(map(str, command))}"
     shared = {**environment(), "PYTHONPATH": str(REPOSITORY / "code")}
     return subprocess.run(["bash", "-c", text], env=shared, cwd=where, capture_output=True, text=True, **keywords)
+
+
+def written(folder, *lines):
+    """A program of these lines, run."""
+    (folder / "program.py").write_text("\n".join(lines))
+    return program(folder / "program.py", where=folder)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="redirections of POSIX")

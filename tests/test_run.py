@@ -752,20 +752,6 @@ def test_a_launcher_of_two_runs_hands_a_signal_on_and_ends_with_the_run_s_status
     assert launched.returncode == 75
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_a_second_signal_while_python_ends_leaves_the_status_of_a_stopped_run(tmp_path):
-    """As of a cluster that repeats itself."""
-    (tmp_path / "program.py").write_text(
-        "import atexit, signal\n"
-        "from wassersteinssl import run\n"
-        "run.execute = lambda *_: False\n"
-        "atexit.register(lambda: [signal.raise_signal(number) for number in (signal.SIGTERM, signal.SIGINT)])\n"
-        "run.main(None, None)\n"
-    )
-    shared = {**environment(), "PYTHONPATH": str(REPOSITORY / "code")}
-    assert subprocess.run([sys.executable, tmp_path / "program.py"], env=shared).returncode == 75
-
-
 def test_a_launcher_trains_from_any_folder_and_passes_options_on(tmp_path):
     folder = tmp_path / "with space"
     folder.mkdir()

@@ -1241,3 +1241,12 @@ def test_parallel_rows_of_float32_have_a_zero_gradient_by_every_solver():
         value, gradient = value_and_gradient(z, solver=solver)
         assert value == pytest.approx(2**0.5)
         assert not gradient.any(), solver
+
+
+@pytest.mark.parametrize("ratio", [1e-4, 3e-5])
+def test_the_polar_solver_reads_too_large_near_collapse_by_at_most_1e_4(ratio):
+    deviations = torch.where(torch.arange(256) < 16, 1.0, ratio)
+    z = (randn(512, 256, dtype=torch.float64) * deviations).float()
+    error = w2_uniformity(z, solver="polar").item() - W2Metric().update(z).compute()
+    assert 1e-5 < error < 1e-4
+    assert abs(w2_uniformity(z, solver="eigh").item() - W2Metric().update(z).compute()) < 1e-6

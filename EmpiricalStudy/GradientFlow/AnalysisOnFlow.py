@@ -224,7 +224,7 @@ def markdown(found: dict[str, dict], exponents: dict[str, dict[str, float]]) -> 
             "-" if np.isnan(p[name]) else f"{p[name] + 0.0:.1f}".replace("-0.0", "0.0") for p in exponents.values()
         ]
         lines.append([label, *cells])
-    return "\n".join(results.markdown(lines)) + "\n"
+    return results.markdown(lines)
 
 
 def study(options):

@@ -323,7 +323,7 @@ def markdown(rows: list[dict]) -> str:
             line = [shown(question, cells.get((name, question))) for question in headers]
             if set(line) != {"-"}:
                 lines.append([label, *line])
-        tables.append("\n".join(results.markdown(lines)) + "\n")
+        tables.append(results.markdown(lines))
     return "\n".join(tables)
 
 

@@ -41,6 +41,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[..., Any], args: argparse.Namespace) -> NoReturn:
+    """The program; a mistake, or a file that cannot be written, is one line and status 2."""
     sys.exit(in_a_line(main, args))
 
 
@@ -84,7 +85,7 @@ class Report:
         """Print rows as Markdown; `columns`: which of their entries, and the format of each."""
         self.content["tables"][title] = rows
         cells = [[format(row[k], f) if row.get(k) is not None else "" for k, f in columns.items()] for row in rows]
-        lines = [f"**{title}**", "", *markdown([list(columns), *cells])]
+        lines = [f"**{title}**", "", *markdown([list(columns), *cells]).splitlines()]
         self.text += "\n".join(lines) + "\n\n"
         print("\n" + "\n".join(lines), flush=True)
 

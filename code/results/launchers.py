@@ -66,7 +66,7 @@ def build() -> tuple[str, dict[Path, str]]:
             name = table2.METHODS.get(method, method) + table2.TERM_LABELS[term]
             lines.append((name, f"`bash ./{path.relative_to(HERE.parents[1])}`", *map(minutes, rows.values())))
             texts[path] = headed(path.read_text(), rows)
-    return "\n".join([*results.markdown(lines), ""]), texts
+    return results.markdown(lines), texts
 
 
 def main() -> None:

@@ -107,13 +107,12 @@ class Split:
         assert self.reader is not None
         assert self.rows is not None
         batch = 3 * math.prod(self.size) * max(map(len, indices))  # bytes, which workers hand over in shared memory
-        shared = shutil.disk_usage(SHARED).free // local_processes() if SHARED.is_dir() else sys.maxsize
+        processes = local_processes()
+        shared = shutil.disk_usage(SHARED).free // processes if SHARED.is_dir() else sys.maxsize
         loader = DataLoader(
             self.reader,
             batch_sampler=[self.rows[index].tolist() for index in indices],
-            num_workers=min(
-                cpus() // local_processes(), 8, len(indices), shared // (3 * batch)
-            ),  # each two batches ahead
+            num_workers=min(cpus() // processes, 8, len(indices), shared // (3 * batch)),  # each two batches ahead
             worker_init_fn=_heed_the_parent,
             collate_fn=default_convert,
             pin_memory=device.type == "cuda",

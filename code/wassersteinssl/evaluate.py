@@ -23,7 +23,7 @@ from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
 from wassersteinssl.cli import UserError, tell
 from wassersteinssl.data import ImageSet, Split
 from wassersteinssl.files import reason
-from wassersteinssl.uniformity import MEASURES, alignment, lu_uniformity
+from wassersteinssl.uniformity import MEASURES, alignment, lu_uniformity, of_metric
 from wassersteinssl.w2 import W2Metric, w2_floor
 
 CHUNK_ELEMENTS = 2**25  # of the largest temporary matrix: 128 MiB of float32
@@ -342,11 +342,11 @@ def every_measure(
     z_test, z_view_a, z_view_b = (z[::every] for z in (z_test, z_view_a, z_view_b))
     if z_test.device.type == "mps":  # Apple GPUs have neither eigenvalues nor float64
         z_test, z_view_a, z_view_b = (z.cpu() for z in (z_test, z_view_a, z_view_b))
-    found: dict[str, float | None] = {}
+    metric, found = W2Metric().update(z_test), {}
     for name, record in MEASURES.items():
         try:
-            if name == "w2":  # on a GPU the loss is not exact near collapse
-                value = W2Metric().update(z_test).compute()
+            if record.of_moments:
+                value = of_metric(name, metric)
             else:
                 value = float(record.function(z_view_a, z_view_b) if record.needs_views else record.function(z_test))
         except ValueError as error:  # one must not cost a run its result

@@ -86,6 +86,6 @@ def epochs(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table; the first row is its head."""
-    return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its lines ended; the first row is its head."""
+    return "".join("| " + " | ".join(row) + " |\n" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))

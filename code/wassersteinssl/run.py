@@ -95,8 +95,9 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
         with distributed.first_alone():  # whatever the user has to put right is told before the others begin
             job = _prepare(method_class, settings)
             if distributed.first():
-                job.folder.compare()
-                if not job.folder.finished():  # a finished run is only read
+                if job.folder.finished():  # it is only read
+                    job.folder.compare()
+                else:
                     stack.enter_context(job.folder)
         if distributed.from_first(job.folder.finished):
             if distributed.first():

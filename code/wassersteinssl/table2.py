@@ -259,7 +259,7 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
     for dataset in table.datasets():
         title, heads, rows = _texts(table, dataset)
         lines += [f"**{title[0]}**, {title[1]}", ""]
-        lines += [*results.markdown([heads, *rows]), ""]
+        lines += [results.markdown([heads, *rows])]
     if shares := monitoring(table):
         lines += [shares, ""]
     if unfinished := list(unfinished):

@@ -206,7 +206,7 @@ def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
     for run in row.runs:
         lines = results.log(run["folder"])
         runs.append({line["epoch"] + 1: line[column] for line in lines if isinstance(line.get(column), (int, float))})
-    runs = [run for run in runs if run] or runs  # those that have noted it at all
+    runs = [run for run in runs if run] or runs
     epochs = sorted(set.intersection(*map(set, runs)))
     return np.array(epochs), np.array([[run[epoch] for epoch in epochs] for run in runs])
 

@@ -110,8 +110,9 @@ MEASURES: dict[str, Measure] = {
 
 def of_moments(metric: W2Metric) -> dict[str, float]:
     """Every measure that two moments determine, of the rows that `metric` has seen. ValueError with fewer than two."""
-    return {
-        name: metric.compute() if name == "w2" else float(record.function(metric))
-        for name, record in MEASURES.items()
-        if record.of_moments
-    }
+    return {name: of_metric(name, metric) for name, record in MEASURES.items() if record.of_moments}
+
+
+def of_metric(name: str, metric: W2Metric) -> float:
+    """One of them."""
+    return metric.compute() if name == "w2" else float(MEASURES[name].function(metric))

@@ -293,7 +293,7 @@ class _Distance(torch.autograd.Function):
         # Converting all of x costs as much as a matrix product: done where squares could overflow, or cancel later.
         size = _norm(centred, None if normalize else wide, group)
         norm = _norm(x, wide, group)
-        # of the computation, or of the rows as they were given
+        # of the computation, or of rows given in float32; that of half precision would hide a real spread
         rounding = max(4 * torch.finfo(x.dtype).eps, torch.finfo(result_type).eps / 2) * norm
         centred *= torch.where(size > rounding, 1 / size, 0)  # 0: equal rows, no direction to push to
         polar = (polar_by_products if solver == "polar" else polar_by_eigh)(centred, group)

@@ -29,7 +29,7 @@ def main() -> None:
             f"{beyond['nearest']:.2f} ({beyond['gaussian']['nearest']:.2f})",
             f"{report['labels']['knn1']:.1f} %" if "labels" in report else "",
         ))  # fmt: skip
-    (HERE / "audits.md").write_text("\n".join([*markdown(lines), ""]))
+    (HERE / "audits.md").write_text(markdown(lines))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def table() -> str:
         numbers = [format(row[name], form) for name, form in COLUMNS.items()]
         age = "older" if file in OLDER else ""
         lines.append([method, "yes" if compiled else "", *numbers, age, f"`{file}.json`"])
-    return "\n".join([*heads, "", *markdown(lines), ""])
+    return "\n".join([*heads, "", markdown(lines)])
 
 
 def main() -> None:

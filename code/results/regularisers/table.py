@@ -71,7 +71,7 @@ def markdown(about: str, rows: dict[tuple[str, str], table2.Row], tried: dict[tu
                 found = value(row, name)
                 cells.append("" if found is None else f"{found:.{decimals}f}")
         lines.append(cells)
-    return about + "\n\n" + "\n".join([*results.markdown(lines), ""])
+    return about + "\n\n" + results.markdown(lines)
 
 
 def draw(rows: dict[tuple[str, str], table2.Row], path: Path) -> None:
