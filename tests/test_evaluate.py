@@ -1,7 +1,6 @@
 """Evaluation against scikit-learn, scipy and numpy on the same features, and the probe's promise to resume."""
 
 import io
-import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from wassersteinssl import augment, evaluate
+from wassersteinssl import evaluate
 from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
 from wassersteinssl.backbones import projector, resnet18
 from wassersteinssl.cli import UserError
@@ -38,16 +37,6 @@ from wassersteinssl.w2 import w2_uniformity
 
 CROP = CROP_AND_FLIP
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-
-
-def probe_epoch(network, data, crop, seed, epoch, batch_size, forward_batch, device, precision):
-    """One epoch of the linear evaluation: its features and labels."""
-    order = torch.randperm(len(data.train), generator=augment.generator(seed, epoch, 0, "probe order"))
-    crops = (augment.generator(seed, epoch, step, "probe crop") for step in itertools.count())
-    return evaluate._augmented_features(
-        network, data.train, data, crop, order, crops,
-        batch_size=batch_size, forward_batch=forward_batch, device=device, precision=precision,
-    )  # fmt: skip
 
 
 def clusters(n, classes, dim, *, noise=1.0, seed=0):
@@ -363,10 +352,10 @@ def test_no_more_images_at_once_go_through_the_network_than_was_asked_for(data):
         sizes.append(len(images))
         return images.flatten(1)
 
-    features = [h for h, _ in probe_epoch(network, data, CROP, 0, 0, 16, 5, "cpu", "fp32")]
+    features = [h for h, _ in evaluate._probe_epoch(network, data, CROP, 0, 0, 16, 5, "cpu", "fp32")]
     assert sum(sizes) == len(data.train)
     assert max(sizes) == 5
-    whole = [h for h, _ in probe_epoch(nn.Flatten(), data, CROP, 0, 0, 16, 64, "cpu", "fp32")]
+    whole = [h for h, _ in evaluate._probe_epoch(nn.Flatten(), data, CROP, 0, 0, 16, 64, "cpu", "fp32")]
     assert torch.equal(torch.cat(features), torch.cat(whole))
 
 
@@ -387,7 +376,7 @@ def test_monitoring_looks_at_fewer_pairs_and_else_says_the_same(data, backbone):
 
 def test_order_and_crops_change_with_seed_and_epoch(data, backbone):
     def first_features(seed, epoch):
-        return next(probe_epoch(backbone, data, CROP, seed, epoch, 16, 32, "cpu", "fp32"))
+        return next(evaluate._probe_epoch(backbone, data, CROP, seed, epoch, 16, 32, "cpu", "fp32"))
 
     h, y = first_features(1, 0)
     assert h.shape == (32, 16)
@@ -400,15 +389,15 @@ def test_order_changes_with_the_epoch_and_crops_with_the_step(data):
     """Of one image repeated, labelled with its place."""
     image = torch.arange(192, dtype=torch.uint8).view(1, 3, 8, 8).expand(32, -1, -1, -1).contiguous()
     repeated = replace(data, train=Split(torch.arange(32), (8, 8), image))
-    views, order = next(probe_epoch(nn.Flatten(), repeated, CROP, 0, 0, 16, 32, "cpu", "fp32"))
+    views, order = next(evaluate._probe_epoch(nn.Flatten(), repeated, CROP, 0, 0, 16, 32, "cpu", "fp32"))
     assert not torch.equal(views[:16], views[16:])
     assert not torch.equal(order, torch.arange(32))
-    _, next_order = next(probe_epoch(nn.Flatten(), repeated, CROP, 0, 1, 16, 32, "cpu", "fp32"))
+    _, next_order = next(evaluate._probe_epoch(nn.Flatten(), repeated, CROP, 0, 1, 16, 32, "cpu", "fp32"))
     assert not torch.equal(order, next_order)
 
 
 def test_every_training_image_is_seen_once_an_epoch(data):
-    seen = [y for _, y in probe_epoch(nn.Flatten(), data, CROP, 0, 0, 16, 32, "cpu", "fp32")]
+    seen = [y for _, y in evaluate._probe_epoch(nn.Flatten(), data, CROP, 0, 0, 16, 32, "cpu", "fp32")]
     assert torch.equal(torch.cat(seen).sort().values, data.train.labels.sort().values)
 
 
@@ -523,7 +512,7 @@ def test_measure_repeats_itself_and_changes_nothing(data, method):
 def test_normalised_images_are_what_the_network_sees(data):
     """The probe's views are cropped and flipped copies, not the images themselves, and un-jittered."""
     assert (CROP.jitter, CROP.gray, CROP.blur, CROP.solarize) == (0, 0, 0, 0)
-    views, labels = next(probe_epoch(nn.Flatten(), data, CROP, 0, 0, 16, 32, "cpu", "fp32"))
+    views, labels = next(evaluate._probe_epoch(nn.Flatten(), data, CROP, 0, 0, 16, 32, "cpu", "fp32"))
     plain, _ = extract(nn.Flatten(), data.train, MEAN, STD, device="cpu", precision="fp32")
     for label in range(3):  # the colour, and with it the class, survives
         ours = views[labels == label].view(-1, 3, 64).mean((0, 2))

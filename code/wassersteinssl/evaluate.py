@@ -236,12 +236,9 @@ def linear_probe(
 
     for epoch in range(len(history), epochs):
         begun = probe.step - epoch * batches
-        order = torch.randperm(n, generator=augment.generator(seed, epoch, 0, "probe order"))[begun * batch_size :]
-        crops = (augment.generator(seed, epoch, step, "probe crop") for step in itertools.count(begun))
-        for h, y in _augmented_features(
-            backbone, data.train, data, crop, order, crops,
-            batch_size=batch_size, forward_batch=forward_batch, device=device, precision=precision,
-        ):  # fmt: skip
+        for h, y in _probe_epoch(
+            backbone, data, crop, seed, epoch, batch_size, forward_batch, device, precision, begun
+        ):
             if should_stop is not None and should_stop(so_far):
                 return _result(history, epochs)
             loss_sum += probe.learn(h, y)
@@ -254,6 +251,27 @@ def linear_probe(
         if on_epoch is not None:
             on_epoch(so_far())
     return _result(history, epochs)
+
+
+def _probe_epoch(
+    backbone: nn.Module,
+    data: ImageSet,
+    crop: Augmentation,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    forward_batch: int | None,
+    device: torch.device | str,
+    precision: str,
+    begun: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of cropped and flipped training images in a new order, without its first `begun` batches."""
+    order = torch.randperm(len(data.train), generator=augment.generator(seed, epoch, 0, "probe order"))
+    crops = (augment.generator(seed, epoch, step, "probe crop") for step in itertools.count(begun))
+    return _augmented_features(
+        backbone, data.train, data, crop, order[begun * batch_size :], crops,
+        batch_size=batch_size, forward_batch=forward_batch, device=device, precision=precision,
+    )  # fmt: skip
 
 
 def _augmented_features(
