@@ -385,15 +385,18 @@ def test_order_and_crops_change_with_seed_and_epoch(data, backbone):
     assert not torch.equal(h, first_features(2, 0)[0])
 
 
-def test_order_changes_with_the_epoch_and_crops_with_the_step(data):
+def test_order_changes_with_the_epoch_and_crops_with_step_epoch_and_seed(data):
     """Of one image repeated, labelled with its place."""
     image = torch.arange(192, dtype=torch.uint8).view(1, 3, 8, 8).expand(32, -1, -1, -1).contiguous()
     repeated = replace(data, train=Split(torch.arange(32), (8, 8), image))
     views, order = next(evaluate._probe_epoch(nn.Flatten(), repeated, CROP, 0, 0, 16, 32, "cpu", "fp32"))
     assert not torch.equal(views[:16], views[16:])
     assert not torch.equal(order, torch.arange(32))
-    _, next_order = next(evaluate._probe_epoch(nn.Flatten(), repeated, CROP, 0, 1, 16, 32, "cpu", "fp32"))
+    next_views, next_order = next(evaluate._probe_epoch(nn.Flatten(), repeated, CROP, 0, 1, 16, 32, "cpu", "fp32"))
     assert not torch.equal(order, next_order)
+    other_views, _ = next(evaluate._probe_epoch(nn.Flatten(), repeated, CROP, 1, 0, 16, 32, "cpu", "fp32"))
+    assert not torch.equal(views, next_views)
+    assert not torch.equal(views, other_views)
 
 
 def test_every_training_image_is_seen_once_an_epoch(data):
