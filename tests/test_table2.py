@@ -242,6 +242,23 @@ def test_spectra_are_of_the_seeds_that_have_one(make, tmp_path):
     assert line.get_ydata()[-1] == pytest.approx((0.2 * 0.3) ** 0.5)
 
 
+def test_the_directions_that_hold_99_percent_are_counted(make, tmp_path):
+    spectra = {12: [0.5, 0.3, 0.19, 0.01], 13: [0.991, 0.009, 0.0, 0.0]}
+    for seed, spectrum in spectra.items():
+        np.save(make(seed=seed) / "spectrum.npy", np.array(spectrum))
+    np.save(make(term="lu") / "spectrum.npy", np.zeros(4))
+    np.save(make(term="w2") / "spectrum.npy", np.full(4, 0.25))
+    (make(term="w2", seed=13) / "spectrum.npy").unlink()
+    (table,), _ = table2.collect([tmp_path])
+    assert [row.measure("directions") for row in table.rows] == [2, 0, None]
+    text, head = table2.markdown(table), "dims of 99 % ↑"
+    assert [cell(text, name, head) for name in ("BYOL", "BYOL + L_U", "BYOL + W2")] == ["2", "0", ""]
+    for path in tmp_path.rglob("spectrum.npy"):
+        path.unlink()
+    (table,), _ = table2.collect([tmp_path])
+    assert head not in table2.markdown(table)
+
+
 def test_a_legend_tells_its_panels(make, tmp_path):
     for method, term in (("BYOL", "none"), ("BYOL", "w2"), ("MoCoV2", "none"), ("MoCoV2", "lu")):
         for dataset in ("cifar10", "cifar100"):

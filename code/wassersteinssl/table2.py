@@ -14,11 +14,17 @@ from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
 from wassersteinssl import results
 from wassersteinssl.augmentation import unusual
+from wassersteinssl.cli import UserError
+from wassersteinssl.files import reason
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import PRESETS, UNKNOWN, Settings, other_images, own_options, programs
+
+if TYPE_CHECKING:  # takes a tenth of a second, which --help need not wait for
+    import numpy as np
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -88,7 +94,8 @@ class Row:
         return mean(run[column] for run in self.runs)
 
     def measure(self, name: str) -> float | None:
-        """Mean of one of MEASURES over the runs; None if it is infinite or was not recorded by all."""
+        """Mean of one of MEASURES, or of "directions", over the runs; None if it is infinite or was not recorded by
+        all."""
         values = [run["measures"].get(name) for run in self.runs]
         return None if None in values else mean(values)
 
@@ -130,7 +137,8 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
     unfinished: list[Unfinished] = []
     for folder in dict.fromkeys(path.parent for top in folders for path in sorted(Path(top).rglob("config.json"))):
         try:
-            finished.append(results.read(folder) | {"folder": folder, "measures": _measures(folder / "measures.json")})
+            run = results.read(folder) | {"folder": folder}
+            finished.append(run | {"measures": _directions(run) | _measures(folder / "measures.json")})
         except ValueError as error:
             unfinished.append(Unfinished(folder, str(error)))
     _name_images(finished)
@@ -204,6 +212,33 @@ def _measures(path: Path) -> dict[str, float]:
         return {}
 
 
+def spectrum(run: dict) -> "np.ndarray":
+    """Eigenvalues (dim,) of the covariance of the l2-normalised test embeddings of a run, descending; UserError if they
+    cannot be read."""
+    import numpy as np
+
+    path = run["folder"] / "spectrum.npy"
+    try:
+        values = np.load(path, allow_pickle=False)
+        if values.shape != (run["dim"],) or values.dtype.kind != "f":
+            raise ValueError(f"{values.dtype} of shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError("numbers that are not finite")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from None
+    return values
+
+
+def _directions(run: dict) -> dict[str, float]:
+    """How many directions carry 99 % of the variance of its test embeddings, 0 if there is none; nothing where its
+    spectrum cannot be read."""
+    try:
+        share = spectrum(run).cumsum()
+    except UserError:
+        return {}
+    return {"directions": float((share < 0.99 * share[-1]).sum() + 1 if share[-1] > 0 else 0)}
+
+
 BEST = "Of several weights of a term: the one with the best kNN accuracy on the test images, which flatters it a bit."
 
 
@@ -254,7 +289,7 @@ def describe(table: Table) -> str:
 
 def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
     """A table a data set: ours (mean ± deviation, and of the gain against vanilla, seed by seed) beside the paper's; W2
-    with its floor."""
+    with its floor; in how many dimensions lie 99 % of the variance of z."""
     lines = [describe(table), ""]
     for dataset in table.datasets():
         title, heads, rows = _texts(table, dataset)
@@ -272,20 +307,23 @@ def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list
     """A data set's name and floor, the heads of its columns and its rows, for Markdown and LaTeX alike."""
     rows = [row for row in table.rows if row.dataset == dataset]
     compared = {column for row in rows for column in row.published}
+    directions = [row.measure("directions") for row in rows]
+    last = ["dims of 99 % ↑"] if any(number is not None for number in directions) else []
     heads = ["Method"]
     for column, (heading, _) in COLUMNS.items():
         heads += [heading] + (["paper"] if column in compared else [])
     cells = []
-    for row in rows:
+    for row, number in zip(rows, directions, strict=True):
         cells.append([row.name])
         for column in COLUMNS:
             cells[-1].append(_cell(table, row, column))
             if column in compared:
-                number = row.published.get(column)
-                cells[-1].append("" if number is None else f"{number:.2f}")
+                theirs = row.published.get(column)
+                cells[-1].append("" if theirs is None else f"{theirs:.2f}")
+        cells[-1] += ["" if number is None else f"{number:.0f}"] * len(last)
         cells[-1] += [str(row.seeds), f"{row.minutes:.1f}"]
     floor = f"W2's floor {rows[0].value('w2_floor'):.3f}"
-    return (DATASET_LABELS.get(dataset, dataset), floor), [*heads, "seeds", "minutes"], cells
+    return (DATASET_LABELS.get(dataset, dataset), floor), [*heads, *last, "seeds", "minutes"], cells
 
 
 def to_csv(tables: Iterable[Table]) -> str:

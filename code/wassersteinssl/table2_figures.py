@@ -13,11 +13,10 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from wassersteinssl import results
 from wassersteinssl.cli import UserError
-from wassersteinssl.files import reason
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save, symbols
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import MONITOR_IMAGES
-from wassersteinssl.table2 import DATASET_LABELS, METHODS, TERM_LABELS, Row, Table
+from wassersteinssl.table2 import DATASET_LABELS, METHODS, TERM_LABELS, Row, Table, spectrum
 
 AXIS = {  # what a run's metrics.jsonl follows
     "loss": "loss, without the term",
@@ -130,7 +129,7 @@ def draw_spectra(table: Table) -> Figure:
     for axis, panel in chain.from_iterable(grid):
         for row, style in zip(panel.rows, panel.styles, strict=True):
             found = [run for run in row.runs if (run["folder"] / "spectrum.npy").exists()] or row.runs[:1]
-            spectra = np.stack([_spectrum(run["folder"] / "spectrum.npy", run["dim"]) for run in found])
+            spectra = np.stack([spectrum(run).clip(1e-12) for run in found])
             index, values = np.arange(1, spectra.shape[1] + 1), np.exp(np.log(spectra).mean(0))
             least, most = min(least, spectra.min()), max(most, spectra.max())
             axis.plot(index, values, markevery=max(1, len(values) // 6), **style)
@@ -142,18 +141,6 @@ def draw_spectra(table: Table) -> Figure:
         line[0][0].set(ylabel=f"{line[0][1].dataset}\neigenvalue of cov($z$)", ylim=(least / 2, 2 * most))
     _legends(figure, grid, UNIFORM)
     return figure
-
-
-def _spectrum(path: Path, dim: int) -> np.ndarray:
-    try:
-        values = np.load(path, allow_pickle=False)
-        if values.shape != (dim,) or values.dtype.kind != "f":
-            raise ValueError(f"{values.dtype} of shape {values.shape}")
-        if not np.isfinite(values).all():
-            raise ValueError("numbers that are not finite")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {reason(error)}") from None
-    return values.clip(1e-12)
 
 
 def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
