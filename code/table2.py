@@ -6,8 +6,9 @@
 RUNS are run folders or folders of them (default: runs). Prints the table and writes table2.md, .csv, .tex, .png and
 .pdf into --out; with --spectra and --curves also pictures of these names and of the loss. A cell is the mean over
 seeds, with the standard deviation if there are several, and in parentheses the gain over the vanilla method, on the
-seeds that both have; "dims of 99 %" is in how many principal directions of R^m lie 99 % of the variance of z. Runs of different settings get tables of their own; unfinished, failed and damaged runs are listed
-below and never averaged in.
+seeds that both have; "dims of 99 %" tells in how many principal directions of R^m lie 99 % of the variance of z. Runs
+of different settings get tables of their own; unfinished, failed and damaged runs are listed below and never averaged
+in.
 """
 
 import argparse
