@@ -45,13 +45,13 @@ def w2_population(k: float) -> float:
 
 
 def draw(arrays: dict[str, np.ndarray]) -> plt.Figure:
-    figure, panels = plt.subplots(2, 4, figsize=(2.3 * plotting.COLUMN, 1.3 * plotting.COLUMN))
+    figure, panels = plt.subplots(2, 4, figsize=(2 * plotting.COLUMN, 1.2 * plotting.COLUMN))
     angles = np.linspace(0, 2 * np.pi, 200)
     for panel, label, *values in zip(panels.flat, "abcdefgh", *arrays.values(), strict=True):
         points, k, w2, population = values
         panel.plot(np.cos(angles), np.sin(angles), color="0.6", linewidth=0.8, zorder=0)
         panel.scatter(*points.T, s=5, color=plotting.COLORS[0], alpha=0.4, linewidths=0, rasterized=True)
-        panel.set_title(f"({label}) $k$ = {k:g}\n$\\mathcal{{W}}_2$ = {w2:.3f} (theory {population:.3f})")
+        panel.set_title(f"({label}) $k$ = {k:g}\n$\\mathcal{{W}}_2$ = {w2:.3f} ($\\infty$: {population:.3f})")
         panel.set(aspect="equal", xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
     for panel in panels[:, 0]:
         panel.set_ylabel("$z_2$")

@@ -6,9 +6,8 @@
 RUNS are run folders or folders of them (default: runs). Prints the table and writes table2.md, .csv, .tex, .png and
 .pdf into --out; with --spectra and --curves also pictures of these names and of the loss. A cell is the mean over
 seeds, with the standard deviation if there are several, and in parentheses the gain over the vanilla method, on the
-seeds that both have; "dims of 99 %" tells in how many principal directions of R^m lie 99 % of the variance of z. Runs
-of different settings get tables of their own; unfinished, failed and damaged runs are listed below and never averaged
-in.
+seeds that both have. Runs of different settings get tables of their own; unfinished, failed and damaged runs are listed
+below and never averaged in.
 """
 
 import argparse
@@ -17,7 +16,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
-from wassersteinssl import table2
 from wassersteinssl.cli import Parser, UserError, home, in_a_line, tell
 from wassersteinssl.files import write_atomically
 
@@ -39,6 +37,8 @@ def main() -> int:
 
 def build(options: argparse.Namespace) -> list[Path]:
     """Print the tables and write all files; their paths. The CSV has the rows that --best leaves out, too."""
+    from wassersteinssl import table2  # NumPy takes a moment to load
+
     runs, out, best = options.runs, options.out or options.runs[0], options.best
     for folder in runs:
         if not folder.is_dir():

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 from conftest import REPOSITORY, environment, load
+from scipy import stats
 
 from wassersteinssl import augmentation, plotting, results, table2, table2_figures
 from wassersteinssl.settings import TERMS, Settings, other_images
@@ -242,21 +243,19 @@ def test_spectra_are_of_the_seeds_that_have_one(make, tmp_path):
     assert line.get_ydata()[-1] == pytest.approx((0.2 * 0.3) ** 0.5)
 
 
-def test_the_directions_that_hold_99_percent_are_counted(make, tmp_path):
-    spectra = {12: [0.5, 0.3, 0.19, 0.01], 13: [0.991, 0.009, 0.0, 0.0]}
-    for seed, spectrum in spectra.items():
-        np.save(make(seed=seed) / "spectrum.npy", np.array(spectrum))
-    np.save(make(term="lu") / "spectrum.npy", np.zeros(4))
-    np.save(make(term="w2") / "spectrum.npy", np.full(4, 0.25))
-    (make(term="w2", seed=13) / "spectrum.npy").unlink()
-    (table,), _ = table2.collect([tmp_path])
-    assert [row.measure("directions") for row in table.rows] == [2, 0, None]
-    text, head = table2.markdown(table), "dims of 99 % ↑"
-    assert [cell(text, name, head) for name in ("BYOL", "BYOL + L_U", "BYOL + W2")] == ["2", "0", ""]
-    for path in tmp_path.rglob("spectrum.npy"):
+def test_the_effective_rank_is_recorded_or_that_of_the_spectrum(make, tmp_path):
+    head, names = "eff. rank ↑", ("BYOL", "BYOL + L_U", "BYOL + W2")
+    for seed, values in {12: [0.25, 0.25, 0.25, 0.25], 13: [0.3, 0.3, 0.0, -1e-19]}.items():
+        np.save(make(seed=seed) / "spectrum.npy", np.array(values))
+    np.save(make(term="lu") / "spectrum.npy", np.array([3.0, 1.0, 0.0, 0.0]))
+    (make(term="lu", seed=13) / "measures.json").write_text('{"effective_rank": 2.5}')
+    np.save(make(term="w2") / "spectrum.npy", np.zeros(4))
+    text = table2.markdown(table2.collect([tmp_path])[0][0])
+    of_three_and_one = np.exp(stats.entropy([3, 1]))
+    assert [cell(text, name, head) for name in names] == ["3.0", f"{(of_three_and_one + 2.5) / 2:.1f}", ""]
+    for path in [*tmp_path.rglob("spectrum.npy"), *tmp_path.rglob("measures.json")]:
         path.unlink()
-    (table,), _ = table2.collect([tmp_path])
-    assert head not in table2.markdown(table)
+    assert head not in table2.markdown(table2.collect([tmp_path])[0][0])
 
 
 def test_a_legend_tells_its_panels(make, tmp_path):

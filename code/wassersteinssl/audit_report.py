@@ -126,7 +126,7 @@ def _named(items: list, number: int) -> str:
 
 def draw(audit: Audit) -> Figure:
     """Dimensions in use, the spectrum, nearest neighbours, norms."""
-    figure, panels = plt.subplots(2, 2, figsize=(2.2 * COLUMN, 5.4))
+    figure, panels = plt.subplots(2, 2, figsize=(2 * COLUMN, 5.4))
     _draw_dimensions(panels[0, 0], audit.report)
     _draw_spectrum(panels[0, 1], audit.report["spectrum"])
     _draw_nearest(panels[1, 0], audit.nearest)
@@ -179,11 +179,19 @@ def _draw_spectrum(axes: Axes, spectrum: dict[str, Any]) -> None:
 
 def _draw_nearest(axes: Axes, nearest: dict[str, np.ndarray]) -> None:
     bins = _bins(np.concatenate(list(nearest.values())))
-    axes.hist(nearest["these rows"], bins=bins, color=COLORS[0], alpha=0.6, label="these rows")
+    counts, *_ = axes.hist(nearest["these rows"], bins=bins, color=COLORS[0], alpha=0.6, label="these rows")
+    top = {"these rows": counts.max()}
     for law, (color, dashes, name) in LAWS.items():
         weights = np.full(len(nearest[law]), len(nearest["these rows"]) / len(nearest[law]))
         style: dict[str, Any] = {"color": color, "linestyle": dashes, "linewidth": 1.3, "label": name}
-        axes.hist(nearest[law], bins=bins, weights=weights, histtype="step", **style)
+        counts, *_ = axes.hist(nearest[law], bins=bins, weights=weights, histtype="step", **style)
+        top[law] = counts.max()
+    others = max(top["these rows"], top["gaussian"])
+    if top["uniform"] > 3 * others:  # all in a bin or two: cut, else it flattens the rest
+        axes.set_ylim(0, 1.4 * others)
+        where = (nearest["uniform"].mean(), 1.4 * others)
+        text, style = f"uniform rows:\nto {top['uniform']:,.0f}  ", {"ha": "right", "va": "top", "fontsize": 7}
+        axes.text(*where, text, color=LAWS["uniform"][0], **style)
     axes.set(title="(c) Distance to the nearest neighbour", xlabel="distance between unit rows", ylabel="sampled rows")
 
 

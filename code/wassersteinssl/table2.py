@@ -8,13 +8,15 @@ import csv
 import functools
 import io
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from wassersteinssl import results
 from wassersteinssl.augmentation import unusual
@@ -22,9 +24,6 @@ from wassersteinssl.cli import UserError
 from wassersteinssl.files import reason
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import PRESETS, UNKNOWN, Settings, other_images, own_options, programs
-
-if TYPE_CHECKING:  # takes a tenth of a second, which --help need not wait for
-    import numpy as np
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -94,8 +93,7 @@ class Row:
         return mean(run[column] for run in self.runs)
 
     def measure(self, name: str) -> float | None:
-        """Mean of one of MEASURES, or of "directions", over the runs; None if it is infinite or was not recorded by
-        all."""
+        """Mean of one of MEASURES over the runs; None if it is infinite or was not recorded by all."""
         values = [run["measures"].get(name) for run in self.runs]
         return None if None in values else mean(values)
 
@@ -138,7 +136,7 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
     for folder in dict.fromkeys(path.parent for top in folders for path in sorted(Path(top).rglob("config.json"))):
         try:
             run = results.read(folder) | {"folder": folder}
-            finished.append(run | {"measures": _directions(run) | _measures(folder / "measures.json")})
+            finished.append(run | {"measures": _rank(run) | _measures(folder / "measures.json")})
         except ValueError as error:
             unfinished.append(Unfinished(folder, str(error)))
     _name_images(finished)
@@ -212,11 +210,9 @@ def _measures(path: Path) -> dict[str, float]:
         return {}
 
 
-def spectrum(run: dict) -> "np.ndarray":
+def spectrum(run: dict) -> np.ndarray:
     """Eigenvalues (dim,) of the covariance of the l2-normalised test embeddings of a run, descending; UserError if they
     cannot be read."""
-    import numpy as np
-
     path = run["folder"] / "spectrum.npy"
     try:
         values = np.load(path, allow_pickle=False)
@@ -229,14 +225,15 @@ def spectrum(run: dict) -> "np.ndarray":
     return values
 
 
-def _directions(run: dict) -> dict[str, float]:
-    """How many directions carry 99 % of the variance of its test embeddings, 0 if there is none; nothing where its
-    spectrum cannot be read."""
+def _rank(run: dict) -> dict[str, float]:
+    """The effective rank of its test embeddings, which older runs have not recorded; nothing where their spectrum cannot
+    be read or is 0."""
     try:
-        share = spectrum(run).cumsum()
+        values = spectrum(run)
     except UserError:
         return {}
-    return {"directions": float((share < 0.99 * share[-1]).sum() + 1 if share[-1] > 0 else 0)}
+    values = values[values > 0] / values.sum()
+    return {"effective_rank": math.exp(-(values * np.log(values)).sum())} if len(values) else {}
 
 
 BEST = "Of several weights of a term: the one with the best kNN accuracy on the test images, which flatters it a bit."
@@ -289,7 +286,7 @@ def describe(table: Table) -> str:
 
 def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
     """A table a data set: ours (mean ± deviation, and of the gain against vanilla, seed by seed) beside the paper's; W2
-    with its floor; in how many dimensions lie 99 % of the variance of z."""
+    with its floor."""
     lines = [describe(table), ""]
     for dataset in table.datasets():
         title, heads, rows = _texts(table, dataset)
@@ -307,20 +304,20 @@ def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list
     """A data set's name and floor, the heads of its columns and its rows, for Markdown and LaTeX alike."""
     rows = [row for row in table.rows if row.dataset == dataset]
     compared = {column for row in rows for column in row.published}
-    directions = [row.measure("directions") for row in rows]
-    last = ["dims of 99 % ↑"] if any(number is not None for number in directions) else []
+    ranks = [row.measure("effective_rank") for row in rows]
+    last = ["eff. rank ↑"] if any(rank is not None for rank in ranks) else []
     heads = ["Method"]
     for column, (heading, _) in COLUMNS.items():
         heads += [heading] + (["paper"] if column in compared else [])
     cells = []
-    for row, number in zip(rows, directions, strict=True):
+    for row, rank in zip(rows, ranks, strict=True):
         cells.append([row.name])
         for column in COLUMNS:
             cells[-1].append(_cell(table, row, column))
             if column in compared:
-                theirs = row.published.get(column)
-                cells[-1].append("" if theirs is None else f"{theirs:.2f}")
-        cells[-1] += ["" if number is None else f"{number:.0f}"] * len(last)
+                number = row.published.get(column)
+                cells[-1].append("" if number is None else f"{number:.2f}")
+        cells[-1] += ["" if rank is None else f"{rank:.1f}"] * len(last)
         cells[-1] += [str(row.seeds), f"{row.minutes:.1f}"]
     floor = f"W2's floor {rows[0].value('w2_floor'):.3f}"
     return (DATASET_LABELS.get(dataset, dataset), floor), [*heads, *last, "seeds", "minutes"], cells

@@ -11,21 +11,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from wassersteinssl import results
+from wassersteinssl import results, studies
 from wassersteinssl.cli import UserError
-from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, line_style, plt, save, symbols
+from wassersteinssl.plotting import COLORS, COLUMN, MARKERS, SYMBOLS, line_style, plt, save, symbols
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import MONITOR_IMAGES
 from wassersteinssl.table2 import DATASET_LABELS, METHODS, TERM_LABELS, Row, Table, spectrum
 
 AXIS = {  # what a run's metrics.jsonl follows
     "loss": "loss, without the term",
-    "knn1": f"kNN top-1 (%), of at most\n{MONITOR_IMAGES:,} training images",
+    "knn1": f"kNN accuracy (%) by at most\n{MONITOR_IMAGES:,} training images",
     **SYMBOLS,
-    "alignment": r"$\mathcal{A}$",
+    "alignment": r"alignment $\mathcal{A}$",
 }
 NO_TERM = "no term"
-UNIFORM: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "label": "uniform, 1/$m$"}
+UNIFORM: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "label": "uniform rows"}
 FLOOR: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "linestyle": ":", "label": "floor: uniform rows"}
 
 
@@ -43,11 +43,11 @@ def draw_table(table: Table, path: Path) -> list[Path]:
         panel, shown = axes.flat[k], rows[dataset]
         shift = 0.17 if compared and any(row.published for row in shown) else 0
         for y, row in enumerate(shown):
-            color, deviation = _color(row), row.deviation(column) or 0
-            panel.errorbar(row.value(column), y - shift, xerr=deviation, fmt="o", color=color, capsize=2)
+            color, deviation = COLORS[_place(row)], row.deviation(column) or 0
+            panel.errorbar(row.value(column), y - shift, xerr=deviation, fmt=MARKERS[_place(row)], color=color, capsize=2)
             number = row.published.get(column)
             if compared and number is not None:
-                panel.plot(number, y + shift, "D", markerfacecolor="none", color=color, markersize=4.5)
+                panel.plot(number, y + shift, MARKERS[_place(row)], markerfacecolor="none", color=color)
         if column == "w2":
             panel.axvline(shown[0].value("w2_floor"), **FLOOR)
             panel.set_xlim(left=0)
@@ -57,24 +57,22 @@ def draw_table(table: Table, path: Path) -> list[Path]:
         panel.set_xlabel("linear accuracy (%)" if column == "acc1" else AXIS["w2"])
     several = any(row.seeds > 1 for row in table.rows)
     ours = "ours ± deviation over seeds" if several else "ours"
-    handles = [plt.Line2D([], [], marker="o", linestyle="", color="0.3", label=ours)]
+    handles = [plt.Line2D([], [], marker=MARKERS[0], linestyle="", color="0.3", label=ours)]
     if compared:
-        paper_label = "paper (width 64, 500 epochs)"
-        handles.append(
-            plt.Line2D([], [], marker="D", linestyle="", color="0.3", markerfacecolor="none", label=paper_label)
-        )
+        hollow = {"marker": MARKERS[0], "linestyle": "", "color": "0.3", "markerfacecolor": "none"}
+        handles.append(plt.Line2D([], [], **hollow, label="paper (width 64, 500 epochs)"))
     handles.append(plt.Line2D([], [], **FLOOR))
-    terms = {_color(row): _label(row.term) if row.term in TERM_LABELS else "another term" for row in table.rows}
+    terms = {_place(row): _label(row.term) if row.term in TERM_LABELS else "another term" for row in table.rows}
     handles += [
-        plt.Line2D([], [], marker="s", linestyle="", color=color, label=terms[color])
-        for color in sorted(terms, key=COLORS.index)
+        plt.Line2D([], [], marker=MARKERS[k], linestyle="", color=COLORS[k], label=terms[k]) for k in sorted(terms)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return save(figure, path)
 
 
-def _color(row: Row) -> str:
-    return COLORS[list(TERM_LABELS).index(row.term) if row.term in TERM_LABELS else len(TERM_LABELS)]
+def _place(row: Row) -> int:
+    """Of its term among colours and markers."""
+    return list(TERM_LABELS).index(row.term) if row.term in TERM_LABELS else len(TERM_LABELS)
 
 
 def _label(term: str) -> str:
@@ -122,20 +120,21 @@ def _styles(labels: Sequence[str], order: list[str]) -> list[dict]:
 
 def draw_spectra(table: Table) -> Figure:
     """Eigenvalues of the covariance of the l2-normalised test embeddings, a line of `panels_of` for each data set (the
-    paper's figure 7). All panels have one scale. Of several seeds: the geometric mean, in a band from the least to the
+    paper's figure 7), beside what as many uniform rows show. All panels have one scale. Of several seeds: the geometric mean, in a band from the least to the
     largest."""
     figure, grid = _axes(panels_of(table))
     least, most = 1.0, 0.0
     for axis, panel in chain.from_iterable(grid):
-        for row, style in zip(panel.rows, panel.styles, strict=True):
+        for k, (row, style) in enumerate(zip(panel.rows, panel.styles, strict=True)):
             found = [run for run in row.runs if (run["folder"] / "spectrum.npy").exists()] or row.runs[:1]
             spectra = np.stack([spectrum(run).clip(1e-12) for run in found])
             index, values = np.arange(1, spectra.shape[1] + 1), np.exp(np.log(spectra).mean(0))
             least, most = min(least, spectra.min()), max(most, spectra.max())
-            axis.plot(index, values, markevery=max(1, len(values) // 6), **style)
+            axis.plot(index, values, markevery=_every(k, len(panel.rows), len(values), 6), **style)
             if len(spectra) > 1:
                 axis.fill_between(index, spectra.min(0), spectra.max(0), color=style["color"], alpha=0.2, linewidth=0)
-        axis.axhline(1 / panel.rows[0].runs[0]["dim"], **UNIFORM)
+        n, m = (panel.rows[0].runs[0][key] for key in ("n_test", "dim"))
+        axis.plot(np.arange(1, m + 1), studies.spectrum_theory(n, m), **UNIFORM)
         axis.set(xlabel="index", yscale="log")
     for line in grid:
         line[0][0].set(ylabel=f"{line[0][1].dataset}\neigenvalue of cov($z$)", ylim=(least / 2, 2 * most))
@@ -170,10 +169,10 @@ def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
 
 def _draw_curves(axis: Axes, panel: Panel, column: str) -> None:
     measured: set[int] = set()
-    for row, style in zip(panel.rows, panel.styles, strict=True):
+    for k, (row, style) in enumerate(zip(panel.rows, panel.styles, strict=True)):
         epochs, values = _followed(row, column)  # (epochs,), (seeds, epochs)
         measured.update(epochs)
-        axis.plot(epochs, values.mean(0), markevery=max(1, len(epochs) // 10), **style)
+        axis.plot(epochs, values.mean(0), markevery=_every(k, len(panel.rows), len(epochs), 10), **style)
         if len(values) > 1:
             axis.fill_between(epochs, values.min(0), values.max(0), color=style["color"], alpha=0.2, linewidth=0)
     if column == "w2":
@@ -184,6 +183,12 @@ def _draw_curves(axis: Axes, panel: Panel, column: str) -> None:
         MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]) if len(measured) > 6 else FixedLocator(sorted(measured))
     )
     axis.locator_params(axis="y", nbins=6)  # a number that follows the layout, which follows it, cuts labels off
+
+
+def _every(k: int, lines: int, points: int, marks: int) -> tuple[int, int]:
+    """Of the k-th of so many lines: which of its points are marked, about so many, each line's at other places."""
+    step = max(1, points // marks)
+    return k * step // lines, step
 
 
 def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -201,9 +206,13 @@ def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
 def _axes(lines: Sequence[list[Panel]], sharey: Any = "row") -> tuple[Figure, list[list[tuple[Axes, Panel]]]]:
     """Titled axes for the panels. Up to five fit into a text's width."""
     columns = max(map(len, lines))
-    width = min(COLUMN, 2.2 * COLUMN / min(columns, 5))
+    width = min(COLUMN, 2 * COLUMN / min(columns, 5))
     size = (width * columns, (2 if columns > 2 else 2.3) * len(lines) + 0.7)
-    figure, axes = plt.subplots(len(lines), columns, figsize=size, squeeze=False, sharey=sharey)
+    mixed = 1.5 if columns > 2 and lines[0][0].title == NO_TERM else 1  # it holds most lines
+    ratios = [mixed, *[1] * (columns - 1)]
+    figure, axes = plt.subplots(
+        len(lines), columns, figsize=size, squeeze=False, sharey=sharey, width_ratios=ratios
+    )
     several, letters = sum(map(len, lines)) > 1, map(_letter, count())
     grid: list[list[tuple[Axes, Panel]]] = []
     for places, panels in zip(axes, lines, strict=True):

@@ -79,7 +79,7 @@ def draw(rows: dict[tuple[str, str], table2.Row], path: Path) -> None:
     found = [term for term in TERMS if any((base, term) in rows for base in BASES)]
     order = sorted(found, key=lambda term: -max(rows[b, term].value("knn1") for b in BASES if (b, term) in rows))
     shown = [name for name in SHOWN if name != "acc1"]
-    figure, panels = plotting.plt.subplots(1, len(shown), figsize=(2.2 * plotting.COLUMN, 3.6), sharey=True)
+    figure, panels = plotting.plt.subplots(1, len(shown), figsize=(2 * plotting.COLUMN, 3.6), sharey=True)
     for k, (axes, name) in enumerate(zip(panels, shown, strict=True)):
         for i, base in enumerate(BASES):
             style = plotting.line_style(i)
