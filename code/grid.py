@@ -15,8 +15,8 @@ time with a checkpoint; the same command goes on later.
 --slurm (it needs submitit) submits the cells that are not done; they are requeued when they are preempted or their time
 is up, and status tells how far they are, from their files.
 
-Presets: paper (500 epochs, ResNet-18), short (100 epochs), mini (width 16, 20 epochs; on a CPU one to
-three hours a cell), digits (one to two minutes), search (6 epochs of 12,800 images at width 16, for --weights).
+Presets: paper (500 epochs, ResNet-18), short (100 epochs), mini (width 16, 20 epochs; on a thread of a CPU one to two
+hours a cell), digits (one to two minutes), search (6 epochs of 12,800 images at width 16, for --weights).
 Exit status: 0 all cells done, 1 some failed, 2 a mistake in the command, 75 stopped in time and to be continued.
 """
 
@@ -186,7 +186,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     )
     parser.add_argument("--runs", type=home, help="where runs lie (default: runs/grid/PRESET of the repository)")
     parser.add_argument(
-        "--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this (above 1)"
+        "--time-budget", type=budget, metavar="MINUTES", help="stop, with checkpoints, within this (above 1)"
     )
     parser.add_argument(
         "--parallel", type=count, default=1, metavar="K", help="cells at a time, spread over the GPUs (default: 1)"
@@ -210,8 +210,10 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
             parser.error(f"{text}: the grid gives it to each run by itself{here}")
         if meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85):
             parser.error(f"unknown option {text}: {meant[0]}?")
-    methods = list(FILES) if "all" in options.methods else options.methods
-    for method in methods:
+    if "all" in options.methods:
+        options.methods = list(FILES)
+    options.runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
+    for method in options.methods:
         own = settings.own_options(FILES[method])
         known = {"--" + name.replace("_", "-") for name in (*settings.Settings.__dataclass_fields__, *own)}
         for text in names:
@@ -223,15 +225,18 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         parser.error("--index goes with run-one")
     if options.slurm and given[0] != "run":  # in its place, where the jobs have run-one
         parser.error("--slurm goes with run: grid.py run --slurm ...")
-    if options.time_budget and 60 * options.time_budget <= WORTHWHILE:
-        parser.error(
-            f"--time-budget {options.time_budget:g}: no cell is begun with less than {WORTHWHILE / 60:g} minutes left"
-        )
     if options.action != "run-one" and not options.slurm:  # an array's cell has those of the command that submitted it
         for name in FOR_SLURM:
             if getattr(options, name) is not None:
                 parser.error(f"--{name} is for --slurm, without which the cells run here")
     return options, rest
+
+
+def budget(text: str) -> float:
+    minutes = positive(text)
+    if 60 * minutes <= WORTHWHILE:
+        raise argparse.ArgumentTypeError(f"no cell is begun with less than {WORTHWHILE / 60:g} minute left")
+    return minutes
 
 
 def _own_settings(method: str, arguments: list[str]) -> dict:
@@ -271,10 +276,8 @@ def _without_weights(rest: list[str]) -> list[str]:
 
 def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     """All cells in the order in which they are run; options that the grid does not know go to every program."""
-    methods = list(FILES) if "all" in options.methods else options.methods
     datasets = options.datasets or (["digits"] if options.preset == "digits" else ["cifar10", "cifar100"])
     preset = PRESETS[options.preset] | ({"epochs": options.epochs} if options.epochs else {})
-    runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
     several = options.gpus is not None and options.gpus > 1
     launcher = f"-m torch.distributed.run --standalone --nproc-per-node {options.gpus}".split() if several else []
     folders = {name: str(home(path)) for name, _, path in (entry.partition("=") for entry in options.folder) if path}
@@ -302,10 +305,10 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
         """Vanilla and W2 of the four methods first, then L_U, then the further methods."""
         return method not in TABLE2, TERMS.index(term) > 1, list(FILES).index(method), TERMS.index(term)
 
-    if options.weights and not any(set(terms(method)) - {"none"} for method in methods):
+    if options.weights and not any(set(terms(method)) - {"none"} for method in options.methods):
         raise UserError("--weights are of a term, and no cell has one: --terms")
     if not options.weights and settings.shared(rest).alpha_max is None:
-        for method in methods:
+        for method in options.methods:
             others = set(terms(method)) - set(table2(method))
             if lacking := sorted(others - set(default_weights(method))) if others else []:
                 raise UserError(f"{method} has no default weight for {', '.join(lacking)}: give --weights")
@@ -314,7 +317,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     weights = options.weights or [None]
     triples = [
         (method, term, weight)
-        for method, term in sorted(((m, t) for m in methods for t in terms(m)), key=lambda pair: place(*pair))
+        for method, term in sorted(((m, t) for m in options.methods for t in terms(m)), key=lambda pair: place(*pair))
         for weight in (weights if term != "none" else [None])
     ]
     found = []
@@ -322,7 +325,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
         for number in options.seeds:
             for method, term, weight in triples:
                 label = method + ("" if term == "none" else f"+{term}") + ("" if weight is None else f"-{weight:g}")
-                folder = runs / dataset / f"{label}-s{number}"
+                folder = options.runs / dataset / f"{label}-s{number}"
                 images = ["--dataset", dataset]
                 if dataset in folders:
                     path = os.path.abspath(folders[dataset])
@@ -453,7 +456,8 @@ class Runner:
                         self._stop()
                     if time.monotonic() > self.end:  # too late: their last checkpoints remain
                         for process in self.running.values():
-                            os.killpg(process.pid, signal.SIGKILL)
+                            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                                os.killpg(process.pid, signal.SIGKILL)
                     time.sleep(0.2)
                     if not self.running or time.monotonic() - shown > SHOW:
                         bar.update(self._epochs() - bar.n)
@@ -551,7 +555,7 @@ class Runner:
         self.stopping = True
 
 
-class Job:
+class SlurmJob:
     """What a Slurm job does: one cell by its own command. Stopped to make room or in time, it is requeued."""
 
     def __init__(self, command: list[str]):
@@ -575,7 +579,7 @@ class Job:
 
         self.process.terminate()
         self.wait()
-        return DelayedSubmission(Job(self.command))
+        return DelayedSubmission(SlurmJob(self.command))
 
     def wait(self) -> None:
         """Unlike Popen.wait, also from a signal handler that has interrupted the same: no lock is held."""
@@ -589,11 +593,11 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
         import submitit
     except ImportError:
         raise UserError("--slurm needs submitit (pip install submitit); without it: code/grid.sbatch") from None
-    left = [k for k, cell in enumerate(grid) if cell.result() is None and not cell.busy()]
-    if not left:
+    waiting = [k for k, cell in enumerate(grid) if cell.result() is None and not cell.busy()]
+    if not waiting:
         tell(status(grid))
         return 0
-    folder = (options.runs or CODE.parent / "runs" / "grid" / options.preset) / "slurm"
+    folder = options.runs / "slurm"
     try:
         # "Timed out" is also what submitit calls a job that was preempted within its first minutes: no limit on that.
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=10**6)
@@ -607,12 +611,12 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
         with executor.batch():
             same = [argument for argument in sys.argv[2:] if argument != "--slurm"]
             command = [sys.executable, str(CODE / "grid.py"), "run-one", *same, "--index"]
-            jobs = [executor.submit(Job([*command, str(k)])) for k in left]
+            jobs = [executor.submit(SlurmJob([*command, str(k)])) for k in waiting]
         number = jobs[0].job_id.partition("_")[0]
     except Exception as error:  # of sbatch: no such partition, no time left on the account, no Slurm
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(f"Slurm did not take the jobs: {reason}") from None
-    print(f"{len(left)} of {len(grid)} cells submitted as job {number}; logs in {folder} and beside each run")
+    print(f"{len(waiting)} of {len(grid)} cells submitted as job {number}; logs in {folder} and beside each run")
     return 0
 
 
@@ -632,7 +636,7 @@ def visible_gpus(each: int) -> list[str]:
 
 def gpus_for(parallel: int, rest: list[str], each: int = 1) -> list[str]:
     """Those to spread so many runs at a time over; none for one at a time, or where their options choose."""
-    chosen = any(text.partition("=")[0] in ("--device", "--gpus") for text in rest)
+    chosen = any(text.partition("=")[0] == "--device" for text in rest)
     return visible_gpus(each) if parallel > 1 and not chosen else []
 
 

@@ -8,7 +8,8 @@ a run with the best one.
 The search tries three weights of each term in the preset `search` (6 epochs of 12,800 images), in RUNS/search: about
 0.3, 3 and 30 times the one at which the term pulls partly collapsed rows as hard as alignment does; of reverse_kl and
 jeffreys, which are infinite in collapse, a wider range. The best kNN accuracy decides. The run is of --preset, in
-RUNS/final. That is 2 x 14 x 3 short runs and 2 x 15 others a data set: days on a CPU.
+RUNS/final. That is 2 x 14 x 3 short runs and 2 x 15 others a data set: days on a CPU. Options of every run are those of
+grid.py run (--datasets, --folder, --seeds, --epochs, --gpus) and of the methods.
 The same command goes on where it stopped. Exit status: as of grid.py.
 """
 
@@ -23,9 +24,11 @@ sys.path.insert(0, str(CODE))  # works with and without an installation
 
 import grid
 
-from wassersteinssl.cli import STOPPED, Parser, count, home, in_a_line, positive, tell
+from wassersteinssl.cli import STOPPED, Parser, count, home, in_a_line, tell
 from wassersteinssl.settings import PRESETS, SEARCH_WEIGHTS
 
+# Options of grid.py that are set here, or make no sense.
+NOT_HERE = "--runs --methods --weights --slurm --partition --account --time --cpus --index".split()
 BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
 
 
@@ -53,16 +56,18 @@ def best(searched: list[grid.Cell]) -> list[float]:
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:
     end = time.monotonic() + 60 * options.time_budget if options.time_budget else None
-    gpus = grid.gpus_for(options.parallel, rest)
+    first, _ = grid.parse(["run", *BASES[options.bases[0]], *rest])
+    gpus = grid.gpus_for(options.parallel, rest, first.gpus or 1)
 
-    def all_of(found: list[grid.Cell]) -> int:
-        """Run them; the exit status."""
+    def all_of(found: list[grid.Cell]) -> tuple[int, bool]:
+        """Run them; the exit status, and whether to stop, be they all done."""
         if not found:
-            return 0
+            return 0, False
         grid.refuse_others(found)
         left = None if end is None else (end - time.monotonic()) / 60
         tell(f"{grid.count_of(found)}, left: {grid.left(found, options.parallel)}")
-        return grid.Runner(found, options.parallel, left, gpus=gpus).run()
+        runner = grid.Runner(found, options.parallel, left, gpus=gpus)
+        return runner.run(), runner.stopping
 
     pairs = [(base, term) for term in options.terms for base in options.bases]
     searches = {
@@ -70,14 +75,16 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         for base, term in pairs
         if term != "none"
     }
-    status = all_of([cell for found in searches.values() for cell in found])
+    status, stopping = all_of([cell for found in searches.values() for cell in found])
+    if stopping:
+        status = STOPPED
     if status != STOPPED:
         final = []
         for pair in pairs:
             weights = best(searches[pair]) if pair in searches else []
             if weights or pair not in searches:  # else no run of the search is done
                 final += cells("final", *pair, weights, options, rest)
-        status = all_of(final) or status
+        status = all_of(final)[0] or status
     if status == STOPPED:
         tell("the same command goes on with what is left")
     return status
@@ -100,8 +107,14 @@ def main() -> int:
     parser.add_argument(
         "--parallel", type=count, default=1, metavar="K", help="runs at a time, spread over the GPUs (default: 1)"
     )
-    parser.add_argument("--time-budget", type=positive, metavar="MINUTES", help="stop, with checkpoints, within this")
-    return in_a_line(run, *parser.parse_known_args())
+    parser.add_argument(
+        "--time-budget", type=grid.budget, metavar="MINUTES", help="stop, with checkpoints, within this"
+    )
+    options, rest = parser.parse_known_args()
+    for text in rest:
+        if text.partition("=")[0] in NOT_HERE:
+            parser.error(f"{text} is for grid.py, not for this search")
+    return in_a_line(run, options, rest)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from conftest import FIGURES, REPOSITORY, check_executed, environment, load
 from torch import nn
 
-from wassersteinssl import audit, audit_encoders, audit_files, audit_report, augment, backbones, data, studies
+from wassersteinssl import audit, audit_encoders, audit_files, audit_report, augment, backbones, data, evaluate, studies
 from wassersteinssl.cli import UserError, in_a_line
 from wassersteinssl.encoder import save_encoder
 from wassersteinssl.settings import PRESETS, Settings
@@ -326,6 +326,18 @@ def test_rows_that_point_one_way_have_no_dimensions():
     assert report["verdict"]["word"].startswith("collapsed")
     assert report["spectrum"]["dimensions"] == report["w2"]["dimensions"] == report["spectrum"]["effective_rank"] == 0
     assert report["verdict"]["why"].startswith("all rows point the same way")
+
+
+def test_labels_of_rows_outside_the_sample_cost_nothing(monkeypatch):
+    asked = {}
+
+    def knn_accuracy(*_, classes, **__):
+        asked["classes"] = classes
+        return 50.0
+
+    monkeypatch.setattr(evaluate, "knn_accuracy", knn_accuracy)
+    found = audit.audit(audit_files.of_rows(normal(500, 8), "z", np.arange(500) * 1000), sample=100)
+    assert asked["classes"] == found.report["labels"]["classes"] == 100
 
 
 def test_neighbours_know_a_label_whatever_the_order_of_rows():
@@ -857,11 +869,30 @@ def test_rows_in_memory_are_a_matrix():
         (z[0], r"z: features are an array or tensor \(rows, features\), not one of shape \(4,\)"),
         (z[None], r"not one of shape \(1, 50, 4\)"),
         ([[1.0, 2.0]], "not one of type list"),
+        (torch.empty(0, 4), r"not one of shape \(0, 4\)"),
+        (z.detach().to_sparse(), "z: features are a dense tensor"),
+        (z.detach().to(torch.complex64), "z holds complex64: features are float16 to float64"),
+        (np.array([["a", "b"]], dtype=object), "z holds object"),
+        (np.ones((3, 2), np.longdouble), "z holds (float128|longdouble)"),
     ):
         with pytest.raises(UserError, match=pattern):
             audit_files.of_rows(bad, "z")
     with pytest.raises(UserError, match="a sample of 1: an audit needs two rows"):
         audit.audit(audit_files.of_rows(z, "z"), sample=1)
+
+
+def test_labels_in_memory_are_one_a_row():
+    z, y = normal(4, 3), [2, 0, 0, 7]
+    for labels in (y, np.array(y)[:, None], torch.tensor(y), np.array(["c", "a", "a", "d"], dtype=object)):
+        assert audit_files.of_rows(z, "z", labels).labels.tolist() == [1, 0, 0, 2]
+    for bad, pattern in (
+        (y[:3], r"z: the array holds labels of shape \(3,\) for 4 rows"),
+        ([1.0, float("nan"), 0, 0], "holds no label for 1 of 4 rows"),
+        (np.array(["a", None, "", "b"], dtype=object), "holds no label for 2 of 4 rows"),
+        (np.array(["a", 1, 2, 3], dtype=object), "holds labels of several kinds"),
+    ):
+        with pytest.raises(UserError, match=pattern):
+            audit_files.of_rows(z, "z", bad)
 
 
 def test_endings_of_names_may_be_large_and_pipes_are_refused(tmp_path, capsys):

@@ -475,6 +475,15 @@ def test_a_measure_that_raises_costs_no_result(monkeypatch, capsys):
     assert capsys.readouterr().err == "no mine: needs more rows\n"
 
 
+def test_measures_of_moments_are_of_all_rows_and_of_pairs_of_ten_thousand(monkeypatch):
+    seen = []
+    measures = {"w2": MEASURES["w2"], "mine": Measure("mine", lambda z: seen.append(len(z)) or z.sum(), "low", "", "")}
+    monkeypatch.setattr(evaluate, "MEASURES", measures)
+    z = torch.randn(15_000, 3)
+    assert every_measure(z, z, z)["w2"] == representation_metrics(z, z, z)["w2"]
+    assert seen == [7_500]
+
+
 def test_measure_gathers_what_the_parts_give(data, method):
     augmentation = Augmentation()
     options = {"device": "cpu", "precision": "fp32"}

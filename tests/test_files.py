@@ -1,6 +1,9 @@
 """A file is written whole or not at all, whatever interrupts the writing."""
 
+import contextlib
+import errno
 import os
+import stat
 
 import pytest
 
@@ -36,6 +39,20 @@ def test_a_failure_keeps_the_old_content_and_leaves_nothing(tmp_path, monkeypatc
         write_atomically(path, content)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file.json"]
+
+
+@pytest.mark.parametrize(("number", "kept"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_may_lack_the_fsync_of_folders_and_not_fail_in_it(tmp_path, monkeypatch, number, kept):
+    whole = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.nullcontext() if kept else pytest.raises(OSError, match=os.strerror(number)):
+        write_atomically(tmp_path / "file.json", b"new")
 
 
 def test_what_a_killed_writer_leaves_is_swept_and_nothing_else(tmp_path):

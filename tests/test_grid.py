@@ -528,9 +528,9 @@ def test_torchrun_waits_for_checkpoints_unless_the_user_says_how_long(grid_modul
 
 
 def test_a_slurm_job_passes_the_failure_of_its_cell_on(grid_module):
-    grid_module.Job([sys.executable, "-c", ""])()
+    grid_module.SlurmJob([sys.executable, "-c", ""])()
     with pytest.raises(RuntimeError, match="status 3"):
-        grid_module.Job([sys.executable, "-c", "raise SystemExit(3)"])()
+        grid_module.SlurmJob([sys.executable, "-c", "raise SystemExit(3)"])()
 
 
 def test_a_slip_of_the_pen_and_a_file_for_a_folder_are_told(tmp_path):
@@ -607,7 +607,7 @@ def regularisers(tmp_path, monkeypatch):
         """Notes its cells."""
 
         def __init__(self, cells, parallel, minutes, gpus):
-            self.cells = cells
+            self.cells, self.stopping = cells, start.stopping
             start.asked.append((parallel, minutes, gpus))
 
         def run(self):
@@ -629,7 +629,7 @@ def regularisers(tmp_path, monkeypatch):
         start.returned = module.main()
         return start.ran
 
-    start.weights, start.status, start.module = module.SEARCH_WEIGHTS, 0, module
+    start.weights, start.status, start.stopping, start.module = module.SEARCH_WEIGHTS, 0, False, module
     return start
 
 
@@ -697,6 +697,30 @@ def test_a_search_shares_its_time_and_its_gpus_among_all_its_runs(regularisers, 
     assert 0 < later < minutes < 5
 
 
+def test_a_search_gives_each_run_its_own_gpus(regularisers, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    regularisers("--terms", "w2", "--bases", "mse", "--parallel", "2", "--gpus", "2")
+    assert [gpus for _, _, gpus in regularisers.asked] == [["0,1", "2,3"]] * 2
+
+
+def test_a_search_that_is_asked_to_stop_in_its_last_run_begins_nothing_more(regularisers):
+    regularisers.stopping = True
+    ran = regularisers("--terms", "w2", "--datasets", "cifar10")
+    assert regularisers.returned == 75
+    assert {stage(cell) for cell in ran} == {"search"}
+
+
+@pytest.mark.parametrize(
+    "option", ["--slurm", "--runs=elsewhere", "--methods", "--weights", "--account=x", "--index", "--time-budget=0.5"]
+)
+def test_a_search_refuses_options_of_the_grid_that_would_do_something_else(regularisers, capsys, option):
+    with pytest.raises(SystemExit) as ended:
+        regularisers("--terms", "w2", option)
+    assert ended.value.code == 2
+    assert option.partition("=")[0] in capsys.readouterr().err
+    assert regularisers.asked == []
+
+
 def test_all_runs_of_a_search_share_the_places(grid, tmp_path):
     """Each waits until three have begun in its stage: of two at a time none would end."""
     terms = ("--datasets", "digits", "--bases", "byol", "--terms", "none", "w2", "lu")
@@ -723,7 +747,7 @@ def test_a_search_says_at_once_where_runs_of_other_settings_lie(regularisers, tm
 
 @pytest.mark.parametrize(
     ("parallel", "rest", "found"),
-    [(2, ["--width", "2"], ["4", "6"]), (1, [], []), (2, ["--device=cpu"], []), (2, ["--gpus", "2"], [])],
+    [(2, ["--width", "2"], ["4", "6"]), (1, [], []), (2, ["--device=cpu"], [])],
 )
 def test_runs_are_spread_over_gpus_unless_their_options_choose(grid_module, monkeypatch, parallel, rest, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")

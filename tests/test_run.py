@@ -261,6 +261,33 @@ def test_a_result_names_the_device_of_each_stage(module, tmp_path, monkeypatch):
     assert (result["device"], result["evaluate_device"]) == (device.hardware(torch.device("cpu")), "another")
 
 
+def test_a_result_names_what_began_and_what_ended_the_run(module, tmp_path, monkeypatch):
+    execute(module, tmp_path, "--stage", "pretrain")
+    begun = json.loads((tmp_path / "config.json").read_text())
+    versions = {**begun["versions"], "torch": "3.0"}
+    monkeypatch.setattr(run_folder, "versions", lambda: versions)
+    execute(module, tmp_path, "--stage", "evaluate")
+    config = json.loads((tmp_path / "result.json").read_text())["config"]
+    assert config["versions"] == versions
+    assert config["begun"] == {"versions": begun["versions"]}
+    assert json.loads((tmp_path / "config.json").read_text()) == begun
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_evaluation_without_the_memory_keeps_the_training(module, tmp_path, monkeypatch, device):
+    def full(self):
+        self.device = torch.device(device)
+        raise torch.OutOfMemoryError("out of memory, of 9 GB")
+
+    monkeypatch.setattr(run.Job, "measure", full)
+    with pytest.raises(UserError) as raised:
+        execute(module, tmp_path, "--monitor-every", 0)
+    told = "out of memory in the evaluation: out of memory, of 9 GB; the training is kept, try where there is more"
+    assert str(raised.value) == told + (": the same command with --device cpu" if device == "cuda" else "")
+    monkeypatch.undo()
+    assert execute(module, tmp_path, "--monitor-every", 0)
+
+
 def test_the_commit_of_a_repository_around_this_one_is_not_noted(tmp_path, monkeypatch):
     commit = [
         "git",

@@ -410,11 +410,11 @@ def _labels(z: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
     from wassersteinssl.evaluate import knn_accuracy
 
     order = torch.randperm(len(z), generator=studies.generator(seed))
-    z, labels, classes = z[order], labels[order], int(labels.max()) + 1
-    asked = labels[1::2]
+    found, labels = labels[order].unique(return_inverse=True)  # of the sample: the whole may have a label a row
+    z, classes, asked = z[order], len(found), labels[1::2]
     accuracy = knn_accuracy(z[::2], labels[::2], z[1::2], asked, k=NEAREST, classes=classes)
     return {
-        "classes": len(labels.unique()), "asked": len(asked), "knn1": accuracy,
+        "classes": classes, "asked": len(asked), "knn1": accuracy,
         "most_frequent": 100 * float(asked.bincount().max()) / len(asked),
     }  # fmt: skip
 

@@ -56,14 +56,19 @@ class Stored(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def of_rows(rows: np.ndarray | Tensor, name: str, labels: np.ndarray | None = None) -> Features:
+def of_rows(rows: np.ndarray | Tensor, name: str, labels: Any = None) -> Features:
     """Features that are in memory, a row a sample: (n, m), with n labels if there are any. UserError for others."""
-    if not isinstance(rows, np.ndarray | Tensor) or rows.ndim != 2:
+    if not isinstance(rows, np.ndarray | Tensor) or rows.ndim != 2 or 0 in rows.shape:
         what = f"shape {tuple(rows.shape)}" if isinstance(rows, np.ndarray | Tensor) else f"type {type(rows).__name__}"
         raise UserError(f"{name}: features are an array or tensor (rows, features), not one of {what}")
+    if isinstance(rows, Tensor) and rows.layout != torch.strided:
+        raise UserError(f"{name}: features are a dense tensor, not a sparse one")
+    _check_type(str(rows.dtype).removeprefix("torch."), name)
     z = _floating(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
     n, m = z.shape
-    classes = None if labels is None else torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+    if labels is not None:
+        labels = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    classes = None if labels is None else _classes(labels, n, f"{name}: the array")
     dtype = str(z.dtype).removeprefix("torch.")
     return Features(name, n, m, dtype, lambda: map(z.__getitem__, _parts((n, m))), classes)
 
@@ -135,19 +140,32 @@ def read_labels(path: Path, n: int, key: str | None = None) -> Tensor:
             values = np.array(lines if _kind(path) == ".txt" else _column(path, lines, n, key))
         else:
             stored = _format(path)(path, key, 1)
-            if stored.shape not in ((n,), (n, 1)):
-                raise UserError(f"{path} holds labels of shape {stored.shape} for {n} rows of features")
-            values = np.concatenate([np.asarray(chunk) for chunk in stored.chunks()]).reshape(-1)
-    if values.shape != (n,):
-        raise UserError(f"{path} holds labels of shape {values.shape} for {n} rows of features")
-    empty = 0
+            _check_labels(stored.shape, n, str(path))  # before they are read
+            values = np.concatenate([np.asarray(chunk) for chunk in stored.chunks()])
+    return _classes(values, n, str(path))
+
+
+def _check_labels(shape: tuple[int, ...], n: int, source: str) -> None:
+    if shape not in ((n,), (n, 1)):
+        raise UserError(f"{source} holds labels of shape {shape} for {n} rows of features")
+
+
+def _classes(values: np.ndarray, n: int, source: str) -> Tensor:
+    """0, 1, ... of n labels, (n,) int64. UserError if some are missing."""
+    _check_labels(values.shape, n, source)
+    values, empty = values.reshape(-1), 0
     if values.dtype.kind == "f":
         empty = int(np.isnan(values).sum())
     elif values.dtype.kind in "US":
         empty = int(np.isin(values, np.array(["", "nan", "NaN"], values.dtype.kind)).sum())
+    elif values.dtype.kind == "O":  # as of pandas
+        empty = sum(value is None or value != value or value == "" for value in values)
     if empty:
-        raise UserError(f"{path} holds no label for {empty} of {n} rows")
-    return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
+        raise UserError(f"{source} holds no label for {empty} of {n} rows")
+    try:
+        return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
+    except TypeError:  # cannot be put in order
+        raise UserError(f"{source} holds labels of several kinds") from None
 
 
 def _column(path: Path, lines: list[str], n: int, key: str | None) -> list[str]:
@@ -182,8 +200,7 @@ def _read_file(path: Path, key: str | None) -> Features:
     if len(stored.shape) != 2 or 0 in stored.shape:
         raise UserError(f"{path} holds an array of shape {stored.shape}: features are a matrix (rows, features)")
     n, m = stored.shape
-    if stored.dtype not in FLOATS and not re.fullmatch(r"u?int\d+|bool", stored.dtype):
-        raise UserError(f"{path} holds {stored.dtype}: features are float16 to float64, or whole numbers")
+    _check_type(stored.dtype, str(path))
 
     def chunks() -> Iterator[Tensor]:
         with _reading(path):
@@ -191,6 +208,11 @@ def _read_file(path: Path, key: str | None) -> Features:
 
     notes = () if stored.dtype in FLOATS else (f"whole numbers ({stored.dtype}), taken as they are",)
     return Features(str(path), n, m, stored.dtype, chunks, notes=stored.notes + notes)
+
+
+def _check_type(dtype: str, source: str) -> None:
+    if dtype not in FLOATS and not re.fullmatch(r"u?int\d+|bool", dtype):
+        raise UserError(f"{source} holds {dtype}: features are float16 to float64, or whole numbers")
 
 
 @contextmanager

@@ -354,13 +354,13 @@ def every_measure(
     z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor, *, on_measure: Callable[[], Any] = lambda: None
 ) -> dict[str, float | None]:
     """All of MEASURES, of projector outputs as in `representation_metrics`; None where a measure is not finite, or
-    raises ValueError, which is told. Of more than 10,000 rows so many at most, evenly spaced: trees and neighbours take
-    their square. `on_measure` is called after each."""
-    every = -(-len(z_test) // 10_000)
-    z_test, z_view_a, z_view_b = (z[::every] for z in (z_test, z_view_a, z_view_b))
+    raises ValueError, which is told. Those of two moments are of all rows, the others of at most 10,000, evenly spaced:
+    trees and neighbours take their square. `on_measure` is called after each."""
     if z_test.device.type == "mps":  # Apple GPUs have neither eigenvalues nor float64
         z_test, z_view_a, z_view_b = (z.cpu() for z in (z_test, z_view_a, z_view_b))
     metric, found = W2Metric().update(z_test), {}
+    every = -(-len(z_test) // 10_000)
+    z_test, z_view_a, z_view_b = (z[::every] for z in (z_test, z_view_a, z_view_b))
     for name, record in MEASURES.items():
         try:
             if record.of_moments:

@@ -1,5 +1,6 @@
 """Files written whole or not at all, what went wrong with one, in a line, and programs as modules."""
 
+import errno
 import importlib.util
 import os
 import secrets
@@ -35,6 +36,9 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a network file system that does not offer it
+                raise
         finally:
             os.close(folder)
 

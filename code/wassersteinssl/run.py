@@ -120,6 +120,12 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
             if not distributed.first():
                 return finished
             finished = finished and (settings.stage == "pretrain" or job.evaluate())
+        except (MemoryError, RuntimeError) as error:
+            if not (out_of_memory(error) and job.state is not None and "probe" in job.state):
+                raise
+            advice = "" if job.device.type == "cpu" else ": the same command with --device cpu"
+            why = f"out of memory in the evaluation: {reason(error)[:200]}"
+            raise UserError(f"{why}; the training is kept, try where there is more{advice}") from None
         except FloatingPointError as error:
             if distributed.first():
                 last = job.folder.fail(str(error))

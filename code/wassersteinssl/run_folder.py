@@ -88,7 +88,9 @@ class RunFolder:
             self._lock()
             try:
                 (self.path / "failed.json").unlink(missing_ok=True)
-                if not (config.exists() and self._same(config)):  # another process may have begun meanwhile
+                if config.exists() and self._same(config):  # another process may have begun meanwhile
+                    self._note_begin(json.loads(config.read_text()))
+                else:
                     write_atomically(config, _json(self.config))
             except BaseException:
                 self._unlock()
@@ -110,6 +112,12 @@ class RunFolder:
         name = newest.name if newest else None
         write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": name}))
         return name
+
+    def _note_begin(self, before: dict) -> None:
+        """For the result, which names what has ended the run: by what else it was begun."""
+        begun = {key: before[key] for key in ("command", "versions", "processes") if key in before}
+        if other := {key: value for key, value in begun.items() if value != self.config[key]}:
+            self.config["begun"] = other
 
     def _same(self, config: Path) -> bool:
         """Whether the folder is of this configuration. UserError if it is not and has something to lose."""

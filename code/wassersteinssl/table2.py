@@ -226,8 +226,8 @@ def spectrum(run: dict) -> np.ndarray:
 
 
 def _rank(run: dict) -> dict[str, float]:
-    """The effective rank of its test embeddings, which older runs have not recorded; nothing where their spectrum cannot
-    be read or is 0."""
+    """The effective rank of the test embeddings, which older runs have not recorded; nothing where the spectrum is 0 or
+    cannot be read."""
     try:
         values = spectrum(run)
     except UserError:

@@ -43,11 +43,11 @@ def draw_table(table: Table, path: Path) -> list[Path]:
         panel, shown = axes.flat[k], rows[dataset]
         shift = 0.17 if compared and any(row.published for row in shown) else 0
         for y, row in enumerate(shown):
-            color, deviation = COLORS[_place(row)], row.deviation(column) or 0
-            panel.errorbar(row.value(column), y - shift, xerr=deviation, fmt=MARKERS[_place(row)], color=color, capsize=2)
+            color, marker, deviation = COLORS[_place(row)], MARKERS[_place(row)], row.deviation(column) or 0
+            panel.errorbar(row.value(column), y - shift, xerr=deviation, fmt=marker, color=color, capsize=2)
             number = row.published.get(column)
             if compared and number is not None:
-                panel.plot(number, y + shift, MARKERS[_place(row)], markerfacecolor="none", color=color)
+                panel.plot(number, y + shift, marker, markerfacecolor="none", color=color)
         if column == "w2":
             panel.axvline(shown[0].value("w2_floor"), **FLOOR)
             panel.set_xlim(left=0)
@@ -59,7 +59,7 @@ def draw_table(table: Table, path: Path) -> list[Path]:
     ours = "ours ± deviation over seeds" if several else "ours"
     handles = [plt.Line2D([], [], marker=MARKERS[0], linestyle="", color="0.3", label=ours)]
     if compared:
-        hollow = {"marker": MARKERS[0], "linestyle": "", "color": "0.3", "markerfacecolor": "none"}
+        hollow: dict[str, Any] = {"marker": MARKERS[0], "linestyle": "", "color": "0.3", "markerfacecolor": "none"}
         handles.append(plt.Line2D([], [], **hollow, label="paper (width 64, 500 epochs)"))
     handles.append(plt.Line2D([], [], **FLOOR))
     terms = {_place(row): _label(row.term) if row.term in TERM_LABELS else "another term" for row in table.rows}
@@ -120,8 +120,8 @@ def _styles(labels: Sequence[str], order: list[str]) -> list[dict]:
 
 def draw_spectra(table: Table) -> Figure:
     """Eigenvalues of the covariance of the l2-normalised test embeddings, a line of `panels_of` for each data set (the
-    paper's figure 7), beside what as many uniform rows show. All panels have one scale. Of several seeds: the geometric mean, in a band from the least to the
-    largest."""
+    paper's figure 7), beside what as many uniform rows show. All panels have one scale. Of several seeds: the geometric
+    mean, in a band from the least to the largest."""
     figure, grid = _axes(panels_of(table))
     least, most = 1.0, 0.0
     for axis, panel in chain.from_iterable(grid):
@@ -210,9 +210,7 @@ def _axes(lines: Sequence[list[Panel]], sharey: Any = "row") -> tuple[Figure, li
     size = (width * columns, (2 if columns > 2 else 2.3) * len(lines) + 0.7)
     mixed = 1.5 if columns > 2 and lines[0][0].title == NO_TERM else 1  # it holds most lines
     ratios = [mixed, *[1] * (columns - 1)]
-    figure, axes = plt.subplots(
-        len(lines), columns, figsize=size, squeeze=False, sharey=sharey, width_ratios=ratios
-    )
+    figure, axes = plt.subplots(len(lines), columns, figsize=size, squeeze=False, sharey=sharey, width_ratios=ratios)
     several, letters = sum(map(len, lines)) > 1, map(_letter, count())
     grid: list[list[tuple[Axes, Panel]]] = []
     for places, panels in zip(axes, lines, strict=True):
