@@ -92,10 +92,15 @@ class Row:
     def value(self, column: str) -> float:
         return mean(run[column] for run in self.runs)
 
-    def measure(self, name: str) -> float | None:
-        """Mean of one of MEASURES over the runs; None if it is infinite or was not recorded by all."""
+    def measured(self, name: str) -> list[float]:
+        """One of MEASURES, of each run; empty if it is infinite or was not recorded by all."""
         values = [run["measures"].get(name) for run in self.runs]
-        return None if None in values else mean(values)
+        return [] if None in values else values
+
+    def measure(self, name: str) -> float | None:
+        """Its mean over the runs."""
+        values = self.measured(name)
+        return mean(values) if values else None
 
     def deviation(self, column: str) -> float | None:
         """Sample standard deviation over seeds; None for one seed."""
@@ -304,8 +309,8 @@ def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list
     """A data set's name and floor, the heads of its columns and its rows, for Markdown and LaTeX alike."""
     rows = [row for row in table.rows if row.dataset == dataset]
     compared = {column for row in rows for column in row.published}
-    ranks = [row.measure("effective_rank") for row in rows]
-    last = ["eff. rank ↑"] if any(rank is not None for rank in ranks) else []
+    ranks = [row.measured("effective_rank") for row in rows]
+    last = ["eff. rank ↑"] if any(ranks) else []
     heads = ["Method"]
     for column, (heading, _) in COLUMNS.items():
         heads += [heading] + (["paper"] if column in compared else [])
@@ -317,7 +322,7 @@ def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list
             if column in compared:
                 number = row.published.get(column)
                 cells[-1].append("" if number is None else f"{number:.2f}")
-        cells[-1] += ["" if rank is None else f"{rank:.1f}"] * len(last)
+        cells[-1] += [_spread(rank, 1) if rank else ""] * len(last)
         cells[-1] += [str(row.seeds), f"{row.minutes:.1f}"]
     floor = f"W2's floor {rows[0].value('w2_floor'):.3f}"
     return (DATASET_LABELS.get(dataset, dataset), floor), [*heads, *last, "seeds", "minutes"], cells
@@ -384,15 +389,15 @@ def monitoring(table: Table) -> str:
 
 
 def _cell(table: Table, row: Row, column: str) -> str:
-    decimals = COLUMNS[column][1]
-    text = f"{row.value(column):.{decimals}f}"
-    deviation, gains = row.deviation(column), table.gains(row, column) if column in GAINS else []
-    if deviation is not None:
-        text += f" ± {deviation:.{decimals}f}"
-    if gains:
-        spread = f" ± {stdev(gains):.{decimals}f}" if len(gains) > 1 else ""
-        text += f" ({mean(gains):+.{decimals}f}{spread})"
-    return text
+    decimals, gains = COLUMNS[column][1], table.gains(row, column) if column in GAINS else []
+    text = _spread([run[column] for run in row.runs], decimals)
+    return f"{text} ({_spread(gains, decimals, '+')})" if gains else text
+
+
+def _spread(values: list[float], decimals: int, sign: str = "") -> str:
+    """The mean, with the deviation of several."""
+    text = f"{mean(values):{sign}.{decimals}f}"
+    return f"{text} ± {stdev(values):.{decimals}f}" if len(values) > 1 else text
 
 
 def _tex(text: str) -> str:
