@@ -15,7 +15,7 @@ import pytest
 from conftest import REPOSITORY, environment, load
 from scipy import stats
 
-from wassersteinssl import augmentation, plotting, results, table2, table2_figures
+from wassersteinssl import augmentation, plotting, results, studies, table2, table2_figures
 from wassersteinssl.settings import TERMS, Settings, other_images
 
 DEFAULTS = {name: entry.default for name, entry in Settings.__dataclass_fields__.items()}
@@ -239,8 +239,18 @@ def test_spectra_are_of_the_seeds_that_have_one(make, tmp_path):
         np.save(make(seed=seed) / "spectrum.npy", np.array([0.5, 0.3, 0.1, 0.1 * seed - 1.1]))
     (tmp_path / "BYOL-none-cifar10-12" / "spectrum.npy").unlink()
     (table,), _ = table2.collect([tmp_path])
-    line = table2_figures.draw_spectra(table).axes[0].lines[0]
+    line, uniform = table2_figures.draw_spectra(table).axes[0].lines
     assert line.get_ydata()[-1] == pytest.approx((0.2 * 0.3) ** 0.5)
+    assert uniform.get_ydata() == pytest.approx(studies.spectrum_theory(10_000, 4))
+
+
+def test_lines_of_one_panel_are_marked_at_different_places(make, tmp_path):
+    spectrum = np.linspace(1, 0.1, 60)
+    for method in ("BYOL", "SimCLR", "MoCoV2"):
+        np.save(make(method=method, dim=60) / "spectrum.npy", spectrum)
+    (table,), _ = table2.collect([tmp_path])
+    lines = table2_figures.draw_spectra(table).axes[0].lines[:3]
+    assert [line.get_markevery() for line in lines] == [(0, 10), (3, 10), (6, 10)]
 
 
 def test_the_effective_rank_is_recorded_or_that_of_the_spectrum(make, tmp_path):
