@@ -89,8 +89,9 @@ def audit(
     rows = _Pass(features, sample, np.random.default_rng(seed))
     if rows.bad and not drop_bad_rows:
         raise UserError(
-            f"{len(rows.bad)} of {n} rows of {features.name} hold NaN, infinite, gigantic or vanishing values: "
-            f"{_first(rows.bad)} (counted from 0); --drop-bad-rows leaves them out"
+            f"{rows.bad} of {n} rows of {features.name} hold NaN, infinite, gigantic or vanishing values: "
+            f"{', '.join(map(str, rows.first_bad))}{', ...' if rows.bad > NAMED else ''} (counted from 0); "
+            "--drop-bad-rows leaves them out"
         )
     if rows.n < 2 or len(rows.sample) < 2:
         raise UserError(f"{features.name}: {rows.n} finite rows are left; an audit needs two")
@@ -107,7 +108,7 @@ def audit(
         moments = rows.metric.state_dict()
         rows.metric.load_state_dict(moments | {"scatter": torch.zeros_like(moments["scatter"])})
     report["rows"] = {
-        "distinct": distinct, "repeated": rows.n - distinct, "dropped": len(rows.bad), "one_direction": flat,
+        "distinct": distinct, "repeated": rows.n - distinct, "dropped": rows.bad, "one_direction": flat,
     }  # fmt: skip
     report["norms"] = rows.norm_statistics()
     report["features"] = rows.feature_statistics()
@@ -137,13 +138,13 @@ def audit(
 
 
 class _Pass:
-    """What a single look at every row gathers; rows that are not finite are listed and left out of the rest."""
+    """What a single look at every row gathers; rows that are not finite are counted and left out of the rest."""
 
     def __init__(self, features: Features, size: int, random: np.random.Generator):
         index = _draw(features.n, size, random)
         self.metric = W2Metric()  # of the rows that have a direction
         self.n = 0  # with the zero rows
-        self.bad: list[int] = []
+        self.bad, self.first_bad = 0, list[int]()
         self.low, self.high = torch.full((2, features.m), torch.inf, dtype=torch.float64) * torch.tensor([[1], [-1]])
         self.zero, self.shortest, self.longest = 0, math.inf, 0.0
         self.mean_norm, self.square = 0.0, 0.0  # mean of the norms, and the sum of their squared distances to it
@@ -158,7 +159,9 @@ class _Pass:
                 norms = torch.linalg.vector_norm(rows, dim=1)
                 good = _usable(rows, norms)
                 directed[start : start + len(rows)] = good & (norms > 0)
-                self.bad += (start + torch.nonzero(~good).flatten()).tolist()
+                bad = start + torch.nonzero(~good).flatten()
+                self.bad += len(bad)
+                self.first_bad += bad[: NAMED - len(self.first_bad)].tolist()
                 here = within(index, start, len(rows))
                 sample[here], kept[here] = rows[index[here] - start], good[index[here] - start]
                 start += len(rows)
@@ -467,10 +470,6 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
             yield f"views are compared on {views['rows']} sampled rows; the others were not looked at"
     if rows["repeated"]:
         yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor is that of {rows['in_floor']} rows"
-
-
-def _first(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:NAMED])) + (", ..." if len(rows) > NAMED else "")
 
 
 def count(dimensions: float) -> str:
