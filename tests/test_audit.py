@@ -29,7 +29,6 @@ from wassersteinssl import (
     backbones,
     data,
     evaluate,
-    plotting,
     studies,
 )
 from wassersteinssl.cli import UserError, in_a_line
@@ -890,18 +889,6 @@ def test_rows_in_memory_are_a_matrix():
             audit_files.of_rows(bad, "z")
     with pytest.raises(UserError, match="a sample of 1: an audit needs two rows"):
         audit.audit(audit_files.of_rows(z, "z"), sample=1)
-
-
-@pytest.mark.parametrize("together", [True, False])
-def test_uniform_rows_at_one_distance_do_not_flatten_the_others(together):
-    wide = normal(1000).numpy()
-    uniform = np.full(1000, 9.0) if together else normal(1000).numpy() + 3
-    figure, axes = plotting.plt.subplots()
-    audit_report._draw_nearest(axes, {"these rows": wide, "gaussian": wide[:500], "uniform": uniform})
-    _, top = axes.get_ylim()
-    assert top < 300  # of 1000 uniform rows in one bin
-    assert [text.get_text() for text in axes.texts] == (["uniform rows:\nto 1,000  "] if together else [])
-    plotting.plt.close(figure)
 
 
 def test_labels_in_memory_are_one_a_row():

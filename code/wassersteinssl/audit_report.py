@@ -184,13 +184,6 @@ def _draw_nearest(axes: Axes, nearest: dict[str, np.ndarray]) -> None:
         weights = np.full(len(nearest[law]), len(nearest["these rows"]) / len(nearest[law]))
         style: dict[str, Any] = {"color": color, "linestyle": dashes, "linewidth": 1.3, "label": name}
         axes.hist(nearest[law], bins=bins, weights=weights, histtype="step", **style)
-    top = {name: np.histogram(values, bins)[0].max() / len(values) for name, values in nearest.items()}
-    top = {name: share * len(nearest["these rows"]) for name, share in top.items()}
-    limit = 1.4 * max(top["these rows"], top["gaussian"])
-    if top["uniform"] > 2 * limit:  # all in a bin or two: cut, else it would flatten the others
-        axes.set_ylim(0, limit)
-        style = {"color": LAWS["uniform"][0], "ha": "right", "va": "top", "fontsize": 7}
-        axes.text(nearest["uniform"].mean(), limit, f"uniform rows:\nto {top['uniform']:,.0f}  ", **style)
     axes.set(title="(c) Distance to the nearest neighbour", xlabel="distance between unit rows", ylabel="sampled rows")
 
 
