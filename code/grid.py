@@ -621,7 +621,8 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
 
 
 def visible_gpus(each: int) -> list[str]:
-    """The GPUs that may be used, so many in an entry: those of CUDA_VISIBLE_DEVICES, else all that the driver lists."""
+    """The GPUs that may be used, so many in an entry: those of CUDA_VISIBLE_DEVICES, else all that the driver lists. Of
+    a divided GPU (MIG): its parts, of which a process can use one alone."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         names = [name.strip() for name in named.split(",")]
         found = list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # -1 ends the list
@@ -630,7 +631,11 @@ def visible_gpus(each: int) -> list[str]:
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True).stdout
         except (OSError, subprocess.SubprocessError):
             return []
-        found = [str(k) for k, _ in enumerate(re.findall(r"^GPU \d+:", listed, re.MULTILINE))]
+        found = []
+        for k, gpu in enumerate(re.split(r"^GPU \d+:", listed, flags=re.MULTILINE)[1:]):
+            found += re.findall(r"\(UUID: (MIG-[^)]+)\)", gpu) or [str(k)]
+    if each > 1:
+        found = [name for name in found if not name.startswith("MIG-")]
     return [",".join(found[k : k + each]) for k in range(0, len(found) - each + 1, each)]
 
 

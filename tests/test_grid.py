@@ -299,6 +299,11 @@ def test_the_gpus_are_those_that_the_driver_lists(grid_module, monkeypatch, tmp_
     smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-2)'\n")
     smi.chmod(0o755)
     assert grid_module.visible_gpus(1) == ["0", "1"]
+    parts = "".join(f"  MIG 3g.20gb     Device  {k}: (UUID: MIG-{k})\n" for k in range(2))
+    smi.write_text(f"#!/bin/sh\ncat << END\nGPU 0: A100 (UUID: GPU-1)\n{parts}GPU 1: A100 (UUID: GPU-2)\nEND\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert grid_module.visible_gpus(1) == ["MIG-0", "MIG-1", "1"]
+    assert grid_module.visible_gpus(2) == []
 
 
 def test_cells_at_a_time_are_spread_over_the_gpus(grid, tmp_path):

@@ -139,7 +139,7 @@ def as_in_a_step(call: Callable[[], Any], device: Any) -> Callable[[], Any]:
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a DataLoader's thread may pin memory meanwhile
         call()
     return graph.replay
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # At most 14 minutes with a GPU, what matters most first: tests, loss, training, augmentation, metrics, a profile.
-#   bash code/benchmarks/gpu_session.sh [OUT]        OUT: folder for results and logs (default: runs/gpu)
+#   bash code/benchmarks/gpu_session.sh [OUT [PART ...]]     OUT: folder for results and logs (default: runs/gpu)
+# PARTs (default: all) by their names below, for machines that are lent for less.
 # Beside OUT grows OUT.tar.gz with all of it, after each part, to be taken along if the time runs out.
 # PYTHON=python3.12 chooses the Python; it needs torch with CUDA, torchvision, numpy, scipy, scikit-learn, safetensors,
 # tqdm, pytest and hypothesis. Nothing is downloaded. Each part has its time limit, and a part that fails stops no other.
 set -uo pipefail
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 out=$(mkdir -p "${1:-$root/runs/gpu}" && CDPATH='' cd -- "${1:-$root/runs/gpu}" && pwd)
+wanted=" ${*:2} "
 cd "$root"
 python=${PYTHON:-python3}
 export PYTHONPATH=$root/code PYTHONUNBUFFERED=1
@@ -14,8 +16,9 @@ export PYTHONPATH=$root/code PYTHONUNBUFFERED=1
 part() { # seconds, name, command...
   local limit=$1 name=$2
   shift 2
+  [[ $wanted == "  " || $wanted == *" $name "* ]] || return 0
   echo "== $name ($(date +%T), at most $limit s)"
-  timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n 60
+  timeout -k 10 "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n 60
   echo "== $name: exit status ${PIPESTATUS[0]}"
   tar -C "$out" -czf "$out.tar.gz" .
 }

@@ -137,6 +137,7 @@ def pretrain(
                 save_checkpoint()
             if stopping:
                 return None
+    optimizer.zero_grad()  # on a GPU gradients hold the memory of the recorded step
     return seconds + time.perf_counter() - start
 
 

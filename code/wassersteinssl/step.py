@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch
 
 from wassersteinssl import augment, distributed
 from wassersteinssl.augmentation import Augmentation
@@ -210,7 +211,9 @@ def compiled(function: Callable, name: str) -> Callable:
             return chosen(*arguments)
         chosen, start = torch.compile(function, dynamic=False), time.perf_counter()
         try:
-            with warnings.catch_warnings():  # that matrix products could be in TF32: they are not to be
+            # The backward pass, too, is compiled here: in `backward` its failure would end the training.
+            with warnings.catch_warnings(), functorch.patch(force_non_lazy_backward_lowering=True):
+                # that matrix products could be in TF32: they are not to be
                 warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
                 result = chosen(*arguments)
         except Exception as error:
