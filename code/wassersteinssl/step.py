@@ -210,9 +210,10 @@ def compiled(function: Callable, name: str) -> Callable:
         if chosen is not None:
             return chosen(*arguments)
         chosen, start = torch.compile(function, dynamic=False), time.perf_counter()
+        # Of the backward pass, too, where torch can: later, in `backward`, its failure would end the training.
+        whole = {"force_non_lazy_backward_lowering": True}
         try:
-            # The backward pass, too, is compiled here: in `backward` its failure would end the training.
-            with warnings.catch_warnings(), functorch.patch(force_non_lazy_backward_lowering=True):
+            with warnings.catch_warnings(), functorch.patch({k: v for k, v in whole.items() if hasattr(functorch, k)}):
                 # that matrix products could be in TF32: they are not to be
                 warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
                 result = chosen(*arguments)
