@@ -233,6 +233,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
 
 
 def budget(text: str) -> float:
+    """Minutes in which a cell can be begun."""
     minutes = positive(text)
     if 60 * minutes <= WORTHWHILE:
         raise argparse.ArgumentTypeError(f"no cell is begun with less than {WORTHWHILE / 60:g} minute left")

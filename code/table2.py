@@ -37,7 +37,7 @@ def main() -> int:
 
 def build(options: argparse.Namespace) -> list[Path]:
     """Print the tables and write all files; their paths. The CSV has the rows that --best leaves out, too."""
-    from wassersteinssl import table2  # NumPy takes a moment to load
+    from wassersteinssl import table2  # torch takes seconds to load
 
     runs, out, best = options.runs, options.out or options.runs[0], options.best
     for folder in runs:

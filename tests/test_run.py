@@ -273,6 +273,19 @@ def test_a_result_names_what_began_and_what_ended_the_run(module, tmp_path, monk
     assert json.loads((tmp_path / "config.json").read_text()) == begun
 
 
+def test_the_evaluation_holds_no_gradients_of_the_training(module, tmp_path, monkeypatch):
+    held = []
+
+    def evaluate(self):
+        held.extend(p.grad for p in self.method.parameters())
+        return False
+
+    monkeypatch.setattr(run.Job, "evaluate", evaluate)
+    execute(module, tmp_path, "--monitor-every", 0)
+    assert held
+    assert not any(gradient is not None for gradient in held)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_an_evaluation_without_the_memory_keeps_the_training(module, tmp_path, monkeypatch, device):
     def full(self):

@@ -66,9 +66,10 @@ def of_rows(rows: np.ndarray | Tensor, name: str, labels: Any = None) -> Feature
     _check_type(str(rows.dtype).removeprefix("torch."), name)
     z = _floating(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
     n, m = z.shape
+    classes = None
     if labels is not None:
-        labels = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
-    classes = None if labels is None else _classes(labels, n, f"{name}: the array")
+        values = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+        classes = _classes(values, n, f"{name}: the array")
     dtype = str(z.dtype).removeprefix("torch.")
     return Features(name, n, m, dtype, lambda: map(z.__getitem__, _parts((n, m))), classes)
 

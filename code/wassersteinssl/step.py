@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch import config as functorch
+from torch._functorch import config as functorch_config
 
 from wassersteinssl import augment, distributed
 from wassersteinssl.augmentation import Augmentation
@@ -211,9 +211,10 @@ def compiled(function: Callable, name: str) -> Callable:
             return chosen(*arguments)
         chosen, start = torch.compile(function, dynamic=False), time.perf_counter()
         # Of the backward pass, too, where torch can: later, in `backward`, its failure would end the training.
-        whole = {"force_non_lazy_backward_lowering": True}
+        at_once = "force_non_lazy_backward_lowering"
+        options = {at_once: True} if hasattr(functorch_config, at_once) else {}
         try:
-            with warnings.catch_warnings(), functorch.patch({k: v for k, v in whole.items() if hasattr(functorch, k)}):
+            with warnings.catch_warnings(), functorch_config.patch(options):
                 # that matrix products could be in TF32: they are not to be
                 warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
                 result = chosen(*arguments)

@@ -8,7 +8,6 @@ import csv
 import functools
 import io
 import json
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -17,11 +16,13 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
+import torch
 
 from wassersteinssl import results
 from wassersteinssl.augmentation import unusual
 from wassersteinssl.cli import UserError
 from wassersteinssl.files import reason
+from wassersteinssl.numerics import exp_entropy
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import PRESETS, UNKNOWN, Settings, other_images, own_options, programs
 
@@ -237,8 +238,8 @@ def _rank(run: dict) -> dict[str, float]:
         values = spectrum(run)
     except UserError:
         return {}
-    values = values[values > 0] / values.sum()
-    return {"effective_rank": math.exp(-(values * np.log(values)).sum())} if len(values) else {}
+    rank = float(exp_entropy(torch.from_numpy(values.clip(0))))
+    return {"effective_rank": rank} if rank else {}
 
 
 BEST = "Of several weights of a term: the one with the best kNN accuracy on the test images, which flatters it a bit."
