@@ -29,6 +29,9 @@ bench() { # seconds, name, program, options...
   part "$limit" "$name" "$python" "code/benchmarks/$program.py" --device cuda --out "$out/$name-gpu.json" "$@"
 }
 
+for name in ${*:2}; do
+  grep -Eq "^(part|bench) [0-9]+ $name " "$0" || { echo "error: no part $name (see the last lines of $0)" >&2; exit 2; }
+done
 nvidia-smi || { echo "error: no GPU" >&2; exit 2; }
 "$python" -c 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name())' || exit 2
 all=(--width 64 --steps 30 --rounds 2)

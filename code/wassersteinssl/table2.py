@@ -239,7 +239,7 @@ def _rank(run: dict) -> dict[str, float]:
     except UserError:
         return {}
     rank = float(exp_entropy(torch.from_numpy(values.clip(0))))
-    return {"effective_rank": rank} if rank else {}
+    return {"effective_rank": float(f"{rank:.8g}")} if rank else {}  # later digits are the processor's
 
 
 BEST = "Of several weights of a term: the one with the best kNN accuracy on the test images, which flatters it a bit."
