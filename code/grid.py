@@ -281,9 +281,14 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     preset = PRESETS[options.preset] | ({"epochs": options.epochs} if options.epochs else {})
     several = options.gpus is not None and options.gpus > 1
     launcher = f"-m torch.distributed.run --standalone --nproc-per-node {options.gpus}".split() if several else []
-    folders = {name: str(home(path)) for name, _, path in (entry.partition("=") for entry in options.folder) if path}
-    if len(folders) != len(options.folder):
-        raise UserError("--folder needs NAME=PATH")
+    folders: dict[str, str] = {}
+    for entry in options.folder:
+        name, _, path = entry.partition("=")
+        if not (name and path):
+            raise UserError(f"--folder {entry}: needs NAME=PATH")
+        if name in folders:
+            raise UserError(f"--folder {name}: given twice")
+        folders[name] = str(home(path))
     for name in datasets:
         if name not in (*DATASETS, *folders):
             raise UserError(f"--datasets {name}: one of {', '.join(DATASETS)}, or a name that --folder NAME=PATH gives")

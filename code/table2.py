@@ -65,11 +65,9 @@ def build(options: argparse.Namespace) -> list[Path]:
 
     plotting.plt.rcParams["figure.max_open_warning"] = 0  # of many settings
 
-    for k, table in enumerate(tables):
-        suffix = f"-{k + 1}" if len(tables) > 1 else ""
+    suffixes = [f"-{k + 1}" for k in range(len(tables))] if len(tables) > 1 else [""]
+    for table, suffix in zip(tables, suffixes, strict=True):
         written += table2_figures.draw_table(table, out / f"table2{suffix}")
-        if options.spectra:
-            written += plotting.save(table2_figures.draw_spectra(table), out / f"spectra{suffix}")
         if options.curves:
             measures = [name for name in table2_figures.AXIS if name != "loss"]
             for name, columns in (("curves", measures), ("loss", ["loss"])):
@@ -77,6 +75,9 @@ def build(options: argparse.Namespace) -> list[Path]:
                     written += plotting.save(table2_figures.draw_curves(table, columns), out / f"{name}{suffix}")
                 except UserError as error:
                     tell(f"no {name}{suffix}: {error}", sys.stderr)
+    if options.spectra:  # last: a file that cannot be read ends the program
+        for table, suffix in zip(tables, suffixes, strict=True):
+            written += plotting.save(table2_figures.draw_spectra(table), out / f"spectra{suffix}")
     return written
 
 

@@ -416,6 +416,41 @@ def test_memory_is_measured():
     assert 1e6 < machine.memory() < 1e15
 
 
+@pytest.mark.parametrize(
+    ("limits", "cpus"),
+    [
+        ({}, 64),
+        ({"a/b/cpu.max": "max 100000\n"}, 64),
+        ({"a/b/cpu.max": "150000 100000\n"}, 2),
+        ({"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3),  # of the group above
+        ({"cpu.max": "1000 100000\n", "a/b/cpu.max": "800000 100000\n"}, 1),
+        ({"a/b/cpu.max": "much"}, 64),
+    ],
+)
+def test_a_limit_of_a_container_limits_the_cpus(tmp_path, monkeypatch, limits, cpus):
+    (tmp_path / "process").write_text("0::/a/b\n")
+    for name, text in limits.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(machine, "GROUP_OF_PROCESS", tmp_path / "process")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: range(64), raising=False)
+    assert machine.cpus() == cpus
+    (tmp_path / "process").unlink()  # no control groups
+    assert machine.cpus() == 64
+
+
+def test_memory_is_at_most_that_of_the_control_group(tmp_path, monkeypatch):
+    (tmp_path / "process").write_text("1:name=x:/\n0::/a\n")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "memory.max").write_text("max\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    monkeypatch.setattr(machine, "GROUP_OF_PROCESS", tmp_path / "process")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    assert machine.memory() == 1000
+
+
 @pytest.mark.parametrize(("free", "workers"), [(10**9, True), (1000, False)])
 def test_no_more_is_handed_over_than_shared_memory_takes(tree, monkeypatch, free, workers):
     """As in a container with 64 MB of it, where workers die, or wait for ever."""

@@ -408,10 +408,25 @@ def test_directions_of_a_term_are_replaced_where_they_lie():
 
 
 def test_a_value_without_a_gradient_leaves_fixed_directions_that_can_have_one():
-    sliced._fixed.cache_clear()
+    sliced._made.cache_clear()
     with torch.inference_mode():
         ssw(randn(9, 6))
     ssw(randn(9, 6).requires_grad_()).backward()
+
+
+@pytest.mark.parametrize("function", [ssw, sigreg])
+def test_fixed_directions_of_a_trace_do_not_stay(function):
+    class Module(torch.nn.Module):
+        def forward(self, z):
+            return function(z)
+
+    sliced._made.cache_clear()
+    z = randn(9, 6)
+    torch.export.export(Module(), (z,))
+    after = function(z)
+    assert type(after) is torch.Tensor
+    sliced._made.cache_clear()
+    assert after.item() == function(z).item()
 
 
 # ---- moments of any number of rows ----
@@ -543,6 +558,17 @@ def test_non_finite_features_give_nan(name, bad):
             assert math.isnan(MEASURES[name].function(b, z, **options).item())
 
 
+@pytest.mark.parametrize("name", [name for name in [*NEW, "lu", "alignment"] if name in LOSSES + VIEWS])
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_the_compiled_gradient_is_the_plain_one(name):
+    torch.compiler.reset()
+    z, b = (randn(12, 6, seed=k).float().requires_grad_() for k in (0, 1))
+    wanted = torch.autograd.grad(value(name, z, b), z)[0]
+    got = torch.autograd.grad(torch.compile(lambda z, b: value(name, z, b), backend="eager")(z, b), z)[0]
+    assert wanted.norm() > 0
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", NEW)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_as_the_same_numbers_in_float64(name, dtype):
@@ -557,7 +583,7 @@ def test_half_precision_is_computed_as_the_same_numbers_in_float64(name, dtype):
 def test_errors_name_the_shape(name):
     for z, shape in (
         (torch.ones(4), r"\(4,\)"),
-        (torch.ones(4, 3, dtype=torch.int64), r"int64 of shape \(4, 3\)|int64 of \(4, 3\)"),
+        (torch.ones(4, 3, dtype=torch.int64), r"int64 of shape \(4, 3\)"),
         (torch.ones(4, 0), r"\(4, 0\)"),
         (torch.ones(0, 3), r"\(0, 3\)"),
     ):
@@ -569,6 +595,26 @@ def test_errors_name_the_shape(name):
     else:
         with pytest.raises(ValueError, match=r"\(4, 3\).*\(4, 2\)"):
             value(name, torch.ones(4, 3), torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("name", list(MEASURES))
+def test_what_is_no_tensor_of_wider_floats_is_told(name):
+    with pytest.raises(TypeError, match="expected a torch tensor, got list"):
+        value(name, [[1.0, 2.0]], [[1.0, 2.0]])
+    for z in (torch.ones(4, 3).to_sparse(), torch.ones(4, 3).to(torch.float8_e4m3fn)):
+        with pytest.raises(ValueError, match="dense matrix of float16 or wider"):
+            value(name, z, z)
+
+
+def test_moments_of_another_class_are_told():
+    for other in (torch.ones(4, 3), {}):
+        with pytest.raises(TypeError, match=r"expected a W2Metric of wassersteinssl\.w2, got "):
+            of_moments(other)
+
+
+def test_correlations_need_two_rows():
+    with pytest.raises(ValueError, match=r"\(1, 3\)"):
+        MEASURES["barlow"].function(torch.ones(1, 3), torch.ones(1, 3))
 
 
 def test_a_great_circle_needs_two_features():

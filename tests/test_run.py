@@ -537,6 +537,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(module, tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_full_disk_does_not_hide_a_loss_that_is_not_finite(module, tmp_path, monkeypatch):
+    write = run_folder.write_atomically
+
+    def full(path, content):
+        if path.name == "failed.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(run_folder, "write_atomically", full)
+    with pytest.raises(FloatingPointError, match=r"not finite at step \d+: loss nan"):
+        execute(module, tmp_path / "run", "--weight-lr", 1e30, "--vector-lr", 1e30)
+
+
 @pytest.mark.parametrize("stage", ["linear_probe", "measure"])
 def test_an_evaluation_that_is_not_finite_marks_the_run_as_failed(module, tmp_path, monkeypatch, stage):
     def bad(*_, **__):

@@ -2,7 +2,6 @@
 
 import copy
 import re
-import sys
 import warnings
 
 import pytest
@@ -26,8 +25,9 @@ PROGRAMS = {path.stem: path for path in sorted((REPOSITORY / "code").glob("*/*.p
 
 def program(name):
     module = load_module(PROGRAMS[name])
-    method = next(v for k, v in vars(module).items() if getattr(v, "__module__", "") == name and hasattr(v, "loss"))
-    options = next(v for k, v in vars(module).items() if k.endswith("Settings") and v.__module__ == name)
+    own = [v for v in vars(module).values() if getattr(v, "__module__", "") == module.__name__]
+    method = next(v for v in own if hasattr(v, "loss"))
+    options = next(v for v in own if v.__name__.endswith("Settings"))
     return method, options
 
 
@@ -105,7 +105,8 @@ def test_a_step_never_waits_for_the_device_and_has_few_operations(name, operatio
     function, more = TERMS[term]
     step = make(name, images, term=function, lr_tensor=True)
     if name == "zero_cl":  # as on a GPU
-        monkeypatch.setattr(sys.modules[name], "by_eigh", sys.modules[name].by_products)
+        zero_cl = load_module(PROGRAMS[name])
+        monkeypatch.setattr(zero_cl, "by_eigh", zero_cl.by_products)
     step.check_every_step = False
     train(step, images, 1)
     views = [augment.draw(step.augmentation, 32, (8, 8), augment.generator(1, 0, 0, v)) for v in "ab"]

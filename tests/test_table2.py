@@ -407,10 +407,14 @@ def test_latex_escapes_what_is_special(make, tmp_path):
     ],
 )
 def test_a_spectrum_that_cannot_be_read_is_told(make, tmp_path, spoil):
-    spoil(make() / "spectrum.npy")
-    done = program(tmp_path, "--out", tmp_path / "out", "--spectra")
+    folder = make()
+    spoil(folder / "spectrum.npy")
+    epoch = {"seconds": 1.0, "loss": 1.0, "knn1": 50.0, "w2": 1.0, "lu": -1.0, "alignment": 0.5}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"epoch": k} | epoch) + "\n" for k in range(2)))
+    done = program(tmp_path, "--out", tmp_path / "out", "--spectra", "--curves")
     assert done.returncode == 2
     assert re.fullmatch(r"table2\.py: error: cannot read .*spectrum\.npy: .*\n", done.stderr)
+    assert {"table2.png", "curves.png", "loss.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.parametrize("name", ["digits", "lu-search", "mini", "mini-cpu", "short", "regularisers/search"])

@@ -794,6 +794,11 @@ def run_rank(rank, folder):
         w2_uniformity(torch.ones(1, 3), group=one_process)
     except ValueError as error:
         results["one row"] = str(error)
+    other = dist.new_group([0])  # a call of all processes, also of those that it leaves out
+    try:
+        w2_uniformity(torch.ones(2, 3), group=other)
+    except ValueError as error:
+        results["no member"] = str(error)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -839,6 +844,10 @@ def test_data_parallel_training_has_the_gradient_of_one_process(ranks):
 
 def test_a_group_of_one_process_needs_two_rows_too(ranks):
     assert all("(1, 3)" in result["one row"] for result in ranks)
+
+
+def test_a_process_outside_the_group_is_told(ranks):
+    assert ["no member" in result for result in ranks] == [False, True]
 
 
 # ---- metric ----------------------------------------------------------------------------------------------------

@@ -238,7 +238,7 @@ def _normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images / 255 - mean) / std: images (n, 3, H, W) uint8 -> float32. For test images."""
-    return _normalize(images.to(torch.float32), mean, std)
+    return _normalize(images.to(torch.float32, copy=True), mean, std)
 
 
 def _augment(x: Tensor, p: Parameters, a: Augmentation, size: tuple[int, int], quarters: list[slice]) -> Tensor:

@@ -48,7 +48,7 @@ class Encoder(nn.Module):
                 raise ValueError(f"expected uint8 images or floats from 0 to 1, got floats from {least:g} to {most:g}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"expected uint8 images or floats from 0 to 1, got {images.dtype}")
-        pixels = images if images.dtype == torch.uint8 else 255 * images
+        pixels = images if images.dtype == torch.uint8 else 255 * images.float()
         weights = next(self.backbone.parameters())
         return self.backbone(augment.normalize(pixels, self.mean, self.std).to(weights.dtype))
 

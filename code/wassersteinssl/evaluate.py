@@ -226,7 +226,7 @@ def linear_probe(
             _check_same(state["settings"], settings)
             probe.load_state_dict(state["probe"])
             history = copy.deepcopy(state["history"])
-            loss_sum += state.get("loss_sum", 0.0)
+            loss_sum += state["loss_sum"]
 
     def so_far() -> dict:
         return {

@@ -6,6 +6,7 @@ import os
 import secrets
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -67,8 +68,8 @@ def reason(error: BaseException) -> str:
 
 
 def load_module(path: Path) -> ModuleType:
-    """A program's file as a module, by the name of the file; once."""
-    name = path.stem
+    """A program's file as a module, once; its name is of the whole path, as a file may be called like a package."""
+    name = f"{path.stem}_{zlib.crc32(os.fsencode(path.resolve())):08x}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None

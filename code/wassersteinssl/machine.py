@@ -1,12 +1,22 @@
 """What this process may use of the machine, often less than the machine has (Slurm, containers). Without torch."""
 
+import contextlib
+import math
 import os
 from pathlib import Path
 
+GROUP_OF_PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
 
 def cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this process may use: those that it may run on, or fewer where a control group limits their time."""
+    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        for limit in _control_group("cpu.max"):  # "microseconds period"
+            time, period = limit.split()
+            if time != "max":
+                most = min(most, max(1, math.ceil(int(time) / int(period))))
+    return most
 
 
 def environment_beside(processes: int) -> dict[str, str]:
@@ -31,16 +41,22 @@ def local_processes() -> int:
 def memory() -> float:
     """Bytes that this process may fill: the machine's available memory, or less where a control group limits it."""
     limits = [float("inf")]
-    try:
+    with contextlib.suppress(OSError, ValueError):  # not Linux
         lines = Path("/proc/meminfo").read_text().splitlines()
         limits += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-        group = Path(Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip().lstrip("/"), "memory.max")
-        for parent in group.parents:  # Slurm sets its limit some levels up
-            maximum = Path("/sys/fs/cgroup", parent, group.name)
-            limits += [float(maximum.read_text().replace("max", "inf"))] if maximum.exists() else []
-    except (OSError, ValueError):
-        pass  # not Linux
+        limits += [float(limit.replace("max", "inf")) for limit in _control_group("memory.max")]
     return min(limits)
+
+
+def _control_group(name: str) -> list[str]:
+    """What the files of this name say in the process's control group (version 2) and in those above, where Slurm sets
+    limits; nothing elsewhere."""
+    try:
+        group = Path(GROUP_OF_PROCESS.read_text().rpartition("0::")[2].strip().lstrip("/"), name)
+        files = [GROUPS / parent / name for parent in group.parents]
+        return [file.read_text() for file in files if file.exists()]
+    except OSError:
+        return []
 
 
 def fills_memory(size: int) -> bool:

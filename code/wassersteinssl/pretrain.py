@@ -65,8 +65,8 @@ def pretrain(
         with checkpoint.fitting():
             method.load_state_dict(state["method"])
             train.load_state_dict(state)
-            done, seconds, collapsed = state["step"], state["seconds"], state.get("collapsed", 0)
-            earlier = state.get("epoch_seconds", 0.0)
+            done, seconds, collapsed = state["step"], state["seconds"], state["collapsed"]
+            earlier = state["epoch_seconds"]
     first_process, pace = distributed.first(), checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
 
     def save_checkpoint() -> None:

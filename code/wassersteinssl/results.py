@@ -87,5 +87,6 @@ def epochs(folder: Path) -> int:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its lines ended; the first row is its head."""
-    return "".join("| " + " | ".join(row) + " |\n" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
+    """A Markdown table, its lines ended; the first row is its head. A bar in a cell does not end it."""
+    lines = ([cell.replace("|", r"\|") for cell in row] for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

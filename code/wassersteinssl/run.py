@@ -192,12 +192,12 @@ class Job:
         if self.state is not None and "probe" in self.state:
             with checkpoint.fitting():
                 self.method.load_state_dict(self.state["method"])
-                wanted = ("method", "probe", "pretrain_seconds", "evaluate_seconds")
-                self.state = {key: self.state[key] for key in wanted} | {"device": self.state.get("device")}
+                wanted = ("method", "probe", "pretrain_seconds", "evaluate_seconds", "device")
+                self.state = {key: self.state[key] for key in wanted}
             return True
         if distributed.first():
             self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
-        earlier = (self.state or {}).get("devices", [])
+        earlier = self.state["devices"] if self.state else []
         devices = list(dict.fromkeys([*earlier, hardware(self.device)]))  # on which it has run
         seconds = pretrain(
             self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
@@ -287,8 +287,8 @@ class Job:
             "images_per_second": (  # views of one image counted once
                 self.steps() * settings.batch_size * settings.epochs / state["pretrain_seconds"]
             ),
-            "device": state["device"] or here,  # of pre-training
-            **({"evaluate_device": here} if state["device"] not in (None, here) else {}),
+            "device": state["device"],  # of pre-training
+            **({"evaluate_device": here} if here != state["device"] else {}),
             "complete": True,
             "config": self.folder.config,
         }

@@ -88,8 +88,9 @@ class RunFolder:
             self._lock()
             try:
                 (self.path / "failed.json").unlink(missing_ok=True)
-                if config.exists() and self._same(config):  # another process may have begun meanwhile
-                    self._note_begin(json.loads(config.read_text()))
+                before = self._same(config) if config.exists() else None  # another process may have begun meanwhile
+                if before is not None:
+                    self._note_begin(before)
                 else:
                     write_atomically(config, _json(self.config))
             except BaseException:
@@ -110,7 +111,8 @@ class RunFolder:
         removes the mark."""
         newest = checkpoint.newest(self.path)
         name = newest.name if newest else None
-        write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": name}))
+        with contextlib.suppress(OSError):  # a full disk must not hide why
+            write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": name}))
         return name
 
     def _note_begin(self, before: dict) -> None:
@@ -119,8 +121,8 @@ class RunFolder:
         if other := {key: value for key, value in begun.items() if value != self.config[key]}:
             self.config["begun"] = other
 
-    def _same(self, config: Path) -> bool:
-        """Whether the folder is of this configuration. UserError if it is not and has something to lose."""
+    def _same(self, config: Path) -> dict | None:
+        """What the file says, if the folder is of this configuration. UserError if it is not, and has begun."""
         try:
             before = json.loads(config.read_text())
             old = {"method": before["method"], **before["settings"]}
@@ -147,7 +149,7 @@ class RunFolder:
             if new["stage"] == "evaluate":  # elsewhere there is nothing to evaluate
                 advice = ""
             raise UserError(f"{self.path} belongs to another configuration: {'; '.join(differing)}{advice}")
-        return not differing
+        return None if differing else before
 
     def _lock(self) -> None:
         """Held by the open file, so that a dead process leaves no lock behind."""

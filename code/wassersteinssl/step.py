@@ -102,7 +102,7 @@ class TrainingStep:
         self._replay()
 
     def _run(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:
-        repeated = images.repeat(2 // len(parameters), 1, 1, 1)
+        repeated = images if len(parameters) == 2 else images.repeat(2, 1, 1, 1)
         views = [self.augment(repeated, p, self.augmentation, self.mean, self.std) for p in parameters]
         self.learn(*(views[0].chunk(2) if len(views) == 1 else views))
 

@@ -274,8 +274,11 @@ _SHOWN = ("width", "epochs", "batch_size", "precision", "linear_epochs", "dim")
 def describe(table: Table) -> str:
     """The setting in a sentence, with the hardware and the preset's name where it is one."""
     s, runs = table.setting, [run for row in table.rows for run in row.runs]
-    preset = next((name for name, options in PRESETS.items() if _matches(s, options)), None)
-    usual = {entry.name: entry.default for entry in fields(Settings)} | (PRESETS[preset] if preset else {})
+    usual = {entry.name: entry.default for entry in fields(Settings)}
+    compared = _COMMON - {"precision"}
+    fitting = (name for name, options in PRESETS.items() if all(s[key] == (usual | options)[key] for key in compared))
+    preset = next(fitting, None)
+    usual |= PRESETS[preset] if preset else {}
     unusual = [key for key in sorted(_COMMON - set(_SHOWN)) if s[key] not in (None, usual[key])]
     devices = ", ".join(sorted({run["device"] for run in runs}))
     seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
@@ -420,7 +423,7 @@ def _order(row: Row) -> tuple:
         row.method,
         terms.index(row.term) if row.term in terms else len(terms),
         row.term,
-        [float(number) for number in re.findall(r"\d[\d.]*(?:e[+-]?\d+)?", row.variant)],
+        [float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", row.variant)],
         row.variant,
     )
 
@@ -470,8 +473,3 @@ def _tell_apart(rows: list[Row]) -> None:
                 if differ or (given and not (row.aligned_only and option == "uniform_weight")):  # MSE, by its name
                     told = f"{option} {row.own[option]}" if option in row.own else f"no {option}"
                     row.variant = ", ".join(filter(None, [row.variant, told]))
-
-
-def _matches(setting: dict, options: dict) -> bool:
-    defaults = {entry.name: entry.default for entry in fields(Settings)}
-    return all(setting[key] == options.get(key, defaults[key]) for key in _COMMON if key != "precision")

@@ -96,7 +96,7 @@ MEASURES: dict[str, Measure] = {
     "alpha_req": _moments("alpha-ReQ", alpha_req, "near 1",
         "-slope of log lambda_i against log i, weights 1/i", "Agrawal et al., NeurIPS 2022"),
     "isoscore": _moments("IsoScore", isoscore, "high",
-        "(participation ratio - 1) / (m - 1)", "Rudman et al., ACL 2022"),
+        "(participation ratio - 1) / (m - 1)", "Rudman et al., Findings of ACL 2022"),
     "alignment": _views("A", alignment, "low", "mean_i ||a_i - b_i||^2", "Wang & Isola, ICML 2020"),
     "align_uniform": _views("A + L_U", align_uniform, "low",
         "A(a, b) + (L_U(a) + L_U(b)) / 2", "Wang & Isola, ICML 2020"),
@@ -109,7 +109,11 @@ MEASURES: dict[str, Measure] = {
 
 
 def of_moments(metric: W2Metric) -> dict[str, float]:
-    """Every measure that two moments determine, of the rows that `metric` has seen. ValueError with fewer than two."""
+    """Every measure that two moments determine, of the rows that `metric` has seen. ValueError with fewer than two,
+    TypeError for another class, that of a copied w2.py say."""
+    if not isinstance(metric, W2Metric):
+        kind = type(metric)
+        raise TypeError(f"expected a W2Metric of wassersteinssl.w2, got {kind.__module__}.{kind.__qualname__}")
     return {name: of_metric(name, metric) for name, record in MEASURES.items() if record.of_moments}
 
 

@@ -1,7 +1,7 @@
 """Measures of two views: a, b (n, m) features of the same n inputs, row for row.
 
 Scaled to unit rows inside unless `normalize=False`. Shapes that differ, or anything but floating matrices, raise
-ValueError. Non-finite rows give no finite number.
+ValueError, what is no tensor TypeError. Non-finite rows give no finite number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wassersteinssl.numerics import (
     wide_rows,
 )
 from wassersteinssl.pairwise import lu_uniformity
-from wassersteinssl.w2 import FirstDerivative, polar_by_eigh, wide_dtype
+from wassersteinssl.w2 import FirstDerivative, check_matrix, polar_by_eigh, wide_dtype
 
 
 def alignment(a: Tensor, b: Tensor, *, alpha: float = 2.0, normalize: bool = True) -> Tensor:
@@ -52,7 +52,7 @@ def barlow(a: Tensor, b: Tensor, *, redundancy: float = 0.08) -> Tensor:
     Lower is better; the features are standardised, rows are not scaled. A constant feature correlates with nothing.
     Zbontar et al., Barlow Twins, ICML 2021.
     """
-    _check_views(a, b)
+    _check_views(a, b, least_rows=2)
     c = _standard_features(a).T @ _standard_features(b) / len(a)
     diagonal = c.diagonal()
     off_diagonal = c.square().sum() - diagonal.square().sum()
@@ -88,12 +88,11 @@ def lidar(a: Tensor, b: Tensor, *, delta: float = 1e-4, normalize: bool = True) 
     return (exp_entropy(present_eigenvalues(both)) + infinite).to(dtype)
 
 
-def _check_views(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape or a.ndim != 2 or 0 in a.shape or not (a.is_floating_point() and b.is_floating_point()):
-        raise ValueError(
-            f"expected two floating-point matrices of one shape (n, m), got {a.dtype} of {tuple(a.shape)} "
-            f"and {b.dtype} of {tuple(b.shape)}"
-        )
+def _check_views(a: Tensor, b: Tensor, least_rows: int = 1) -> None:
+    check_matrix(a, least_rows)
+    check_matrix(b, least_rows)
+    if a.shape != b.shape:
+        raise ValueError(f"expected two matrices of one shape (n, m), got {tuple(a.shape)} and {tuple(b.shape)}")
 
 
 def _standard_features(z: Tensor) -> Tensor:

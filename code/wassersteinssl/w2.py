@@ -2,7 +2,7 @@
 repository. SPDX-License-Identifier: MIT. Copyright (c) 2026 The WassersteinSSL maintainers.
 
     from w2 import W2Loss
-    loss = method_loss + 0.2 * W2Loss()(z_a, z_b)          # z_a, z_b: (batch, features), any scale, any float type
+    loss = method_loss + 0.2 * W2Loss()(z_a, z_b)          # z_a, z_b: (batch, features), any scale, float16 to float64
 
 For n rows z_i in R^m with mean mu and covariance S (with 1/n), the 2-Wasserstein distance between N(mu, S) and
 N(0, I/m) is (Fang, Li, Sun, Wang: Rethinking the Uniformity Metric in Self-Supervised Learning, ICLR 2024)
@@ -68,17 +68,20 @@ def w2_uniformity(
                         the others break the graph.
     group      a torch.distributed process group: n rows are those of all its ranks together, the same value on each.
                The gradient is that of the sum of the ranks' losses, as torch.distributed.nn defines it, so that the
-               averaging of DistributedDataParallel leaves the gradient of the one global loss.
+               averaging of DistributedDataParallel leaves the gradient of the one global loss. A rank may have a single
+               row, but not none: the others would wait for it.
 
     The first derivative only: to differentiate the gradient raises, even by a factor before the term (as losses with
     learned weights do), and so do the transforms of torch.func. Where W2 is 0 to rounding its gradient is 0. Rows
-    longer than 1e150 overflow unless they are normalised. Rows that are equal to rounding give a finite value with a
-    zero gradient from the covariance; with all rows zero W2 is 1. Non-finite z gives NaN.
-    Raises ValueError, with the shape, for anything but a floating (n >= 2, m >= 1) matrix, and for other solvers;
-    TypeError for what is no tensor.
+    longer than 1e150 (W2^2 in float32: than 1e19) overflow unless they are normalised. Rows that are equal to rounding
+    give a finite value with a zero gradient from the covariance; with all rows zero W2 is 1. Non-finite z gives NaN.
+    Raises ValueError, with the shape, for anything but a floating (n >= 2, m >= 1) matrix, for other solvers, and for a
+    group that this process is no member of; TypeError for what is no tensor.
     """
-    alone = group is None or dist.get_world_size(group) == 1
-    check_matrix(z, least_rows=2 if alone else 1)
+    ranks = 1 if group is None else dist.get_world_size(group)
+    if ranks < 1:
+        raise ValueError("this process is no member of the group")
+    check_matrix(z, least_rows=2 if ranks == 1 else 1)
     _check_solver(solver)
     if solver == "auto":
         solver = "eigh" if z.device.type == "cpu" else "polar"
@@ -206,9 +209,9 @@ class W2Metric:
         return {"normalize": self.normalize, "n": self.n, "rounding": self.rounding, **moments}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.normalize, self.n, self.rounding = bool(state["normalize"]), int(state["n"]), state.get("rounding", 0.0)
-        self._mean = None if state["mean"] is None else state["mean"].clone()
-        self._scatter = None if state["scatter"] is None else state["scatter"].clone()
+        mean, scatter = (None if state[name] is None else state[name].clone() for name in ("mean", "scatter"))
+        self.normalize, self.n, self.rounding = bool(state["normalize"]), int(state["n"]), state["rounding"]
+        self._mean, self._scatter = mean, scatter
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         if self._mean is None or self._scatter is None:
@@ -235,7 +238,7 @@ def w2_floor(n: int, m: int) -> float:
 
     About sqrt((m + 4) / 4n) for n much larger than m; of unit rows, whose length does not vary, sqrt((m + 3) / 4n).
     Within 2 % of the sampled mean for m >= 32 (a test samples it); the law is that of m to infinity and overstates
-    small ones: by 5 to 6 % at m = 8, 18 % at m = 2, 40 % at m = 1.
+    small ones, for n much larger than m by 5 to 6 % at m = 8, 18 % at m = 2, 40 % at m = 1.
     ValueError unless n >= 2, m >= 1.
     """
     _check_size(n, m)
@@ -327,10 +330,11 @@ class _Distance(torch.autograd.Function):
 
 class FirstDerivative(torch.autograd.Function):
     """`gradient`, which depends on what follows it in a way that is not differentiated: asking for that raises.
-    (PyTorch's once_differentiable stays silent, and wrong, where the incoming gradient is a constant.)"""
+    (PyTorch's once_differentiable stays silent, and wrong, where the incoming gradient is a constant. Of a forward with
+    *dependencies, torch.compile returns one of them instead, in silence.)"""
 
     @staticmethod
-    def forward(ctx, gradient: Tensor, *dependencies: Tensor) -> Tensor:
+    def forward(ctx, gradient: Tensor, z: Tensor, incoming: Tensor | None = None) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod

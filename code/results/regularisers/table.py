@@ -65,7 +65,7 @@ def markdown(about: str, rows: dict[tuple[str, str], table2.Row], tried: dict[tu
             if row is None:
                 cells += [""] * (1 + len(SHOWN))
                 continue
-            weight = results.log(row.runs[0]["folder"])[0].get("alpha")
+            weight = row.weights[0] if row.weights else None
             cells.append("" if weight is None else f"{weight:g}" + (" *" if tried.get((base, term), 3) < 3 else ""))
             for name, (_, decimals, _) in SHOWN.items():
                 found = value(row, name)
