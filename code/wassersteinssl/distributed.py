@@ -140,6 +140,20 @@ class _Gather(torch.autograd.Function):
         return size() * share(gradient)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over the processes, and in the backward pass that of their gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return _Sum.apply(gradient)
+
+
 def network(method: nn.Module) -> nn.Module:
     """What computes the method's embeddings: the method itself, or with several processes a wrapper that averages
     gradients, over networks whose batch-norm is synchronised. Parameters, and names in the state dict, stay."""
@@ -169,8 +183,6 @@ class _SyncBatchNorm(_BatchNorm):
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce  # not in every build of torch
-
         if not self.training:
             return super().forward(x)
         over = [0, *range(2, x.ndim)]  # x (b, channels, ...)
@@ -181,7 +193,7 @@ class _SyncBatchNorm(_BatchNorm):
 
         mine = torch.stack([x.float().mean(over), x.float().var(over, unbiased=False)])  # (2, channels)
         zeros = torch.zeros_like(mine)
-        means, variances = all_reduce(torch.stack([mine if k == rank() else zeros for k in range(size())])).unbind(1)
+        means, variances = _Sum.apply(torch.stack([mine if k == rank() else zeros for k in range(size())])).unbind(1)
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square().mean(0)
         with torch.no_grad():
