@@ -23,27 +23,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
-from wassersteinssl.cli import Parser, UserError, home, in_a_line, pair_size, seed
+from wassersteinssl.cli import Parser, UserError, given_path, in_a_line, pair_size, seed
 from wassersteinssl.files import check_writable
 from wassersteinssl.settings import DATASETS
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("features", nargs="?", type=home, metavar="FEATURES")
-    parser.add_argument("--encoder", type=home, metavar="RUN", help="instead: the folder of a finished run")
+    parser.add_argument("features", nargs="?", type=given_path, metavar="FEATURES")
+    parser.add_argument("--encoder", type=given_path, metavar="RUN", help="instead: the folder of a finished run")
     parser.add_argument("--timm", metavar="MODEL", help="instead: a pretrained model of the package timm")
     parser.add_argument("--key", metavar="NAME", help="of the array, in a file that holds several")
     parser.add_argument(
         "--labels",
-        type=home,
+        type=given_path,
         metavar="FILE",
         help="a class a row, numbers or, in .csv, .tsv and .txt, names: does its neighbourhood know it?",
     )
     parser.add_argument("--labels-key", metavar="NAME", help="of their array, or column, in a file that holds several")
-    parser.add_argument("--views", type=home, metavar="FEATURES2", help="features of the same inputs, seen differently")
+    parser.add_argument(
+        "--views", type=given_path, metavar="FEATURES2", help="features of the same inputs, seen differently"
+    )
     parser.add_argument("--views-key", metavar="NAME", help="of their array (default: as --key)")
-    parser.add_argument("--report", type=home, metavar="DIR", help="write audit.html, .png, .json and .txt there")
+    parser.add_argument("--report", type=given_path, metavar="DIR", help="write audit.html, .png, .json and .txt there")
     parser.add_argument("--sample", type=pair_size, default=2048, help="rows for pairs (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=12, help="of that sample and of the draws (default: %(default)s)")
     parser.add_argument(

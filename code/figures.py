@@ -27,7 +27,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl import results
-from wassersteinssl.cli import Parser, count, home, in_a_line, tell
+from wassersteinssl.cli import Parser, count, given_path, in_a_line, tell
 from wassersteinssl.files import check_writable, reason
 from wassersteinssl.machine import environment_beside
 
@@ -68,7 +68,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--out",
-        type=home,
+        type=given_path,
         default=REPOSITORY / "runs" / "figures",
         metavar="FOLDER",
         help="where data, notebooks and figures go (default: runs/figures)",

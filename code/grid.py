@@ -46,6 +46,7 @@ from wassersteinssl.cli import (
     UserError,
     count,
     ending_signals,
+    given_path,
     home,
     in_a_line,
     not_negative,
@@ -184,7 +185,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         metavar="NAME=PATH",
         help="read NAME, one of --datasets or a new name, from an image folder: train/<class>/*, test/<class>/*",
     )
-    parser.add_argument("--runs", type=home, help="where runs lie (default: runs/grid/PRESET of the repository)")
+    parser.add_argument("--runs", type=given_path, help="where runs lie (default: runs/grid/PRESET of the repository)")
     parser.add_argument(
         "--time-budget", type=budget, metavar="MINUTES", help="stop, with checkpoints, within this (above 1)"
     )

@@ -24,7 +24,7 @@ sys.path.insert(0, str(CODE))  # works with and without an installation
 
 import grid
 
-from wassersteinssl.cli import STOPPED, Parser, count, home, in_a_line, tell
+from wassersteinssl.cli import STOPPED, Parser, count, given_path, in_a_line, tell
 from wassersteinssl.settings import PRESETS, SEARCH_WEIGHTS
 
 # Options of grid.py that are set here, or make no sense.
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
 def main() -> int:
     parser = Parser(__doc__)
-    parser.add_argument("runs", type=home, metavar="RUNS", help="the folder for search/ and final/")
+    parser.add_argument("runs", type=given_path, metavar="RUNS", help="the folder for search/ and final/")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="mini", help="of the runs (default: %(default)s)")
     parser.add_argument("--search", choices=tuple(PRESETS), default="search", help="(default: %(default)s)")
     parser.add_argument(

@@ -16,16 +16,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
-from wassersteinssl.cli import Parser, UserError, home, in_a_line, tell
-from wassersteinssl.files import write_atomically
+from wassersteinssl.cli import Parser, UserError, given_path, in_a_line, tell
+from wassersteinssl.files import check_writable, write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
     parser = Parser(__doc__)
-    parser.add_argument("runs", nargs="*", type=home, default=[REPOSITORY / "runs"], metavar="RUNS")
-    parser.add_argument("--out", type=home, metavar="FOLDER", help="where the files go (default: the first of RUNS)")
+    parser.add_argument("runs", nargs="*", type=given_path, default=[REPOSITORY / "runs"], metavar="RUNS")
+    parser.add_argument(
+        "--out", type=given_path, metavar="FOLDER", help="where the files go (default: the first of RUNS)"
+    )
     parser.add_argument("--spectra", action="store_true", help="also draw the spectra of the embeddings")
     parser.add_argument("--curves", action="store_true", help="also draw loss, kNN, W2, L_U and A against the epoch")
     parser.add_argument("--best", action="store_true", help="of several weights of a term, show the best by kNN")
@@ -51,6 +53,7 @@ def build(options: argparse.Namespace) -> list[Path]:
     texts = [table2.markdown(table) for table in tables[:-1]] + [table2.markdown(tables[-1], unfinished)]
     if best:
         texts.append(table2.BEST)
+    check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     contents = {
         "table2.md": (text := "\n\n".join(texts) + "\n"),

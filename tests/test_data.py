@@ -178,6 +178,12 @@ def test_text_named_png(tree, stream):
     assert f"cannot read the image {wrong}" in message("folder", tree, stream=stream)
 
 
+def test_a_pipe_called_like_an_image_is_told_and_not_waited_for(tree):
+    os.mkfifo(tree / "train" / CLASSES[0] / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png is a pipe or a device, no file"):
+        load("folder", tree)
+
+
 def test_truncated_image(tree):
     wrong = tree / "train" / "bee" / "1.png"
     wrong.write_bytes(wrong.read_bytes()[:-60])

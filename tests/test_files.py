@@ -41,6 +41,13 @@ def test_a_failure_keeps_the_old_content_and_leaves_nothing(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == ["file.json"]
 
 
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
+    (tmp_path / "file.json").mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        write_atomically(tmp_path / "file.json", b"new")
+    assert (error.value.filename, error.value.filename2) == (str(tmp_path / "file.json"), None)
+
+
 @pytest.mark.parametrize(("number", "kept"), [(errno.EINVAL, True), (errno.EIO, False)])
 def test_a_file_system_may_lack_the_fsync_of_folders_and_not_fail_in_it(tmp_path, monkeypatch, number, kept):
     whole = os.fsync

@@ -431,6 +431,7 @@ def test_image_folders_have_any_name(grid_module, tmp_path, monkeypatch):
     "options",
     [
         ("run", "--folder", "cifar10"),
+        ("run", "--runs", ""),
         ("run", "--datasets", "cats", "--folder", "cats=/tmp", "--folder", "cats=/"),
         ("run", "--folder", "stl10=x"),
         ("run", "--datasets", "cats"),

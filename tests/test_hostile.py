@@ -200,10 +200,32 @@ def test_a_finished_checkpoint_of_something_else_is_refused(tmp_path, state):
     chosen = parse(module.BYOLSettings, "", [*TINY, "--run-dir", str(tmp_path / "run")])
     if "probe" in state:
         state = {"method": module.BYOL(chosen).state_dict(), "pretrain_seconds": 1.0, "evaluate_seconds": 1.0, **state}
-    with run_folder.RunFolder(tmp_path / "run", "BYOL", chosen):
-        checkpoint.save(tmp_path / "run", 2, {"probe": None, **state})
+        state["device"] = "a test"
+    with run_folder.RunFolder(tmp_path / "run", "BYOL", chosen) as folder:
+        folder.config["alpha"] = None
+        folder.save(2, {"probe": None, **state})
     with pytest.raises(UserError, match="does not fit"):
         run.execute(module.BYOL, chosen)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "all"])
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, stage):
+    """Whose config.json says the same: it was edited, or the checkpoint copied."""
+    module = load(BYOL)
+
+    def settings(*more):
+        return parse(module.BYOLSettings, "", [*TINY, "--run-dir", str(tmp_path / "run"), *more])
+
+    assert run.execute(module.BYOL, settings("--stage", stage))
+    config = tmp_path / "run" / "config.json"
+    noted = json.loads(config.read_text())
+    (tmp_path / "run" / "result.json").unlink(missing_ok=True)
+    for option, key, value in (("--epochs", "epochs", 5), ("--seed", "seed", 7), ("--weight-lr", "weight_lr", 0.5)):
+        config.write_text(json.dumps(noted | {"settings": noted["settings"] | {key: value}}))
+        with pytest.raises(UserError, match=rf"checkpoint in .* is of another configuration: {key} .*, now {value}"):
+            run.execute(module.BYOL, settings(option, str(value)))
+    config.write_text(json.dumps(noted))
+    assert run.execute(module.BYOL, settings())
 
 
 def image_folder(path, count, shade=0):

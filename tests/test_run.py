@@ -358,6 +358,19 @@ def test_a_terminated_or_killed_program_continues_bitwise(finished, tmp_path, by
     assert_bitwise_equal(finished, tmp_path / "run")
 
 
+def test_lines_of_epochs_go_by_their_number(module, tmp_path, capsys):
+    """Of epochs that will be trained again, wherever they stand; what is lost is told."""
+    folder = run_folder.RunFolder(tmp_path, "BYOL", parse(module.BYOLSettings, "", TINY))
+    path = tmp_path / "metrics.jsonl"
+    folder.truncate_metrics(0)
+    assert not path.exists()
+    for lines, logged, kept, lost in (([0, 1, 2], 2, [0, 1], 0), ([1, 2, 3, 2], 3, [1, 2, 2], 0), ([3], 2, [], 2)):
+        path.write_text("".join(json.dumps({"epoch": k}) + "\n" for k in lines) + '{"epoch": 1, "lo')
+        folder.truncate_metrics(logged)
+        assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == kept
+        assert (f"lacks {lost} of the {logged} epochs" in capsys.readouterr().err) == bool(lost)
+
+
 # ---- refusing ----
 
 
@@ -523,10 +536,13 @@ def test_a_folder_of_something_else_is_refused(module, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"method": "BYOL"}', '{"settings": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"method": "BYOL"}', '{"settings": 3}', '{"method": "BYOL", "settings": {"dataset": ["x"]}, "a": 1}'],
+)
 def test_a_damaged_config_is_named(module, tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
+    with pytest.raises(UserError, match=r"config\.json is damaged|belongs to another configuration"):
         execute(module, tmp_path)
 
 

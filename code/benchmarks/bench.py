@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn
 CODE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.cli import Parser, UserError, count, home, in_a_line
+from wassersteinssl.cli import Parser, UserError, count, given_path, in_a_line
 from wassersteinssl.files import check_writable
 from wassersteinssl.results import markdown
 
@@ -34,7 +34,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=count, help="of a CPU (default: all that this process may use)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it work? Writes only with --out")
     parser.add_argument(
-        "--out", type=home, metavar="FILE", help="(default: code/results/benchmarks/NAME-DEVICE.json); and a .md of it"
+        "--out",
+        type=given_path,
+        metavar="FILE",
+        help="(default: code/results/benchmarks/NAME-DEVICE.json); and a .md of it",
     )
     parser.add_argument("--note", default="", help="on the circumstances, kept in the file")
     return parser

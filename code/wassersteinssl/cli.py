@@ -179,6 +179,13 @@ def plain_name(text: str) -> str:
     return text
 
 
+def given_path(text: str) -> Path:
+    """A path of the command line, its ~ resolved."""
+    if not text:  # what an unset variable of the shell leaves; else it would be the current folder
+        raise argparse.ArgumentTypeError("an empty path")
+    return home(text)
+
+
 def home(text: str | Path) -> Path:
     """A path, its ~ resolved, as not every shell does it behind an equals sign."""
     return Path(os.path.expanduser(text))

@@ -75,6 +75,7 @@ def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encode
     try:
         if path.is_dir():
             path /= "encoder.safetensors"
+        open(path, "rb").close()  # says of an unreadable file that it is one, as safetensors does not
         with safetensors.safe_open(path, framework="pt") as file:
             stored = file.metadata() or {}
             metadata = {key: json.loads(stored[key]) for key in ("config", "mean", "std")}

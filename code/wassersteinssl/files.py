@@ -28,8 +28,8 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # as of a full disk
-            error.filename = str(path)
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None  # not the temporary one
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def _main(method_class: type[Method], settings: Settings) -> NoReturn:
         _exit(2, "stopped", "the disk is full; make room, and the same command continues from the last checkpoint")
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
-            _exit(2, "error", f"out of memory: {reason(error)[:200]}; try a smaller --batch-size")
+            _exit(2, "error", f"out of memory: {reason(error)[:200]}; try a smaller --batch-size or --width")
         if not distributed.lost(error):
             raise
         why = f"another process of the run has ended ({reason(error)[:200]})"
@@ -157,6 +157,8 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
         raise UserError(f"--batch-size {settings.batch_size} exceeds the {n} training images")
     if len(images.test) < 2:
         raise UserError(f"one test image in {settings.data_dir}: the measures need at least 2")
+    if len(images.classes) < 2 and distributed.first():
+        tell("one class: accuracies will say nothing", sys.stderr)
     torch.manual_seed(settings.seed)
     method = method_class(settings)
     term, *alpha = uniformity_term(method, settings)
@@ -182,7 +184,7 @@ class Job:
 
     def restored(self) -> dict | None:
         """The last checkpoint."""
-        state = checkpoint.load(self.folder.path)
+        state = self.folder.restored()
         if self.settings.stage == "evaluate" and (state is None or "probe" not in state):
             raise UserError(f"{self.folder.path} holds no finished pre-training to evaluate")
         return state

@@ -136,7 +136,7 @@ class RunFolder:
             differing.append(f"weight of the term {alpha}, now {weight}")
         noted = before.get("augmentation")
         if not isinstance(noted, dict):  # older runs have not noted it
-            noted = usual(old.get("dataset", "")).record()
+            noted = usual(str(old.get("dataset"))).record()
         if not differing and "augmentation" in self.config:
             differing += (f"augmentation: {told}" for told in differences(noted, self.config["augmentation"]))
         if others:
@@ -175,7 +175,21 @@ class RunFolder:
         self._lock_file.close()
 
     def save(self, step: int, state: dict) -> None:
-        self.saved = checkpoint.save(self.path, step, state)
+        self.saved = checkpoint.save(self.path, step, {**state, "of": self._identity()})
+
+    def restored(self) -> dict | None:
+        """The last checkpoint. UserError if it is of another configuration: config.json may have been edited, or the
+        checkpoint copied."""
+        state = checkpoint.load(self.path)
+        if state is not None:
+            with checkpoint.fitting():
+                differing = differences(state.pop("of"), self._identity())
+            if differing:
+                raise UserError(f"the checkpoint in {self.path} is of another configuration: {'; '.join(differing)}")
+        return state
+
+    def _identity(self) -> dict:
+        return {"method": self.config["method"], "alpha": self.config["alpha"], **self.config["settings"]}
 
     def log(self, line: dict) -> None:
         with open(self.path / "metrics.jsonl", "a") as file:
@@ -202,10 +216,14 @@ class RunFolder:
             self._open_board = None
 
     def truncate_metrics(self, logged: int) -> None:
-        """Keep the first `logged` lines: those of epochs that will be trained again go, and half a line of a kill."""
+        """Keep the lines of the first `logged` epochs: others will be trained again, and half a line of a kill goes."""
         path = self.path / "metrics.jsonl"
-        if path.exists():
-            write_atomically(path, b"".join(path.read_bytes().splitlines(keepends=True)[:logged]))
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if _epoch(line) < logged]
+        if len(kept) < logged:
+            tell(f"{path} lacks {logged - len(kept)} of the {logged} epochs so far", sys.stderr)
+        if lines:
+            write_atomically(path, b"".join(kept))
 
     def save_spectrum(self, z: torch.Tensor) -> None:
         """Eigenvalues of the covariance of the l2-normalised test embeddings, descending."""
@@ -228,6 +246,14 @@ class RunFolder:
 def _early(name: str) -> bool:
     """Whether a run that was killed before its config.json may have left this file."""
     return name == "lock" or (name.startswith(".") and name.endswith(".part"))
+
+
+def _epoch(line: bytes) -> float:
+    """Of a line of metrics.jsonl; of a damaged one infinity."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except results.DAMAGE:
+        return float("inf")
 
 
 def run_path(method: str, settings: Settings) -> Path:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from wassersteinssl.cli import Parser, home, pair_size, seed
+from wassersteinssl.cli import Parser, given_path, pair_size, seed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,9 @@ def study_options(description: str | None, *, samples: int, quick: int, out: Pat
     parser.add_argument("--seed", type=seed, default=12, help="of the samples (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument(
-        "--out", type=home, help="folder of the data file (default: the script's; of fewer rows: runs/figures/...)"
+        "--out",
+        type=given_path,
+        help="folder of the data file (default: the script's; of fewer rows: runs/figures/...)",
     )
     options = parser.parse_args()
     if options.out is None:
