@@ -884,9 +884,14 @@ def test_rows_in_memory_are_a_matrix():
         (z.detach().to(torch.complex64), "z holds complex64: features are float16 to float64"),
         (np.array([["a", "b"]], dtype=object), "z holds object"),
         (np.ones((3, 2), np.longdouble), "z holds (float128|longdouble)"),
+        (np.ma.masked_greater(np.arange(6.0).reshape(3, 2), 4), "z: some features are masked"),
     ):
         with pytest.raises(UserError, match=pattern):
             audit_files.of_rows(bad, "z")
+    other_end = z.detach().numpy().astype(">f4")
+    assert audit.audit(audit_files.of_rows(other_end, "z")).report["w2"] == pytest.approx(
+        audit.audit(audit_files.of_rows(z.float(), "z")).report["w2"]
+    )
     with pytest.raises(UserError, match="a sample of 1: an audit needs two rows"):
         audit.audit(audit_files.of_rows(z, "z"), sample=1)
 

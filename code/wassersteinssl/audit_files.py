@@ -63,7 +63,9 @@ def of_rows(rows: np.ndarray | Tensor, name: str, labels: Any = None) -> Feature
         raise UserError(f"{name}: features are an array or tensor (rows, features), not one of {what}")
     if isinstance(rows, Tensor) and rows.layout != torch.strided:
         raise UserError(f"{name}: features are a dense tensor, not a sparse one")
-    _check_type(str(rows.dtype).removeprefix("torch."), name)
+    if np.ma.is_masked(rows):
+        raise UserError(f"{name}: some features are masked")
+    _check_type(rows.dtype.name if isinstance(rows, np.ndarray) else str(rows.dtype).removeprefix("torch."), name)
     z = _floating(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
     n, m = z.shape
     classes = None
