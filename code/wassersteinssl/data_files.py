@@ -84,9 +84,7 @@ def _listing(folders: Sequence[Path]) -> Listing:
 
     def image(entry: os.DirEntry) -> bool:
         known = entry.name.lower().endswith(EXTENSIONS)
-        if (
-            known and not entry.is_file() and not entry.is_dir() and os.path.exists(entry)
-        ):  # opening it may wait for ever
+        if known and not (entry.is_file() or entry.is_dir()) and os.path.exists(entry):  # opening it may never end
             raise UserError(f"{entry.path} is a pipe or a device, no file")
         if entry.is_dir():
             others["folder(s)"] += 1
