@@ -29,6 +29,7 @@ from wassersteinssl import (
     backbones,
     data,
     evaluate,
+    numerics,
     studies,
 )
 from wassersteinssl.cli import UserError, in_a_line
@@ -470,15 +471,66 @@ def test_labels_and_views():
     assert found["barlow"] == pytest.approx(float(MEASURES["barlow"].function(a, b)), rel=1e-9)
 
 
-def test_d_prime_of_l_u_near_collapse_is_that_of_float64(monkeypatch):
-    """Near one point L_U varies in its seventh digit."""
+def test_l_u_near_collapse_is_computed_in_float64(monkeypatch):
+    """Near one point two moments tell it, to more digits than float32 has."""
     found, companions = [], audit._companions
     monkeypatch.setattr(audit, "_companions", lambda z: found.append(companions(z)) or found[-1])
-    d_prime = report_on(1 + 3e-4 * normal(400, 64))["beyond"]["gaussian"]["lu_d_prime"]
+    assert report_on(1 + 3e-4 * normal(400, 64))["beyond"]["gaussian"]["lu_d_prime"] is None
     *draws, here = (lu for lu, _ in found)
     gaussian = draws[1::2]
     assert len(gaussian) == 4
-    assert d_prime == pytest.approx((here - np.mean(gaussian)) / np.std(gaussian, ddof=1), rel=1e-6)
+    assert gaussian == pytest.approx([here] * 4, rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [0, 0.5, 1, 2])
+@pytest.mark.parametrize("n", [300, 2000])
+def test_gaussian_rows_are_as_near_as_their_moments_let_expect(n, p, monkeypatch):
+    """Scaled to unit length, which evens a spectrum, and of moments that have an error of their own."""
+    monkeypatch.setattr(audit, "DRAWS", 12)
+    z = normal(n, 64) * torch.arange(1, 65) ** -float(p)
+    beyond = report_on(z, sample=n)["beyond"]
+    law = beyond["gaussian"]
+    assert beyond["nearest"] == pytest.approx(law["nearest"], rel=0.03)
+    assert beyond["lu_calibrated"] == pytest.approx(law["lu_calibrated"], rel=0.02)
+    assert max(abs(law["nearest_d_prime"]), abs(law["lu_d_prime"])) < 5
+
+
+@pytest.mark.parametrize(("n", "m"), [(400, 64), (30, 64), (2000, 8)])
+def test_the_gaussian_draws_have_the_moments_of_the_rows(n, m):
+    z = numerics.unit_rows(normal(n, m).double() * torch.arange(1, m + 1) ** -0.5 + 0.1)
+    y = audit._gaussian(z, False, studies.generator(0))()
+    torch.testing.assert_close(y.norm(dim=1), torch.ones(n, dtype=torch.float64))
+    directions = torch.linalg.eigh(z.T.cov()).eigenvectors.flip(1)[:, : min(m, n // audit.MATCHED)]
+    wanted, got = ((rows @ directions).T.cov() for rows in (z, y))
+    torch.testing.assert_close(got, wanted, rtol=0.02, atol=0.01 * float(wanted.diagonal().mean()))
+    torch.testing.assert_close((y @ directions).mean(0), (z @ directions).mean(0), rtol=0, atol=2e-3)
+
+
+def test_gaussian_draws_of_rows_without_a_direction_and_of_two_signs():
+    rows = torch.ones(9, 4, dtype=torch.float64) / 2
+    assert torch.equal(audit._gaussian(rows, True, studies.generator(0))(), rows)
+    signs = torch.tensor([[1.0], [1], [1], [-1]], dtype=torch.float64)
+    for seed in range(20):
+        assert audit._gaussian(signs, False, studies.generator(seed))().abs().unique().item() == 1
+
+
+def test_unrelated_views_are_never_the_own_ones():
+    for seed in range(8):
+        z = normal(2, 6)
+        found = audit.audit(audit_files.of_rows(z, "z"), views=audit_files.of_rows(z + 0.01, "v"), seed=seed).report
+        assert found["views"]["unrelated"]["alignment"] > 10 * found["views"]["alignment"]
+
+
+def test_rows_that_repeat_but_for_rounding_are_told():
+    z = normal(70, 64).repeat(10, 1)
+    assert not any("but for rounding" in note for note in report_on(z)["notes"])
+    assert any("but for rounding" in note for note in report_on(z * (1 + 1e-6 * normal(700, 64)))["notes"])
+
+
+def test_participation_of_uniform_rows_is_what_the_page_says():
+    for n, m in ((70, 64), (128, 64), (2048, 256)):
+        spectrum = report_on(normal(n, m))["spectrum"]
+        assert spectrum["participation_ratio"] == pytest.approx(spectrum["uniform_participation_ratio"], rel=0.04)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

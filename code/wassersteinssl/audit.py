@@ -46,6 +46,7 @@ FEWEST = 12  # fewer rows of two to four features would often be called collapse
 FEW = 3  # of no more than m rows, those with more dimensions in use than this part of them may be uniform
 CLUMPED = 1 / 3  # nearest neighbours nearer than this share of what the two moments let expect
 DRAWS = 12  # of each law that the sample is compared with
+MATCHED, ROUNDS = 4, 8  # of a Gaussian one: sampled rows for each direction that is put right, in so many rounds
 NEAREST = 20  # neighbours that vote on a label
 LENGTH_LIMIT = 1e150  # length of a row; the square of one that is longer has no float64
 NAMED = 10  # of many rows or features, the first ones are named
@@ -119,11 +120,10 @@ def audit(
     report["w2"] = _w2(rows.metric, counted)
     if flat:
         report["w2"]["dimensions"] = 0.0
-    eigenvalues, vectors = torch.linalg.eigh(rows.metric.covariance)
+    eigenvalues = torch.linalg.eigvalsh(rows.metric.covariance)
     present = torch.where(eigenvalues > eigenvalue_noise(eigenvalues), eigenvalues, 0)
     report["spectrum"] = _spectrum(rows.metric, present.flip(0), counted)
-    root = vectors * present.sqrt()  # root @ root.T is the covariance
-    report["beyond"], nearest = _beyond(z, rows.metric.mean, root, seed)
+    report["beyond"], nearest = _beyond(z, flat, seed)
     report["verdict"] = _verdict(report)
     if features.labels is not None:
         report["labels"] = _labels(z, features.labels[rows.index], seed)
@@ -296,6 +296,7 @@ def _spectrum(metric: W2Metric, values: Tensor, n: int) -> dict[str, Any]:
         "effective_rank": rank,
         **{name: float(MEASURES[name].function(metric)) for name in ("rankme", "participation_ratio")},
         "uniform_effective_rank": _uniform_rank(n, m),
+        "uniform_participation_ratio": (n - 1) * m / (n - 1 + m),
         "dimensions": _dimensions(rank, lambda k: _uniform_rank(n, k), m),
         "directions_of_99_percent": int(below.sum()) + 1 if float(values.sum()) > 0 else 0,
         "eigenvalues": values.tolist(),
@@ -360,9 +361,10 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     if clumped:
         word += " in two moments, but clumped" if word == "healthy" else ", and clumped"
         why += (
-            f"; W2 cannot see that rows lie in clumps, nearest neighbours {beyond['nearest']:.2g} apart instead of the "
-            f"{beyond['gaussian']['nearest']:.2g} of Gaussian rows with their mean and covariance: right if clumps are "
-            "classes, wrong if they are repeated inputs or a code of few values"
+            "; W2 cannot see that rows lie in clumps or on a surface, nearest neighbours "
+            f"{beyond['nearest']:.2g} apart instead of the {beyond['gaussian']['nearest']:.2g} of Gaussian rows with "
+            "their mean and covariance: right if they are classes, or inputs of few degrees of freedom, wrong if they "
+            "are repeated inputs or a code of few values"
         )
     if 0.01 < zeros < 1 and directed > 1:
         word += ", without the zero rows"
@@ -370,14 +372,14 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     return {"word": word, "why": why, "dimensions": used, "share": used / m, "clumped": clumped}
 
 
-def _beyond(z: Tensor, mean: Tensor, root: Tensor, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What two moments cannot see, on the sampled rows z (s, m): calibrated L_U, and the distances to the nearest
-    neighbour, beside draws of as many i.i.d. rows of two laws: the uniform one, and the Gaussian of the rows' own mean
+    neighbour, beside draws of as many rows of two laws: i.i.d. uniform ones, and Gaussian ones of the rows' own mean
     and covariance, scaled to unit length like them. d' is (value - mean over draws) / their deviation."""
     random = studies.generator(seed)
     laws: dict[str, Callable[[], Tensor]] = {
         "uniform": lambda: studies.sphere(len(z), z.shape[1], random).double(),
-        "gaussian": lambda: unit_rows(mean + torch.randn(z.shape, generator=random, dtype=z.dtype) @ root.T),
+        "gaussian": _gaussian(z, flat, random),
     }
     drawn: dict[str, list[tuple[float, Tensor]]] = {law: [] for law in laws}
     for law in tqdm([*laws] * DRAWS, desc="comparing", unit="draw", delay=2, disable=None):
@@ -395,6 +397,36 @@ def _beyond(z: Tensor, mean: Tensor, root: Tensor, seed: int) -> tuple[dict[str,
     beyond["clumped"] = median < CLUMPED * beyond["gaussian"]["nearest"]
     shown = {"these rows": nearest} | {law: torch.cat([near for _, near in pairs]) for law, pairs in drawn.items()}
     return beyond, {name: distances.numpy() for name, distances in shown.items()}
+
+
+def _gaussian(z: Tensor, flat: bool, random: torch.Generator) -> Callable[[], Tensor]:
+    """Draws of Gaussian rows, scaled to unit length, with the mean and the covariance of the unit rows z (s, m) in its
+    s / MATCHED strongest directions. A plain draw of N(mean, covariance) would add noise of its own to that of z in
+    these moments, and scaling it would even its spectrum: its moments are put right and it is scaled, in turn."""
+    mean, s = z.mean(dim=0), len(z)
+    centred = (z - mean) * (not flat)  # what rounding left there are no directions
+    tall = s >= z.shape[1]
+    values, vectors = torch.linalg.eigh(centred.T @ centred if tall else centred @ centred.T)
+    order = (values > eigenvalue_noise(values)).nonzero().flatten().flip(0)  # of the present ones, descending
+    values, vectors = values[order], vectors[:, order]
+    directions = vectors if tall else centred.T @ (vectors / values.sqrt())  # (m, rank)
+    sizes = (values / s).sqrt()
+    k = min(len(values), s // MATCHED)
+
+    def draw() -> Tensor:
+        g = torch.randn(s, len(values), generator=random, dtype=z.dtype)
+        strongest, y = g[:, :k].clone(), z
+        for _ in range(ROUNDS):
+            strongest = strongest - strongest.mean(dim=0)
+            factor, failed = torch.linalg.cholesky_ex(strongest.T @ strongest / s)
+            if failed:  # scaled to unit length a few rows may all be alike
+                break
+            g[:, :k] = torch.linalg.solve_triangular(factor.T, strongest, upper=True, left=False)
+            y = unit_rows(mean + (g * sizes) @ directions.T)
+            strongest = (y - y.mean(dim=0)) @ (directions / sizes)[:, :k]
+        return y
+
+    return draw
 
 
 def _companions(z: Tensor) -> tuple[float, Tensor]:
@@ -437,7 +469,9 @@ def _views(z: Tensor, other: Tensor, name: str, seed: int, drop_bad_rows: bool) 
     z, other, norms = z[good], other[good], norms[good]
     other = other / torch.where(norms == 0, 1, norms).unsqueeze(1)  # as z is: not every measure scales rows itself
     functions = {key: record.function for key, record in MEASURES.items() if record.needs_views}
-    shuffled = other[torch.randperm(len(other), generator=studies.generator(seed))]
+    order = torch.randperm(len(other), generator=studies.generator(seed))
+    shuffled = torch.empty_like(other)
+    shuffled[order] = other[order.roll(1)]  # no row in its own place
     found, unrelated = ({key: float(f(z, o)) for key, f in functions.items()} for o in (other, shuffled))
     return {"name": name, "rows": len(z), "dropped": bad, **found, "unrelated": unrelated}
 
@@ -468,6 +502,8 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
             yield f"{views['dropped']} sampled rows, not finite, gigantic or vanishing in the views, are left out there"
         if report["sample"] < n:
             yield f"views are compared on {views['rows']} sampled rows; the others were not looked at"
+    if not rows["repeated"] and 0 < report["beyond"]["nearest"] < 1e-3 * report["beyond"]["gaussian"]["nearest"]:
+        yield "rows repeat but for rounding: floor and dimensions in use count them as different ones"
     if rows["repeated"]:
         yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor is that of {rows['in_floor']} rows"
 

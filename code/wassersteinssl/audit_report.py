@@ -37,20 +37,23 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What is measured, its value, and what to compare it with."""
     w2, spectrum, beyond, m = report["w2"], report["spectrum"], report["beyond"], report["m"]
     norms, features, rows, square = report["norms"], report["features"], report["rows"], w2["w2"] ** 2
+    k = rows["in_floor"]
+    floor = max(0.0, w2["floor"] ** 2 - 1 / k)
     unit = "unit rows" if norms["zero_rows"] else "rows"  # zero rows are none, and lie lower
     parts = [percent(part / square) if square else "0 %" for part in (w2["mean_part"], w2["covariance_part"])]
     found = [
         ("W2", f"{w2['w2']:.4f}", f"floor {w2['floor']:.4f} (so many uniform rows), minimum {w2['minimum']:.4f} "
          f"(no {unit} lower), {w2['collapse']:.4f} if all {unit} are equal"),
         ("W2^2, mean and covariance", f"{w2['mean_part']:.4f} + {w2['covariance_part']:.4f}",
-         f"{parts[0]} a common mean, {parts[1]} an uneven spread"),
+         f"{parts[0]} a common mean, {parts[1]} the spread; uniform rows {1 / k:.4f} + {floor:.4f}"),
         ("dimensions by W2", f"{w2['dimensions']:.1f}", f"of {m}, {percent(w2['dimensions'] / m)}"),
         ("dimensions by rank", f"{spectrum['dimensions']:.1f}", f"of {m}, {percent(spectrum['dimensions'] / m)}"),
         ("effective rank", f"{spectrum['effective_rank']:.1f}",
          f"uniform rows {spectrum['uniform_effective_rank']:.1f}; {spectrum['directions_of_99_percent']} directions "
          "carry 99 % of the variance"),
         ("RankMe", f"{spectrum['rankme']:.1f}", f"not centred, at most {min(report['n'], m)}"),
-        ("participation ratio", f"{spectrum['participation_ratio']:.1f}", f"from 1 to {m}"),
+        ("participation ratio", f"{spectrum['participation_ratio']:.1f}",
+         f"from 1 to {m}, uniform rows {spectrum['uniform_participation_ratio']:.1f}"),
         ("L_U, calibrated", f"{beyond['lu_calibrated']:.4f}", "0: uniform; " + _beside(beyond, "lu_calibrated", "lu")),
         ("nearest neighbour, median", f"{beyond['nearest']:.4f}", _beside(beyond, "nearest", "nearest")),
         ("norms", f"{norms['mean']:.4g} ± {norms['std']:.3g}",
