@@ -353,8 +353,9 @@ def to_csv(tables: Iterable[Table]) -> str:
             recorded = dict.fromkeys(chain.from_iterable(run["measures"] for run in row.runs))
             for name in (name for name in recorded if name not in COLUMNS):
                 key = [row.method, row.term, row.variant, row.dataset, name]
-                value = row.measure(name)
-                writer.writerow([*key, "" if value is None else value, "", row.seeds, "", "", "", "", setting])
+                values = row.measured(name)
+                ours = [mean(values) if values else "", stdev(values) if len(values) > 1 else "", row.seeds]
+                writer.writerow([*key, *ours, "", "", "", "", setting])
     return out.getvalue()
 
 
@@ -400,7 +401,7 @@ def _cell(table: Table, row: Row, column: str) -> str:
 
 def _spread(values: list[float], decimals: int, sign: str = "") -> str:
     """The mean, with the deviation of several."""
-    text = f"{mean(values):{sign}.{decimals}f}"
+    text = f"{round(mean(values), decimals) + 0.0:{sign}.{decimals}f}"  # not -0.00
     return f"{text} ± {stdev(values):.{decimals}f}" if len(values) > 1 else text
 
 
