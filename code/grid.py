@@ -23,6 +23,7 @@ Exit status: 0 all cells done, 1 some failed, 2 a mistake in the command, 75 sto
 import argparse
 import contextlib
 import difflib
+import functools
 import itertools
 import json
 import os
@@ -31,6 +32,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl import results, settings
+from wassersteinssl.augmentation import usual
 from wassersteinssl.cli import (
     STOPPED,
     Parser,
@@ -117,8 +120,13 @@ class Cell:
         with contextlib.suppress(OSError, *results.DAMAGE):
             if not results.begun(self.folder):
                 return ""
-            found = json.loads((self.folder / "config.json").read_text())["settings"]
-            return "; ".join(settings.differences(found, self.settings)) if isinstance(found, dict) else ""
+            config = json.loads((self.folder / "config.json").read_text())
+            found, noted = config["settings"], config.get("augmentation")  # which older runs have not noted
+            differing = settings.differences(found, self.settings) if isinstance(found, dict) else []
+            if not differing and isinstance(noted, dict):
+                now = usual(self.settings["dataset"]).record()
+                differing = [f"augmentation: {told}" for told in settings.differences(noted, now)]
+            return "; ".join(differing)
         return ""
 
     def busy(self) -> bool:
@@ -215,8 +223,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         options.methods = list(FILES)
     options.runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
     for method in options.methods:
-        own = settings.own_options(FILES[method])
-        known = {"--" + name.replace("_", "-") for name in (*settings.Settings.__dataclass_fields__, *own)}
+        known = {"--" + name.replace("_", "-") for name in _kind(method).__dataclass_fields__}
         for text in names:
             if text not in known:
                 parser.error(f"{text} is an option neither of the grid nor of {FILES[method]}")
@@ -241,15 +248,30 @@ def budget(text: str) -> float:
     return minutes
 
 
-def _own_settings(method: str, arguments: list[str]) -> dict:
-    """The values of those that are numbers or text: as given, else the defaults that are literals. What a check makes
-    of others is not known here."""
-    parser, kinds = Parser(), {"int": int, "float": float, "str": str}
-    for name, (kind, default) in settings.own_options(FILES[method]).items():
-        default = argparse.SUPPRESS if default is settings.UNKNOWN else default
-        if convert := kinds.get(kind.removesuffix(" | None")):
-            parser.add_argument("--" + name.replace("_", "-"), type=convert, default=default)
-    return vars(parser.parse_known_args(arguments)[0])
+def _settings(method: str, arguments: list[str]) -> dict:
+    """A cell's settings as its program takes them and its config.json has them."""
+    kind = _kind(method)
+    found = settings.shared(arguments) if kind is settings.Settings else settings.parse(kind, None, arguments)
+    return json.loads(json.dumps(vars(found)))
+
+
+@functools.cache
+def _kind(method: str) -> type[settings.Settings]:
+    """The class of a method's settings, by the part of its file that answers --help, before torch loads; that of the
+    shared ones where a file has no such part."""
+    path = CODE / FILES[method]
+    head, main, _ = path.read_text(encoding="utf-8").partition("\nif __name__ ==")
+    if not main or not re.search(r"^class \w+Settings\(", head, re.MULTILINE):
+        return settings.Settings
+    module = types.ModuleType(f"options_of_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look for it
+    try:
+        exec(compile(head, str(path), "exec"), module.__dict__)
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
+    own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    return next((kind for kind in own if issubclass(kind, settings.Settings)), settings.Settings)
 
 
 def _option_names(parser: Parser, rest: list[str]) -> list[str]:
@@ -344,9 +366,10 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                 command += [] if weight is None else ["--alpha-max", str(weight)]
                 command += ["--seed", str(number), "--run-dir", str(folder)]
                 arguments = command[1 + len(launcher) + 1 :]
-                values = vars(settings.shared(arguments)) | _own_settings(method, arguments)
-                if values["alpha_min"] is not None and values["alpha_max"] is None:
+                weights = settings.shared(arguments)
+                if weights.alpha_min is not None and weights.alpha_max is None:
                     raise UserError("--alpha-min needs --alpha-max or --weights")
+                values = _settings(method, arguments)
                 epochs, processes = values["epochs"], options.gpus or 1
                 found.append(Cell(method, term, dataset, number, folder, epochs, command, values, processes))
     names = [cell.name for cell in found]

@@ -14,6 +14,7 @@ import types
 import pytest
 from conftest import REPOSITORY, environment, load
 
+from wassersteinssl import augmentation
 from wassersteinssl.cli import UserError
 from wassersteinssl.run import Signals
 from wassersteinssl.settings import PRESETS, TERMS, Settings, option, parse, programs, shared
@@ -62,6 +63,9 @@ def stand_in(method: str) -> str:
     return f'"""\n    main({method}, a stand-in)\n"""\n{STAND_IN}'
 
 
+PARTS = ("__init__", "augmentation", "cli", "settings", "machine", "results")  # all that a grid imports
+
+
 @pytest.fixture(scope="module")
 def grid_module():
     return load(GRID)
@@ -72,7 +76,7 @@ def grid(tmp_path):
     """A copy of the code whose method programs are the stand-in; grid("run", ...) runs it."""
     code = tmp_path / "a folder" / "code"
     (code / "wassersteinssl").mkdir(parents=True)
-    parts = (f"wassersteinssl/{part}.py" for part in ("__init__", "cli", "settings", "machine", "results"))
+    parts = (f"wassersteinssl/{part}.py" for part in PARTS)
     for name in ("grid.py", "regularisers.py", *parts):
         (code / name).write_text((REPOSITORY / "code" / name).read_text())
     for method, name in programs().items():
@@ -183,16 +187,27 @@ def test_a_run_of_other_options_of_the_method_is_another(grid_module, monkeypatc
 
 
 MINE = """
+from dataclasses import dataclass
+from wassersteinssl.cli import positive
+from wassersteinssl.settings import Settings, option, parse
+
+@dataclass(frozen=True)
 class MineSettings(Settings):
     flag: bool = option(False, "flag", check=lambda text: text == "yes")
     layers: tuple = option((1, 2), "layers", check=lambda text: tuple(map(int, text.split(","))))
     smooth: float | None = option(None, "smoothing", check=positive)
+    part: float = option(0.5, "percent", check=lambda text: float(text) / 100)
+
+if __name__ == "__main__":
+    SETTINGS = parse(MineSettings, __doc__)
+
+import not_needed_for_that
 
 class Mine(BYOL):
     pass
 
 if __name__ == "__main__":
-    main(Mine, parse(MineSettings, __doc__))
+    main(Mine, SETTINGS)
 """
 
 
@@ -200,15 +215,35 @@ def test_a_method_of_ones_own_is_found_and_what_its_checks_make_is_no_other_sett
     folder = grid.runs.parents[3] / "code" / "Mine"
     folder.mkdir()
     (folder / "mine.py").write_text(MINE)
-    command = ("status", *DIGITS, "--methods", "mine", "--flag", "yes", "--layers=3,4", "--smooth", "0.5")
+    command = (
+        "status",
+        *DIGITS,
+        "--methods",
+        "mine",
+        "--part",
+        "40",
+        "--flag",
+        "yes",
+        "--layers=3,4",
+        "--smooth",
+        "0.5",
+    )
     assert "mine-s12" in grid(*command).stdout
     run = grid.runs / "mine-s12"
     run.mkdir(parents=True)
-    settings = vars(grid.settings("--epochs", "3")) | {"flag": True, "layers": [3, 4], "smooth": 0.5}
+    settings = vars(grid.settings("--epochs", "3")) | {"flag": True, "layers": [3, 4], "smooth": 0.5, "part": 0.4}
     (run / "config.json").write_text(json.dumps({"settings": settings}))
     (run / "metrics.jsonl").write_text("{}\n")
     assert "another" not in grid(*command).stdout
     assert "smooth 0.5, now 0.25" in grid(*command[:-1], "0.25").stdout
+    assert "flag True, now False" in grid(*(text.replace("yes", "no") for text in command)).stdout
+    assert "part 0.4, now 0.5" in grid(*command[:-7], *command[-5:]).stdout
+    told = grid(*command[:-1], "-1").stderr
+    assert told == "grid.py: error: argument --smooth: must be above 0, not -1 (--help lists the options)\n"
+    noted = augmentation.usual("digits").record()
+    for key, changed in (("flip", {"flip": 0.5}), ("", {})):
+        (run / "config.json").write_text(json.dumps({"settings": settings, "augmentation": noted | changed}))
+        assert ("augmentation: flip 0.5, now 0" in grid(*command).stdout) == bool(key)
 
 
 @pytest.mark.parametrize(("file", "name"), [("mine.py", "BYOL"), ("byol.py", "Mine")])
