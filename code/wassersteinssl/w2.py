@@ -210,7 +210,7 @@ class W2Metric:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         mean, scatter = (None if state[name] is None else state[name].clone() for name in ("mean", "scatter"))
-        self.normalize, self.n, self.rounding = bool(state["normalize"]), int(state["n"]), state["rounding"]
+        self.normalize, self.n, self.rounding = bool(state["normalize"]), int(state["n"]), state.get("rounding", 0.0)
         self._mean, self._scatter = mean, scatter
 
     def _moments(self) -> tuple[Tensor, Tensor]:
