@@ -412,18 +412,21 @@ def _gaussian(z: Tensor, flat: bool, random: torch.Generator) -> Callable[[], Te
     directions = vectors if tall else centred.T @ (vectors / values.sqrt())  # (m, rank)
     sizes = (values / s).sqrt()
     k = min(len(values), s // MATCHED)
+    from_g, to_g = (directions * sizes).T, (directions / sizes)[:, :k]  # g: coordinates of mean 0 and covariance I
+    identity = torch.eye(k, dtype=z.dtype)
 
     def draw() -> Tensor:
         g = torch.randn(s, len(values), generator=random, dtype=z.dtype)
         strongest, y = g[:, :k].clone(), z
         for _ in range(ROUNDS):
-            strongest = strongest - strongest.mean(dim=0)
-            factor, failed = torch.linalg.cholesky_ex(strongest.T @ strongest / s)
-            if failed:  # scaled to unit length a few rows may all be alike
-                break
+            strongest -= strongest.mean(dim=0)
+            covariance = strongest.T @ strongest / s
+            factor, failed = torch.linalg.cholesky_ex(covariance)
+            if failed or (y is not z and bool(((covariance - identity).abs() < 1e-3).all())):
+                break  # failed: scaled to unit length a few rows may all be alike
             g[:, :k] = torch.linalg.solve_triangular(factor.T, strongest, upper=True, left=False)
-            y = unit_rows(mean + (g * sizes) @ directions.T)
-            strongest = (y - y.mean(dim=0)) @ (directions / sizes)[:, :k]
+            y = unit_rows(mean + g @ from_g)
+            strongest = (y - y.mean(dim=0)) @ to_g
         return y
 
     return draw
