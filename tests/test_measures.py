@@ -29,7 +29,8 @@ from wassersteinssl.views import lidar
 from wassersteinssl.w2 import W2Metric
 
 LOSSES = [name for name, record in MEASURES.items() if record.loss]
-assert list(TERMS) == LOSSES  # of the command line, which knows them before torch loads
+# The command line knows them before torch loads.
+assert list(TERMS) == LOSSES, "SEARCH_WEIGHTS of settings.py lists the measures with loss=True, in their order"
 OF_MOMENTS = [name for name, record in MEASURES.items() if record.of_moments]
 VIEWS = [name for name, record in MEASURES.items() if record.needs_views]
 NEW = [name for name in MEASURES if name not in ("w2", "lu", "alignment")]  # which have tests of their own
