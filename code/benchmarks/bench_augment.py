@@ -19,7 +19,7 @@ import bench
 if __name__ == "__main__":
     PARSER = bench.parser(__doc__)
     PARSER.add_argument(
-        "--folder", type=bench.home, help="an image folder, as --dataset folder has it (default: noise)"
+        "--folder", type=bench.given_path, help="an image folder, as --dataset folder has it (default: noise)"
     )
     PARSER.add_argument("--no-compile", action="store_true", help="leave out the compiled variant")
     ARGS = PARSER.parse_args()

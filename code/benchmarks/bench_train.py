@@ -36,7 +36,7 @@ if __name__ == "__main__":
     PARSER.add_argument("--workers", type=count, help="of the DataLoader (default: as many as --threads)")
     PARSER.add_argument("--compile", choices=COMPILE, default="no", help="as in training (default: no)")
     PARSER.add_argument(
-        "--folder", type=bench.home, help="an image folder, as --dataset folder has it (default: noise)"
+        "--folder", type=bench.given_path, help="an image folder, as --dataset folder has it (default: noise)"
     )
     PARSER.add_argument("--profile", action="store_true", help="also the operations of the first method's step")
     ARGS = PARSER.parse_args()
