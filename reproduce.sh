@@ -2,7 +2,7 @@
 # One command: makes the environment, then shows dimensional collapse and its cure, with no download and no GPU.
 #   1. Table 2 in small: four methods x three uniformity terms on the embedded digits -> runs/reproduce/
 #   2. every figure of the paper, from these runs and from few samples                -> runs/figures/
-# 8 to 10.5 minutes on two cores, the environment not counted. Run again, it continues or shows what is done.
+# 5 to 10.5 minutes on two cores, the environment not counted. Run again, it continues or shows what is done.
 #   ./reproduce.sh --paper    the figures from the paper's number of samples: minutes more
 #   ./reproduce.sh --fresh    forget what was done and start anew
 set -euo pipefail
