@@ -14,7 +14,7 @@ import torch
 from conftest import PROGRAMS, REPOSITORY, TINY, load, metrics
 from test_run import assert_bitwise_equal
 
-from wassersteinssl import augment, checkpoint, data, evaluate, pretrain, run, run_folder, step, w2
+from wassersteinssl import augment, checkpoint, data, evaluate, method, pretrain, run, run_folder, step, w2
 from wassersteinssl.augmentation import Augmentation
 from wassersteinssl.encoder import load_encoder
 from wassersteinssl.settings import parse
@@ -269,6 +269,19 @@ def test_a_collapse_is_told_in_the_log_and_once_on_stderr(tmp_path, monkeypatch,
 
 
 # ---- the exported encoder ----
+
+
+def test_networks_that_no_encoder_can_have_are_told_before_the_training(tmp_path, monkeypatch, capsys):
+    execute("BYOL", tmp_path / "usual", "--stage", "pretrain")
+    assert "will not read" not in capsys.readouterr().err
+    make = method.projector
+    monkeypatch.setattr(method, "projector", lambda *sizes: make(*sizes, layers=2))
+    execute("BYOL", tmp_path / "own", "--stage", "pretrain")
+    assert capsys.readouterr().err.count("load_encoder and audits will not read this run") == 1
+    monkeypatch.undo()
+    load_encoder(tmp_path / "usual")
+    with pytest.raises(ValueError, match="no encoder that a run has exported"):
+        load_encoder(tmp_path / "own")
 
 
 def test_an_encoder_is_loaded_by_the_function_and_by_torch_hub(tmp_path):

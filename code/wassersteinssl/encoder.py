@@ -19,6 +19,8 @@ from wassersteinssl.backbones import projector, resnet18
 from wassersteinssl.cli import home
 from wassersteinssl.files import reason, write_atomically
 
+SAVED = ("backbone.", "projector.")  # of a method's networks
+
 
 class Encoder(nn.Module):
     """images (n, 3, H, W), uint8 or floats from 0 to 1, un-normalised -> features h (n, 8 width); `embed`: z (n, dim),
@@ -56,13 +58,20 @@ class Encoder(nn.Module):
         return self.projector(self(images))
 
 
+def readable(method: nn.Module, settings: dict) -> bool:
+    """Whether `load_encoder` can read what `save_encoder` writes of this method."""
+
+    def shapes(module: nn.Module) -> dict[str, torch.Size]:
+        return {key: value.shape for key, value in module.state_dict().items() if key.startswith(SAVED)}
+
+    with torch.device("meta"):
+        expected = Encoder({"settings": settings}, [], [])
+    return shapes(method) == shapes(expected)
+
+
 def save_encoder(path: Path, method: nn.Module, config: dict, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Write a method's backbone and projector."""
-    tensors = {
-        key: value.contiguous()
-        for key, value in method.state_dict().items()
-        if key.startswith(("backbone.", "projector."))
-    }
+    tensors = {key: value.contiguous() for key, value in method.state_dict().items() if key.startswith(SAVED)}
     metadata = {"config": json.dumps(config), "mean": json.dumps(mean), "std": json.dumps(std)}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 

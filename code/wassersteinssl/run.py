@@ -23,7 +23,7 @@ from wassersteinssl import checkpoint, data, distributed, evaluate, results
 from wassersteinssl.augmentation import Augmentation, crop_only, usual
 from wassersteinssl.cli import STOPPED, UserError, ending_signals, last_words, tell
 from wassersteinssl.device import find_device, hardware, out_of_memory
-from wassersteinssl.encoder import save_encoder
+from wassersteinssl.encoder import readable, save_encoder
 from wassersteinssl.files import reason
 from wassersteinssl.method import Method
 from wassersteinssl.pretrain import pretrain, uniformity_term
@@ -161,6 +161,9 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
         tell("one class: accuracies will say nothing", sys.stderr)
     torch.manual_seed(settings.seed)
     method = method_class(settings)
+    if distributed.first() and not readable(method, dataclasses.asdict(settings)):
+        why = "backbone or projector are not those of --width, --hidden-dim and --dim"
+        tell(f"{why}: load_encoder and audits will not read this run", sys.stderr)
     term, *alpha = uniformity_term(method, settings)
     method.place(device)
     augmentation = usual(settings.dataset)
