@@ -23,7 +23,6 @@ Exit status: 0 all cells done, 1 some failed, 2 a mistake in the command, 75 sto
 import argparse
 import contextlib
 import difflib
-import functools
 import itertools
 import json
 import os
@@ -32,7 +31,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,11 +119,10 @@ class Cell:
             if not results.begun(self.folder):
                 return ""
             config = json.loads((self.folder / "config.json").read_text())
-            found, noted = config["settings"], config.get("augmentation")  # which older runs have not noted
+            found, noted = config["settings"], config.get("augmentation")
             differing = settings.differences(found, self.settings) if isinstance(found, dict) else []
-            if not differing and isinstance(noted, dict):
-                now = usual(self.settings["dataset"]).record()
-                differing = [f"augmentation: {told}" for told in settings.differences(noted, now)]
+            if not differing:
+                differing = settings.other_augmentation(noted, usual(self.settings["dataset"]).record())
             return "; ".join(differing)
         return ""
 
@@ -223,7 +220,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         options.methods = list(FILES)
     options.runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
     for method in options.methods:
-        known = {"--" + name.replace("_", "-") for name in _kind(method).__dataclass_fields__}
+        known = {"--" + name.replace("_", "-") for name in settings.settings_of(FILES[method]).__dataclass_fields__}
         for text in names:
             if text not in known:
                 parser.error(f"{text} is an option neither of the grid nor of {FILES[method]}")
@@ -250,28 +247,9 @@ def budget(text: str) -> float:
 
 def _settings(method: str, arguments: list[str]) -> dict:
     """A cell's settings as its program takes them and its config.json has them."""
-    kind = _kind(method)
+    kind = settings.settings_of(FILES[method])
     found = settings.shared(arguments) if kind is settings.Settings else settings.parse(kind, None, arguments)
     return json.loads(json.dumps(vars(found)))
-
-
-@functools.cache
-def _kind(method: str) -> type[settings.Settings]:
-    """The class of a method's settings, by the part of its file that answers --help, before torch loads; that of the
-    shared ones where a file has no such part."""
-    path = CODE / FILES[method]
-    head, main, _ = path.read_text(encoding="utf-8").partition("\nif __name__ ==")
-    if not main or not re.search(r"^class \w+Settings\(", head, re.MULTILINE):
-        return settings.Settings
-    module = types.ModuleType(f"options_of_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for it
-    try:
-        exec(compile(head, str(path), "exec"), module.__dict__)
-    except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
-    own = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
-    return next((kind for kind in own if issubclass(kind, settings.Settings)), settings.Settings)
 
 
 def _option_names(parser: Parser, rest: list[str]) -> list[str]:
@@ -304,6 +282,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     preset = PRESETS[options.preset] | ({"epochs": options.epochs} if options.epochs else {})
     several = options.gpus is not None and options.gpus > 1
     launcher = f"-m torch.distributed.run --standalone --nproc-per-node {options.gpus}".split() if several else []
+    given = settings.shared(rest)
     folders: dict[str, str] = {}
     for entry in options.folder:
         name, _, path = entry.partition("=")
@@ -315,7 +294,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     for name in datasets:
         if name not in (*DATASETS, *folders):
             raise UserError(f"--datasets {name}: one of {', '.join(DATASETS)}, or a name that --folder NAME=PATH gives")
-    if "folder" in set(datasets) - set(folders) and not os.path.isdir(home(settings.shared(rest).data_dir or " ")):
+    if "folder" in set(datasets) - set(folders) and not os.path.isdir(home(given.data_dir or " ")):
         raise UserError("--datasets folder: give --data-dir, a folder with train/<class>/* and test/<class>/*")
     if unknown := set(folders) - set(datasets):
         raise UserError(f"--folder {sorted(unknown)[0]}: not among the --datasets {', '.join(datasets)}")
@@ -334,14 +313,17 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
         """Vanilla and W2 of the four methods first, then L_U, then the further methods."""
         return method not in TABLE2, TERMS.index(term) > 1, list(FILES).index(method), TERMS.index(term)
 
-    if options.weights and not any(set(terms(method)) - {"none"} for method in options.methods):
+    with_term = any(set(terms(method)) - {"none"} for method in options.methods)
+    if options.weights and not with_term:
         raise UserError("--weights are of a term, and no cell has one: --terms")
-    if not options.weights and settings.shared(rest).alpha_max is None:
+    if with_term and not options.weights and given.alpha_max is None:
+        if given.alpha_min is not None:
+            raise UserError("--alpha-min needs --alpha-max or --weights")
         for method in options.methods:
             others = set(terms(method)) - set(table2(method))
             if lacking := sorted(others - set(default_weights(method))) if others else []:
                 raise UserError(f"{method} has no default weight for {', '.join(lacking)}: give --weights")
-    if options.weights and settings.shared(rest).alpha_max is not None:
+    if options.weights and given.alpha_max is not None:
         raise UserError("give --weights or --alpha-max, not both")
     weights = options.weights or [None]
     triples = [
@@ -366,9 +348,6 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
                 command += [] if weight is None else ["--alpha-max", str(weight)]
                 command += ["--seed", str(number), "--run-dir", str(folder)]
                 arguments = command[1 + len(launcher) + 1 :]
-                weights = settings.shared(arguments)
-                if weights.alpha_min is not None and weights.alpha_max is None:
-                    raise UserError("--alpha-min needs --alpha-max or --weights")
                 values = _settings(method, arguments)
                 epochs, processes = values["epochs"], options.gpus or 1
                 found.append(Cell(method, term, dataset, number, folder, epochs, command, values, processes))

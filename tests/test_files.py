@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from wassersteinssl.files import reason, sweep, write_atomically
+from wassersteinssl.files import load_module, reason, sweep, write_atomically
 
 
 def test_bytes_and_a_writer_replace_what_was_there(tmp_path):
@@ -39,6 +39,16 @@ def test_a_failure_keeps_the_old_content_and_leaves_nothing(tmp_path, monkeypatc
         write_atomically(path, content)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_a_program_is_a_module_by_its_path(tmp_path):
+    """And not by its name, which a package or another program may have."""
+    for k, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "queue.py").write_text(f"number = {k}")
+    found = [load_module(tmp_path / folder / "queue.py") for folder in ("a", "b", "a")]
+    assert [module.number for module in found] == [0, 1, 0]
+    assert found[0] is found[2]
 
 
 def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):

@@ -215,19 +215,9 @@ def test_a_method_of_ones_own_is_found_and_what_its_checks_make_is_no_other_sett
     folder = grid.runs.parents[3] / "code" / "Mine"
     folder.mkdir()
     (folder / "mine.py").write_text(MINE)
-    command = (
-        "status",
-        *DIGITS,
-        "--methods",
-        "mine",
-        "--part",
-        "40",
-        "--flag",
-        "yes",
-        "--layers=3,4",
-        "--smooth",
-        "0.5",
-    )
+    part, others = ["--part", "40"], ["--flag", "yes", "--layers=3,4", "--smooth", "0.5"]
+    status = ["status", *DIGITS, "--methods", "mine"]
+    command = [*status, *part, *others]
     assert "mine-s12" in grid(*command).stdout
     run = grid.runs / "mine-s12"
     run.mkdir(parents=True)
@@ -237,7 +227,7 @@ def test_a_method_of_ones_own_is_found_and_what_its_checks_make_is_no_other_sett
     assert "another" not in grid(*command).stdout
     assert "smooth 0.5, now 0.25" in grid(*command[:-1], "0.25").stdout
     assert "flag True, now False" in grid(*(text.replace("yes", "no") for text in command)).stdout
-    assert "part 0.4, now 0.5" in grid(*command[:-7], *command[-5:]).stdout
+    assert "part 0.4, now 0.5" in grid(*status, *others).stdout
     told = grid(*command[:-1], "-1").stderr
     assert told == "grid.py: error: argument --smooth: must be above 0, not -1 (--help lists the options)\n"
     noted = augmentation.usual("digits").record()

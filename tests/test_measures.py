@@ -409,7 +409,7 @@ def test_directions_of_a_term_are_replaced_where_they_lie():
 
 
 def test_a_value_without_a_gradient_leaves_fixed_directions_that_can_have_one():
-    sliced._made.cache_clear()
+    sliced._cached.cache_clear()
     with torch.inference_mode():
         ssw(randn(9, 6))
     ssw(randn(9, 6).requires_grad_()).backward()
@@ -421,12 +421,12 @@ def test_fixed_directions_of_a_trace_do_not_stay(function):
         def forward(self, z):
             return function(z)
 
-    sliced._made.cache_clear()
+    sliced._cached.cache_clear()
     z = randn(9, 6)
     torch.export.export(Module(), (z,))
     after = function(z)
     assert type(after) is torch.Tensor
-    sliced._made.cache_clear()
+    sliced._cached.cache_clear()
     assert after.item() == function(z).item()
 
 

@@ -424,6 +424,40 @@ def test_committed_tables_are_those_of_the_runs_beside_them(name):
     assert (folder / "table2.csv").read_text() == table2.to_csv(tables)
 
 
+def test_any_text_may_be_an_option_of_a_method(make, tmp_path):
+    for note in ("v1.2.3", "a|b", "2e5.7"):
+        make(f"mine-{note[0]}", method="Mine", options=[("note", note)])
+    (table,), _ = table2.collect([tmp_path])
+    lines = table2.markdown(table).splitlines()
+    assert sum("note" in line for line in lines) == 3
+    heads = next(line for line in lines if line.startswith("| Method"))
+    for line in (line for line in lines if "note" in line):
+        assert len(re.split(r"(?<!\\)\|", line)) == len(heads.split("|"))
+
+
+def test_what_rounds_to_zero_has_no_sign_of_a_loss():
+    assert table2._spread([-0.001], 2) == "0.00"
+    assert table2._spread([-0.001, -0.002], 2, "+") == "+0.00 ± 0.00"
+    assert table2._spread([-0.01], 2, "+") == "-0.01"
+
+
+def test_the_csv_has_the_deviation_of_every_measure(make, tmp_path):
+    for seed, rank in ((1, 20.0), (2, 26.0)):
+        (make(seed=seed) / "measures.json").write_text(json.dumps({"effective_rank": rank, "kl": seed / 2}))
+    tables, _ = table2.collect([tmp_path])
+    rows = {row["measure"]: row for row in csv.DictReader(io.StringIO(table2.to_csv(tables)))}
+    assert (float(rows["effective_rank"]["mean"]), float(rows["effective_rank"]["deviation"])) == (23, 18**0.5)
+    assert (float(rows["kl"]["mean"]), float(rows["kl"]["deviation"])) == (0.75, pytest.approx(0.125**0.5))
+
+
+def test_an_augmentation_of_ones_own_is_named_while_it_is_the_usual_one(make, tmp_path, monkeypatch):
+    monkeypatch.setitem(augmentation.FOR_DATASET, "cifar10", augmentation.Augmentation(flip=0, hue=0))
+    make(augmentation=augmentation.usual("cifar10").record())
+    (table,), _ = table2.collect([tmp_path])
+    assert table.rows[0].dataset == "cifar10 (flip 0, hue 0)"
+    assert table.rows[0].published == {}  # nor does it stand beside the paper's
+
+
 def test_rows_of_methods_that_the_paper_lacks_stand_together(make, tmp_path):
     for method in ("VICReg", "Mine"):
         for term in ("w2", "none"):

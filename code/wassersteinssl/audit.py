@@ -404,7 +404,7 @@ def _gaussian(z: Tensor, flat: bool, random: torch.Generator) -> Callable[[], Te
     s / MATCHED strongest directions. A plain draw of N(mean, covariance) would add noise of its own to that of z in
     these moments, and scaling it would even its spectrum: its moments are put right and it is scaled, in turn."""
     mean, s = z.mean(dim=0), len(z)
-    centred = (z - mean) * (not flat)  # what rounding left there are no directions
+    centred = torch.zeros_like(z) if flat else z - mean  # what rounding left there are no directions
     tall = s >= z.shape[1]
     values, vectors = torch.linalg.eigh(centred.T @ centred if tall else centred @ centred.T)
     order = (values > eigenvalue_noise(values)).nonzero().flatten().flip(0)  # of the present ones, descending

@@ -8,6 +8,7 @@ every process computes the losses of the whole batch and no method knows how man
 the weights are those of one process. Process 0 alone writes, prints and evaluates.
 """
 
+import gc
 import os
 import re
 import sys
@@ -66,6 +67,7 @@ def join() -> None:
 
 def leave() -> None:
     if size() > 1:
+        gc.collect()  # a DistributedDataParallel that outlives the group can wait for gloo's thread for ever
         dist.destroy_process_group()
 
 

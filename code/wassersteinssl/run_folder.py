@@ -24,7 +24,7 @@ from wassersteinssl import __version__, checkpoint, distributed, evaluate, resul
 from wassersteinssl.augmentation import Augmentation, usual
 from wassersteinssl.cli import UserError, home, tell
 from wassersteinssl.files import write_atomically
-from wassersteinssl.settings import Settings, differences, other_images
+from wassersteinssl.settings import Settings, differences, other_augmentation, other_images
 from wassersteinssl.vision import torchvision
 
 try:
@@ -138,7 +138,7 @@ class RunFolder:
         if not isinstance(noted, dict):  # older runs have not noted it
             noted = usual(str(old.get("dataset"))).record()
         if not differing and "augmentation" in self.config:
-            differing += (f"augmentation: {told}" for told in differences(noted, self.config["augmentation"]))
+            differing += other_augmentation(noted, self.config["augmentation"])
         if others:
             differing.append(f"other images ({', '.join(others)})")
         ours = old.keys() == new.keys()  # and nothing is lost with it: another beginning may take its place

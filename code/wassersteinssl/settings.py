@@ -4,20 +4,30 @@ A method file adds its own settings by subclassing `Settings`; each field is an 
 """
 
 import argparse
-import ast
-import contextlib
 import functools
+import json
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
-from wassersteinssl.cli import Parser, count, last_words, not_negative, pair_size, plain_name, positive, seed, whole
+from wassersteinssl.cli import (
+    Parser,
+    UserError,
+    count,
+    last_words,
+    not_negative,
+    pair_size,
+    plain_name,
+    positive,
+    seed,
+    whole,
+)
 
 CODE = Path(__file__).resolve().parents[1]
-UNKNOWN: Any = object()  # a default that is no literal
 # During pre-training the kNN looks at so many training images, and A at so many test images; in the end both at all.
 MONITOR_IMAGES, MONITOR_PAIRS = 10_000, 5_000
 COMPILE = ("no", "augmentation", "all")
@@ -157,16 +167,30 @@ def programs() -> dict[str, str]:
     return {name: found[name] for name in [*first, *found] if name in found}
 
 
-def own_options(program: str) -> dict[str, tuple[str, Any]]:
-    """Name -> type and default of the options that a method's file (a value of `programs()`) adds to the shared ones;
-    the default is UNKNOWN where it is no literal. Loads no torch."""
-    text = (CODE / program).read_text(encoding="utf-8")
-    found = {}
-    for name, kind, default in re.findall(r"^    (\w+): (.*) = option\(\s*([^,)]*)", text, re.MULTILINE):
-        found[name] = kind, UNKNOWN
-        with contextlib.suppress(ValueError, SyntaxError):
-            found[name] = kind, ast.literal_eval(default)
-    return found
+@functools.cache
+def settings_of(program: str) -> type[Settings]:
+    """The class of a method's settings, by the part of its file (a value of `programs()`) that answers --help before
+    torch loads; `Settings` where a file has no such part. UserError if that part fails."""
+    path = CODE / program
+    head, main, _ = path.read_text(encoding="utf-8").partition("\nif __name__ ==")
+    if not main or not re.search(r"^class \w+Settings\(", head, re.MULTILINE):
+        return Settings
+    module = ModuleType(f"options_of_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look for it
+    try:
+        exec(compile(head, str(path), "exec"), module.__dict__)
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+    return next((value for value in own if isinstance(value, type) and issubclass(value, Settings)), Settings)
+
+
+def own_defaults(program: str) -> dict[str, Any]:
+    """Name -> default, as JSON has it, of the options that a method's file adds to the shared ones."""
+    shared_ones = Settings.__dataclass_fields__
+    own = {entry.name: entry.default for entry in fields(settings_of(program)) if entry.name not in shared_ones}
+    return json.loads(json.dumps(own))
 
 
 # What a preset changes; the rest is the paper's.
@@ -218,6 +242,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key, value in new.items()
         if key not in Settings.PLACE and old.get(key) != value
     ]
+
+
+def other_augmentation(old: Any, new: dict[str, Any]) -> list[str]:
+    """A phrase for each value in which two records of an augmentation differ; none where an older run noted none."""
+    return [f"augmentation: {told}" for told in differences(old, new)] if isinstance(old, dict) else []
 
 
 def other_images(old: Any, new: Any) -> list[str]:

@@ -119,13 +119,13 @@ def _directions(count: int, slices: int, rows: Tensor, given: Tensor | None) -> 
 
 
 def _fixed(count: int, m: int, slices: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    found = _made(count, m, slices, device, dtype)
+    found = _cached(count, m, slices, device, dtype)
     if type(found) is not Tensor:  # a stand-in, made while torch.export traced
-        _made.cache_clear()
+        _cached.cache_clear()
     return found
 
 
 @functools.lru_cache(maxsize=16)
-def _made(count: int, m: int, slices: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _cached(count: int, m: int, slices: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # a later call may want a gradient
         return random_directions(count, m, slices, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)

@@ -24,7 +24,7 @@ from wassersteinssl.cli import UserError
 from wassersteinssl.files import reason
 from wassersteinssl.numerics import exp_entropy
 from wassersteinssl.results import COLUMNS
-from wassersteinssl.settings import PRESETS, UNKNOWN, Settings, other_images, own_options, programs
+from wassersteinssl.settings import PRESETS, Settings, other_images, own_defaults, programs
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -464,13 +464,12 @@ def _tell_apart(rows: list[Row]) -> None:
             for row in group:
                 told = " to ".join(dict.fromkeys(f"{weight:g}" for weight in row.weights if weight is not None))
                 row.variant = ", ".join(filter(None, [row.variant, f"weight {told or 'not noted'}"]))
-        known = own_options(programs()[group[0].method]) if group[0].method in programs() else {}
+        defaults = own_defaults(programs()[group[0].method]) if group[0].method in programs() else {}
         options = sorted(set().union(*(row.own for row in group)))
         for option in options:
             differ = len({repr(row.own.get(option)) for row in group}) > 1
-            default = known[option][1] if option in known else UNKNOWN
             for row in group:
-                given = default is not UNKNOWN and row.own.get(option, default) != default
+                given = option in defaults and row.own.get(option, defaults[option]) != defaults[option]
                 if differ or (given and not (row.aligned_only and option == "uniform_weight")):  # MSE, by its name
                     told = f"{option} {row.own[option]}" if option in row.own else f"no {option}"
                     row.variant = ", ".join(filter(None, [row.variant, told]))
