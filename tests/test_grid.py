@@ -192,34 +192,34 @@ from wassersteinssl.cli import positive
 from wassersteinssl.settings import Settings, option, parse
 
 @dataclass(frozen=True)
-class MineSettings(Settings):
+class OnlyHereSettings(Settings):
     flag: bool = option(False, "flag", check=lambda text: text == "yes")
     layers: tuple = option((1, 2), "layers", check=lambda text: tuple(map(int, text.split(","))))
     smooth: float | None = option(None, "smoothing", check=positive)
     part: float = option(0.5, "percent", check=lambda text: float(text) / 100)
 
 if __name__ == "__main__":
-    SETTINGS = parse(MineSettings, __doc__)
+    SETTINGS = parse(OnlyHereSettings, __doc__)
 
 import not_needed_for_that
 
-class Mine(BYOL):
+class OnlyHere(BYOL):
     pass
 
 if __name__ == "__main__":
-    main(Mine, SETTINGS)
+    main(OnlyHere, SETTINGS)
 """
 
 
 def test_a_method_of_ones_own_is_found_and_what_its_checks_make_is_no_other_setting(grid, tmp_path):
-    folder = grid.runs.parents[3] / "code" / "Mine"
+    folder = grid.runs.parents[3] / "code" / "OnlyHere"
     folder.mkdir()
-    (folder / "mine.py").write_text(MINE)
+    (folder / "only_here.py").write_text(MINE)
     part, others = ["--part", "40"], ["--flag", "yes", "--layers=3,4", "--smooth", "0.5"]
-    status = ["status", *DIGITS, "--methods", "mine"]
+    status = ["status", *DIGITS, "--methods", "only_here"]
     command = [*status, *part, *others]
-    assert "mine-s12" in grid(*command).stdout
-    run = grid.runs / "mine-s12"
+    assert "only_here-s12" in grid(*command).stdout
+    run = grid.runs / "only_here-s12"
     run.mkdir(parents=True)
     settings = vars(grid.settings("--epochs", "3")) | {"flag": True, "layers": [3, 4], "smooth": 0.5, "part": 0.4}
     (run / "config.json").write_text(json.dumps({"settings": settings}))
@@ -236,14 +236,15 @@ def test_a_method_of_ones_own_is_found_and_what_its_checks_make_is_no_other_sett
         assert ("augmentation: flip 0.5, now 0" in grid(*command).stdout) == bool(key)
 
 
-@pytest.mark.parametrize(("file", "name"), [("mine.py", "BYOL"), ("byol.py", "Mine")])
+@pytest.mark.parametrize(("file", "name"), [("only_here.py", "BYOL"), ("byol.py", "OnlyHere")])
 def test_two_programs_of_one_name_are_told(grid, file, name):
-    folder = grid.runs.parents[3] / "code" / "Mine"
+    folder = grid.runs.parents[3] / "code" / "OnlyHere"
     folder.mkdir()
     (folder / file).write_text(stand_in(name))
     done = grid("status")
     assert done.returncode == 2
-    assert done.stderr == (f"error: code/BYOL/byol.py and code/Mine/{file}: give the file and its class another name\n")
+    why = f"error: code/BYOL/byol.py and code/OnlyHere/{file}: give the file and its class another name\n"
+    assert done.stderr == why
 
 
 @pytest.mark.parametrize("default", [True, None, ()])
@@ -618,7 +619,7 @@ def test_a_weight_for_all_runs_is_not_given_to_those_without_a_term(grid_module,
 
 def test_without_terms_the_grid_is_that_of_table_2(grid_module, monkeypatch):
     found = commands(grid_module, monkeypatch, "--methods", "all")
-    assert len(found) == 4 * 3 + 4
+    assert len(found) == 4 * 3 + len(programs()) - 4
     assert [name for name in found if name.startswith("simclr")] == ["simclr-s12"]
     everything = commands(grid_module, monkeypatch, "--methods", "byol", "--terms", "all", "--weights", "1")
     assert len(everything) == 1 + len(TERMS)

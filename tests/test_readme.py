@@ -5,8 +5,8 @@ import re
 import pytest
 from conftest import REPOSITORY
 
+from wassersteinssl import table2
 from wassersteinssl.files import load_module
-from wassersteinssl.settings import programs
 
 LAUNCHERS = load_module(REPOSITORY / "code" / "results" / "launchers.py")
 EMBED = load_module(REPOSITORY / "code" / "results" / "embed.py")
@@ -36,7 +36,7 @@ def test_every_heading_that_a_page_links_exists(page):
 
 @pytest.mark.parametrize("launcher", sorted((REPOSITORY / "code").glob("*/run_*.sh")), ids=lambda path: path.name)
 def test_every_launcher_is_listed(launcher):
-    assert f"bash ./{launcher.relative_to(REPOSITORY)}" in README
+    assert f"bash ./{launcher.relative_to(REPOSITORY)}" in README, "run code/results/launchers.py and embed.py"
 
 
 @pytest.mark.parametrize("page", EMBED.PAGES, ids=lambda path: path.name)
@@ -69,7 +69,7 @@ def test_a_quoted_file_that_has_changed_is_put_in(tmp_path, monkeypatch):
 def test_the_launchers_tell_what_was_measured():
     table, texts = LAUNCHERS.build()
     assert (REPOSITORY / "code" / "results" / "launchers.md").read_text() == table
-    assert len(texts) == 16
+    assert len(texts) >= 4 * 3 + 4
     for path, text in texts.items():
         assert path.read_text() == text, "run code/results/launchers.py"
 
@@ -77,7 +77,7 @@ def test_the_launchers_tell_what_was_measured():
 def test_the_table_of_training_on_a_gpu_is_that_of_the_files_beside_it():
     assert GPU.table() == (GPU.HERE / "gpu.md").read_text(encoding="utf-8")
     assert all((GPU.HERE / f"{name}.json").exists() for name in GPU.OLDER)
-    assert {line.split("|")[1].strip() for line in GPU.table().splitlines()[4:]} == set(programs())
+    assert {line.split("|")[1].strip() for line in GPU.table().splitlines()[4:]} == set(table2.METHODS)
 
 
 def test_the_table_of_terms_is_that_of_the_runs_beside_it():
