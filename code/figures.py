@@ -40,6 +40,10 @@ STUDIES = sorted(  # scripts and notebooks, without their suffix
         for path in REPOSITORY.glob(f"{where}/*.{kind}")
     }
 )
+FEW = (
+    "**Drawn from fewer samples.** The text is that of the full size (`code/figures.py --paper`): what rests on many "
+    "samples can look otherwise here."
+)
 NUMBERS = {  # of the paper's figures
     2: "DistanceAgainstDimension", 3: "AnalysisOnCollapseLevel", 4: "AnalysisOnDimension", 5: "AnalysisOnProperty4",
     6: "AnalysisOnProperty5", 7: "SingularSpectra", 8: "Density1DPlot", 9: "Density2DPlot",
@@ -160,18 +164,22 @@ def make(study: Path, folder: Path, *, paper: bool) -> list[Path]:
         if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # its progress and errors go where ours go
             raise RuntimeError("the script failed")
     if notebook.exists():
-        execute(notebook, folder)
+        execute(notebook, folder, "" if paper or not script.exists() else FEW)
     return sorted(path for path, time in _times(folder).items() if before.get(path) != time)
 
 
-def execute(notebook: Path, folder: Path):
-    """Run a notebook from top to bottom on the files in `folder` and write it there; the executed notebook."""
+def execute(notebook: Path, folder: Path, remark: str = ""):
+    """Run a notebook from top to bottom on the files in `folder` and write it there, headed by a remark if there is
+    one; the executed notebook."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
     from traitlets.config import Config
 
     content = nbformat.read(notebook, 4)
+    content.cells = [cell for cell in content.cells if cell.id != "remark"]
+    if remark:
+        content.cells.insert(0, nbformat.v4.new_markdown_cell(remark, id="remark"))
     paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as scratch:  # of IPython's profile and the kernel's sockets
         kernel = {"connection_file": f"{scratch}/kernel.json"}

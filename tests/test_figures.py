@@ -42,7 +42,11 @@ def test_data_notebook_and_picture_appear_and_are_named(tmp_path):
     assert {path.name for path in folder.iterdir()} == {
         "AnalysisOnProperty3.csv", "AnalysisOnProperty3.ipynb", "AnalysisOnICC.png", "AnalysisOnICC.pdf"
     }  # fmt: skip
-    assert check_executed(nbformat.read(folder / "AnalysisOnProperty3.ipynb", 4)) == 1
+    executed = nbformat.read(folder / "AnalysisOnProperty3.ipynb", 4)
+    assert check_executed(executed) == 1
+    assert executed.cells[0].source == FIGURES.FEW
+    again = FIGURES.execute(folder / "AnalysisOnProperty3.ipynb", folder)  # of another size now
+    assert again.cells == executed.cells[1:]
 
 
 def test_every_study_is_found_and_draws():

@@ -1,6 +1,7 @@
 """Figure 10: W2 and L_U of rows drawn from several laws on R^256 and scaled to unit length.
 
-Writes both measures of each law, with the expected W2 where it is known; AnalysisOnDistributions.ipynb draws them.
+Writes both measures of each law, with the expected W2 where it is known, and the deviation of W2 over samples of
+uniform rows; AnalysisOnDistributions.ipynb draws them.
 Example: python ./EmpiricalStudy/Distributions/AnalysisOnDistributions.py
 """
 
@@ -16,13 +17,15 @@ from wassersteinssl.study_options import study_options
 DATA = Path(__file__).resolve().with_suffix(".csv")
 OPTIONS = study_options(__doc__, samples=50_000, quick=3000, out=DATA) if __name__ == "__main__" else None
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wassersteinssl import studies
-from wassersteinssl.w2 import w2_floor
+from wassersteinssl.w2 import W2Metric, w2_floor
 
 M = 256
+DRAWS = 8  # samples of uniform rows, of which the deviation is taken
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -79,7 +82,14 @@ def study(options: argparse.Namespace) -> Path:
             torch.nn.functional.normalize(draw(chunk, random), out=chunk)
         expected = None if mean_share is None else w2_expected(options.samples, mean_share)
         rows.append({"law": name, **studies.measures(z, M), "w2_expected": expected})
-    return studies.write(options, rows, m=M, w2_floor=w2_floor(options.samples, M), lu_theory=studies.lu_theory(M))
+    uniform = []
+    for _ in studies.progress(range(DRAWS), "uniform rows"):
+        metric = W2Metric(normalize=False)
+        for rows_of_it in studies.sphere_chunks(options.samples, M, random):
+            metric.update(rows_of_it)
+        uniform.append(metric.compute())
+    floor, spread = w2_floor(options.samples, M), float(np.std(uniform, ddof=1))
+    return studies.write(options, rows, m=M, w2_floor=floor, w2_std=spread, lu_theory=studies.lu_theory(M))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ With n = --samples, at its default 32, 3n steps and m = n/4:
 - few: n/2 rows in R^n, of two dimensions and a hundredth;
 - encoder: 2n rows x A, x of an uneven spectrum in R^(2m), A (2m, m) of rank 1 and a hundredth.
 
+A run escapes if it ends with at least 90 % of the effective rank of as many uniform rows, stays if with at most 1.1
+times that of its start, and is out partly in between.
+
 Also: the force on collapsed directions of size sigma, against sigma; clouds on circle and sphere from a cap, at the
 rate of "points"; the way to the simplex of n <= m + 1 rows. Writes arrays (NPZ) and a Markdown table;
 AnalysisOnFlow.ipynb draws them.
@@ -46,6 +49,7 @@ KEPT = 48  # points of a trajectory, besides its start
 ALIKE = 1e-6  # difference of two ends that means nothing: rounding would choose between the runs
 FAINT = 1e-2  # what is left of collapsed directions
 ESCAPED = 0.9  # of the effective rank of as many uniform rows
+STAYS = 1.1  # times that of the start
 SIGMAS = np.logspace(-5, 0, 11)
 SIMPLICES = ((3, 2), (5, 4), (9, 8), (6, 20))  # n, m
 
@@ -96,7 +100,7 @@ def judge(name: str, paths: dict[float, list[Tensor]], goal: float) -> tuple[str
     best = min(lowest, key=lambda rate: sum(float(measure(z)) for z in ended[rate]))
     ranks = {rate: float(effective_rank(path[-1])) for rate, path in ended.items()}
     begin = float(effective_rank(ended[best][0]))
-    word = "escapes" if ranks[best] >= ESCAPED * goal else "stays" if ranks[best] <= 1.1 * begin else "partly"
+    word = "escapes" if ranks[best] >= ESCAPED * goal else "stays" if ranks[best] <= STAYS * begin else "partly"
     return f"{word} ({sum(rank >= ESCAPED * goal for rank in ranks.values())} of {len(paths)} rates)", best
 
 
@@ -240,7 +244,7 @@ def study(options):
     arrays |= pushed | clouds(options.samples, found["points"]["rate"], random)
     arrays |= simplices(12 * options.samples, random) | {"sigmas": SIGMAS}
     path = studies.write_arrays(
-        options, arrays, labels=LABELS, scenarios=found, exponents=exponents, simplices=SIMPLICES
+        options, arrays, labels=LABELS, scenarios=found, exponents=exponents, simplices=SIMPLICES, escaped=ESCAPED
     )
     write_atomically(path.with_suffix(".md"), markdown(found, exponents).encode())
     return path

@@ -21,7 +21,7 @@ DASHES: tuple[Any, ...] = (
     "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)), (0, (4, 1, 1, 1)),
     (0, (3, 1)), (0, (6, 1, 2, 1)), (0, (2, 2)),
 )  # fmt: skip
-SYMBOLS = {"w2": r"$\mathcal{W}_2$", "lu": r"$\mathcal{L_U}$"}
+SYMBOLS = {"w2": r"$\mathcal{W}_2$", "lu": r"$\mathcal{L}_{\mathcal{U}}$"}
 MANY_ROWS = {"color": "black", "linewidth": 0.8, "linestyle": (0, (2, 4)), "zorder": 3}  # above lines that it meets
 COLUMN = 3.3  # inches: one column of a two-column page
 
@@ -68,19 +68,24 @@ def compare(axes: Axes, x: Sequence, points: Sequence, theory: Sequence, k: int,
     axes.plot([], [], **style, label=label)
 
 
-def lu_and_w2(data: Mapping[str, np.ndarray], x: str, by: str, label: str) -> tuple[Figure, list[Axes]]:
-    """(a) -L_U and (b) -W2 of `studies.beside_theory` against column x, a series for each value of column `by`.
+def lu_and_w2(
+    data: Mapping[str, np.ndarray], x: str, by: str, label: str, settings: Mapping[str, Any]
+) -> tuple[Figure, list[Axes]]:
+    """(a) -L_U and (b) -W2 of `studies.beside_theory` against column x, a series for each value of column `by`; their
+    titles tell the rows of `settings`, and m if all share it.
 
     Markers: measured. Lines: theory, W2's that of so many rows; dashed black: W2's limit of many rows.
     """
     figure, panels = plt.subplots(1, 2, figsize=(2 * COLUMN, 2.5))
+    about, dimensions = f"{settings['samples']:,} rows", set(data["m"])
+    about += f" of $m$ = {dimensions.pop():.0f}" if len(dimensions) == 1 else ""
     for axes, letter, name, theory in zip(panels, "ab", ("lu", "w2"), ("lu_theory", "w2_finite"), strict=True):
         for k, value in enumerate(sorted(set(data[by]))):
             row = data[by] == value
             if name == "w2":
                 axes.plot(data[x][row], -data["w2_theory"][row], **MANY_ROWS)
             compare(axes, data[x][row], -data[name][row], -data[theory][row], k, label.format(value))
-        axes.set(title=f"({letter})", ylabel=f"$-${SYMBOLS[name]}")
+        axes.set(title=f"({letter}) {about}", ylabel=f"$-${SYMBOLS[name]} (up: more uniform)")
     panels[1].plot([], [], **MANY_ROWS, label="many rows")
     return figure, list(panels)
 

@@ -78,8 +78,9 @@ class Row:
 
     @property
     def published(self) -> dict[str, float]:
-        """The paper's numbers; none where it has no such row."""
-        return {} if self.aligned_only else paper().get((self.method, self.term, self.dataset), {})
+        """The paper's numbers; none where it has no such row, or where not all images were trained on."""
+        part = self.runs[0]["config"]["settings"].get("limit_train") is not None
+        return {} if self.aligned_only or part else paper().get((self.method, self.term, self.dataset), {})
 
     @property
     def seeds(self) -> int:

@@ -20,33 +20,34 @@ from wassersteinssl.table2 import DATASET_LABELS, METHODS, TERM_LABELS, Row, Tab
 
 AXIS = {  # what a run's metrics.jsonl follows
     "loss": "loss, without the term",
-    "knn1": f"kNN accuracy (%) by at most\n{MONITOR_IMAGES:,} training images",
-    **SYMBOLS,
-    "alignment": r"alignment $\mathcal{A}$",
+    "knn1": f"kNN accuracy (%) ↑\n(up to {MONITOR_IMAGES:,} training images)",
+    **{name: f"{symbol} ↓" for name, symbol in SYMBOLS.items()},
+    "alignment": r"alignment $\mathcal{A}$ ↓",
 }
 NO_TERM = "no term"
 UNIFORM: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "label": "uniform rows"}
-FLOOR: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "linestyle": ":", "label": "floor: uniform rows"}
+FLOOR: dict[str, Any] = {
+    "color": "0.4", "linewidth": 0.8, "linestyle": ":", "label": f"{SYMBOLS['w2']} of uniform rows"
+}  # fmt: skip
 
 
 def draw_table(table: Table, path: Path) -> list[Path]:
-    """Acc@1 and W2, a line a row, a data set below another: ours (with its deviation), the paper's hollow below, if
-    all images were trained on."""
+    """Acc@1 and W2, a line a row, a data set below another: ours (with its deviation), the paper's hollow below."""
     datasets = table.datasets()
     rows = {dataset: [row for row in table.rows if row.dataset == dataset] for dataset in datasets}
-    compared = table.setting["limit_train"] is None and any(row.published for row in table.rows)
+    compared = any(row.published for row in table.rows)
     heights = [1.1 + 0.19 * len(rows[dataset]) for dataset in datasets]
     figure, axes = plt.subplots(
         len(datasets), 2, figsize=(2 * COLUMN, sum(heights)), squeeze=False, gridspec_kw={"height_ratios": heights}
     )
     for k, (dataset, column) in enumerate((d, c) for d in datasets for c in ("acc1", "w2")):
         panel, shown = axes.flat[k], rows[dataset]
-        shift = 0.17 if compared and any(row.published for row in shown) else 0
+        shift = 0.17 if any(row.published for row in shown) else 0
         for y, row in enumerate(shown):
             color, marker, deviation = COLORS[_place(row)], MARKERS[_place(row)], row.deviation(column) or 0
             panel.errorbar(row.value(column), y - shift, xerr=deviation, fmt=marker, color=color, capsize=2)
             number = row.published.get(column)
-            if compared and number is not None:
+            if number is not None:
                 panel.plot(number, y + shift, marker, markerfacecolor="none", color=color)
         if column == "w2":
             panel.axvline(shown[0].value("w2_floor"), **FLOOR)
@@ -54,7 +55,7 @@ def draw_table(table: Table, path: Path) -> list[Path]:
         panel.set_yticks(range(len(shown)), [symbols(row.name) for row in shown] if column == "acc1" else [])
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.set_title(symbols(f"({_letter(k)}) {DATASET_LABELS.get(dataset, dataset)}: {COLUMNS[column][0]}"))
-        panel.set_xlabel("linear accuracy (%)" if column == "acc1" else AXIS["w2"])
+        panel.set_xlabel("linear accuracy (%)" if column == "acc1" else SYMBOLS["w2"])
     several = any(row.seeds > 1 for row in table.rows)
     ours = "ours ± deviation over seeds" if several else "ours"
     handles = [plt.Line2D([], [], marker=MARKERS[0], linestyle="", color="0.3", label=ours)]

@@ -18,7 +18,7 @@ from wassersteinssl.settings import TERMS
 if __name__ == "__main__":
     Parser(__doc__).parse_args()
 
-from wassersteinssl import plotting, results, table2
+from wassersteinssl import plotting, results, table2, table2_figures
 from wassersteinssl.uniformity import MEASURES
 
 BASES = ("MSE", "BYOL")
@@ -28,7 +28,7 @@ SHOWN = {
     "acc1": ("Acc@1 ↑", 1, "linear accuracy (%)"),
     "effective_rank": ("eff. rank ↑", 0, "effective rank, of 256"),
     "w2": ("W2 ↓", 2, plotting.SYMBOLS["w2"]),
-    "alignment": ("A", 2, r"alignment $\mathcal{A}$"),
+    "alignment": ("A", 2, "alignment A"),
 }
 NAMES = {"none": "no term"} | {term: MEASURES[term].label for term in TERMS}
 
@@ -92,11 +92,14 @@ def draw(rows: dict[tuple[str, str], table2.Row], path: Path) -> None:
                 line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1, "zorder": 1.5}
                 axes.axvline(plain, **line, label=f"{base} alone")
         axes.set(title=plotting.symbols(f"({'abcd'[k]}) {SHOWN[name][0]}"), xlabel=SHOWN[name][2])
+        if name == "w2":
+            axes.axvline(next(iter(rows.values())).value("w2_floor"), **table2_figures.FLOOR)
         if name == "effective_rank":
             axes.set_xlim(-8, 256)  # else the line of BYOL alone would lie on the frame
         axes.set_yticks(range(len(order)), [plotting.symbols(NAMES[term]) for term in order])
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    handles = {line.get_label(): line for axes in panels for line in axes.get_legend_handles_labels()[0]}
+    figure.legend(handles=handles.values(), loc="outside lower center", ncols=5)
     plotting.save(figure, path)
 
 
