@@ -18,6 +18,11 @@ from wassersteinssl.files import load_module as load
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BYOL = REPOSITORY / "code" / "BYOL" / "byol.py"
+# Settings that say where and how a run computes, not what.
+ELSEWHERE = (
+    "data_dir device cuda_graph checkpoint_epochs checkpoint_minutes compile tensorboard run_dir resume stage "
+    "monitor_every"
+).split()
 PROGRAMS = {name: REPOSITORY / "code" / path for name, path in settings.programs().items()}
 
 # The smallest run that goes through everything: seconds on one core.

@@ -505,7 +505,6 @@ def test_the_estimate_grows_with_what_is_left(grid_module, tmp_path):
 
     assert grid_module.left([cell("a", 0, 5)]) == "unknown until the first epoch is done"
     assert grid_module.left([cell("b", 1, 11)]) == "about 10 minutes and the evaluation"
-    assert os.path.exists(tmp_path / "b1" / "metrics.jsonl")
     assert grid_module.left([cell("c", 1, 13)], parallel=3) == "about 4 minutes and the evaluation"
     looking = cell("e", 1, 11)
     (looking.folder / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 50.0, "monitor_seconds": 10.0}\n')
@@ -623,6 +622,23 @@ def test_without_terms_the_grid_is_that_of_table_2(grid_module, monkeypatch):
     assert [name for name in found if name.startswith("simclr")] == ["simclr-s12"]
     everything = commands(grid_module, monkeypatch, "--methods", "byol", "--terms", "all", "--weights", "1")
     assert len(everything) == 1 + len(TERMS)
+
+
+def test_each_seed_has_a_cell_that_is_given_it(grid_module, monkeypatch):
+    found = commands(grid_module, monkeypatch, "--methods", "byol", "--terms", "none", "w2", "--seeds", "12", "13")
+    assert list(found) == ["byol-s12", "byol+w2-s12", "byol-s13", "byol+w2-s13"]
+    assert all(f"--seed {name[-2:]} " in command for name, command in found.items())
+
+
+def test_the_estimate_counts_the_evaluation_of_the_cells_that_are_left(grid_module, tmp_path):
+    cells = []
+    for name in ("done", "left", "also left"):
+        (folder := tmp_path / name).mkdir()
+        cells.append(grid_module.Cell("byol", "none", "digits", 12, folder, 1, []))
+    lines = json.dumps({"epoch": 0, "seconds": 60.0}) + "\n"
+    (cells[0].folder / "metrics.jsonl").write_text(lines)
+    cells[0].finished = {"evaluate_seconds": 240.0}
+    assert grid_module.left(cells) == "about 10 minutes"  # 2 x (1 + 4)
 
 
 def test_epochs_are_those_of_every_cell(tmp_path):

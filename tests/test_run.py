@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -18,14 +19,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import BYOL, PROGRAMS, REPOSITORY, TINY, environment, load, metrics, timeless
+from conftest import BYOL, ELSEWHERE, PROGRAMS, REPOSITORY, TINY, environment, load, metrics, timeless
 from PIL import Image
 
-from wassersteinssl import checkpoint, device, evaluate, pretrain, run, run_folder
-from wassersteinssl.augmentation import FOR_DATASET, Augmentation
+from wassersteinssl import checkpoint, data, device, evaluate, pretrain, run, run_folder
+from wassersteinssl.augmentation import CROP_AND_FLIP, FOR_DATASET, Augmentation
 from wassersteinssl.cli import UserError
-from wassersteinssl.settings import parse
-from wassersteinssl.step import SlicedTerm
+from wassersteinssl.encoder import load_encoder
+from wassersteinssl.settings import Settings, differences, parse
+from wassersteinssl.step import SlicedTerm, TrainingStep
 from wassersteinssl.uniformity import MEASURES
 
 DESIGNED = (
@@ -147,6 +149,109 @@ def test_the_term_makes_the_embedding_more_uniform(module, tmp_path):
         w2[term] = metrics(folder)[-1]["w2"]
     assert w2["w2"] < w2["none"] - 0.05
     assert w2["lu"] < w2["none"]
+
+
+# ---- what a run computes ----
+
+
+def test_each_step_has_rate_weight_images_and_views_of_its_own(module, tmp_path, monkeypatch):
+    """By the formulas of README and docstrings: 3 steps an epoch, warm-up of one epoch, rates for a batch of 256."""
+    rates, alphas, images, views, progress = [], [], [], [], []
+    step, after = TrainingStep.__call__, module.BYOL.after_step
+
+    def spied(self, pixels, parameters):
+        rates.append([group["lr"] for group in self.optimizer.param_groups])
+        alphas.append(float(self.alpha))
+        images.append(pixels.clone())
+        views.extend(view.table.clone() for view in parameters)
+        step(self, pixels, parameters)
+
+    monkeypatch.setattr(TrainingStep, "__call__", spied)
+    monkeypatch.setattr(module.BYOL, "after_step", lambda self, share: progress.append(share) or after(self, share))
+    options = "--uniformity w2 --alpha-max 3 --alpha-min 0 --weight-lr 0.4 --vector-lr 0.02 --warmup-epochs 1"
+    assert execute(module, tmp_path / "run", *options.split(), "--stage", "pretrain", "--monitor-every", 0)
+    fall = [(1 + math.cos(math.pi * k / 6)) / 2 for k in range(6)]
+    share = [0, 1 / 3, 2 / 3] + [q + (1 - q) * 0.001 for q in fall]
+    assert rates == [pytest.approx([0.4 * 64 / 256 * s, 0.02 * 64 / 256 * s]) for s in share]
+    assert alphas == pytest.approx([3] * 3 + [2] * 3 + [1] * 3)
+    assert progress == pytest.approx([k / 9 for k in range(1, 10)])
+    assert len({table.numpy().tobytes() for table in views}) == len(views) == 18  # none is used twice
+    assert len({batch.numpy().tobytes() for batch in images}) == 9  # a new order in each epoch
+    for epoch in range(3):  # no image twice in it; 200 digits, of which a few are equal
+        assert len(torch.cat(images[3 * epoch : 3 * epoch + 3]).flatten(1).unique(dim=0)) > 185
+
+
+def test_another_seed_gives_other_weights_to_begin_with(module, tmp_path):
+    def begun(seed):
+        settings = parse(module.BYOLSettings, "", [*TINY, "--run-dir", str(tmp_path / "run"), "--seed", str(seed)])
+        return run._prepare(module.BYOL, settings).method.backbone.state_dict()
+
+    first, again, other = begun(13), begun(13), begun(14)
+    name = next(key for key, value in first.items() if value.ndim > 1)
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
+
+
+def test_the_evaluation_has_the_run_s_seed_crop_and_precision(module, tmp_path, monkeypatch):
+    calls = []
+
+    def spied(function):
+        return lambda *arguments, **options: calls.append(options) or function(*arguments, **options)
+
+    for name in ("linear_probe", "measure"):
+        monkeypatch.setattr(evaluate, name, spied(getattr(evaluate, name)))
+    assert execute(module, tmp_path / "run", "--seed", 13, "--precision", "bf16", "--monitor-every", 3)
+    monitor, probe, final = calls
+    assert {(call["seed"], call["precision"]) for call in calls} == {(13, "bf16")}
+    assert (monitor["train_limit"], monitor["pairs_limit"]) == (10_000, 5_000)
+    assert final["train_limit"] is final["pairs_limit"] is None
+    digits = FOR_DATASET["digits"]
+    assert digits.jitter > 0  # which the probe must not have
+    assert probe["crop"] == dataclasses.replace(CROP_AND_FLIP, crop_scale=digits.crop_scale, flip=digits.flip)
+
+
+def test_the_spectrum_is_that_of_unit_test_embeddings(module, tmp_path):
+    assert execute(module, tmp_path / "run", "--monitor-every", 0)
+    z = load_encoder(tmp_path / "run").embed(data.load("digits", None).test.images).detach().numpy().astype(float)
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    expected = np.linalg.eigvalsh(np.cov(unit.T, bias=True))[::-1]
+    np.testing.assert_allclose(np.load(tmp_path / "run" / "spectrum.npy"), expected, rtol=1e-3, atol=1e-7)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["images_per_second"] == pytest.approx(3 * 3 * 64 / result["pretrain_seconds"])
+
+
+def test_seconds_are_those_of_all_continuations(module, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def earlier(key):
+        """Say of the last checkpoint that a stage had taken 1000 s."""
+        state = checkpoint.load(folder)
+        assert state[key] < 500
+        checkpoint.save(folder, int(checkpoint.newest(folder).name.split("-")[1]), state | {key: 1000.0})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Signals, "stop", lambda self: (folder / "metrics.jsonl").exists())  # after the first epoch
+        assert not execute(module, folder, "--monitor-every", 0)
+    earlier("seconds")
+    assert execute(module, folder, "--monitor-every", 0, "--stage", "pretrain")
+    earlier("evaluate_seconds")
+    assert execute(module, folder, "--monitor-every", 0)
+    result = json.loads((folder / "result.json").read_text())
+    assert 1000 < result["pretrain_seconds"] < 1500
+    assert 1000 < result["evaluate_seconds"] < 1500
+
+
+def test_a_collapse_is_counted_over_continuations(tmp_path, monkeypatch):
+    simsiam, folder = load(PROGRAMS["SimSiam"]), tmp_path / "run"
+    embed = simsiam.SimSiam.embed
+    monkeypatch.setattr(simsiam.SimSiam, "embed", lambda self, view: 1 + 1e-3 * embed(self, view))
+    options = [*TINY, "--monitor-every", "0", "--stage", "pretrain", "--weight-lr", "1e-6", "--run-dir", str(folder)]
+    settings = parse(simsiam.SimSiamSettings, "", options)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Signals, "stop", lambda self: (folder / "metrics.jsonl").exists())
+        assert not run.execute(simsiam.SimSiam, settings)
+    assert run.execute(simsiam.SimSiam, settings)
+    assert [line.get("collapsed_epochs") for line in metrics(folder)] == [None, 2, 3]
 
 
 # ---- repeating and continuing ----
@@ -442,6 +547,20 @@ def test_a_run_is_not_continued_with_another_default_weight(module, tmp_path, mo
     monkeypatch.setattr(module.BYOL, "ALPHA", {"w2": (5.0, 0.0)})
     with pytest.raises(UserError, match=r"weight of the term \[0\.2, 0\.2\], now \[5\.0, 0\.0\]"):
         execute(module, tmp_path, "--uniformity", "w2")
+
+
+def test_a_checkpoint_of_another_weight_is_refused_though_the_configuration_was_edited(module, tmp_path, monkeypatch):
+    assert execute(module, tmp_path, "--uniformity", "w2", "--stage", "pretrain", "--monitor-every", 0)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"alpha": [5.0, 0.0]}))
+    monkeypatch.setattr(module.BYOL, "ALPHA", {"w2": (5.0, 0.0)})
+    with pytest.raises(UserError, match=r"checkpoint .* is of another configuration: alpha"):
+        execute(module, tmp_path, "--uniformity", "w2", "--stage", "evaluate")
+
+
+@pytest.mark.parametrize("name", Settings.__dataclass_fields__)
+def test_a_run_may_be_continued_elsewhere_and_not_with_other_numbers(name):
+    assert bool(differences({name: 1}, {name: 2})) == (name not in ELSEWHERE)
 
 
 def test_a_run_is_not_continued_with_another_augmentation(module, tmp_path, monkeypatch):

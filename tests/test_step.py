@@ -221,6 +221,46 @@ def test_the_compiler_does_not_advise_less_precision(monkeypatch, recwarn):
     assert [str(warning.message) for warning in recwarn] == ["something else"]
 
 
+def test_a_step_moves_the_weights_by_the_gradient_of_loss_and_term_of_both_views(images):
+    step = make("simclr", images, term=lu_uniformity)
+    method = copy.deepcopy(step.method)
+    optimizer, sums = LARS(param_groups(method, batch_size=32), lr=0.2), torch.zeros(2, dtype=torch.float64)
+    for k in range(3):  # a gradient that stays from the step before would show in the second
+        a, b = torch.randn(2, 32, 3, 8, 8, generator=torch.Generator().manual_seed(k))
+        step.learn(a, b)
+        z_a, z_b = method.embed(a), method.embed(b)
+        loss, term = method.loss(z_a=z_a, z_b=z_b), lu_uniformity(torch.cat([z_a, z_b]))
+        parameters = list(method.parameters())
+        for p, gradient in zip(parameters, torch.autograd.grad(loss + 0.5 * term, parameters), strict=True):
+            p.grad = gradient
+        optimizer.step()
+        sums += torch.stack([loss, term]).detach()
+    torch.testing.assert_close(step.sums, sums)
+    for ours, expected in zip(step.method.parameters(), method.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_the_networks_see_the_images_normalised_by_their_own_statistics(images, monkeypatch):
+    step, seen = make("simclr", images), []
+    step.augmentation = Augmentation((1, 1), (1, 1), flip=0, jitter=0, gray=0, blur=0, solarize=0)
+    monkeypatch.setattr(step, "learn", lambda *views: seen.extend(views))
+    pixels = images.train.images[:32]
+    step(pixels, [augment.draw(step.augmentation, 32, (8, 8), augment.generator(1, 0, 0, v)) for v in "ab"])
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.mean, images.std))
+    for view in seen:
+        torch.testing.assert_close(view, (pixels / 255 - mean) / std, rtol=1e-4, atol=1e-4)
+    assert len(seen) == 2
+
+
+def test_the_networks_compute_in_bfloat16_where_asked_and_the_loss_in_float32(images, monkeypatch):
+    step, seen = make("simclr", images, precision="bf16"), []
+    network, loss = step.network, step.method.loss
+    step.network = lambda *views: seen.append(network(*views)) or seen[-1]
+    monkeypatch.setattr(step.method, "loss", lambda **z: seen.append(z) or loss(**z))
+    step.learn(*torch.randn(2, 32, 3, 8, 8))
+    assert [z["z_a"].dtype for z in seen] == [torch.bfloat16, torch.float32]
+
+
 def test_a_loss_that_is_not_finite_leaves_the_weights_alone(images):
     step = make("byol", images, term=lambda z: z.sum() * torch.nan)
     before = copy.deepcopy(dict(step.method.named_parameters()))

@@ -350,3 +350,13 @@ def check_figures(folder, figures):
 def test_committed_notebooks_were_run_from_top_to_bottom(name):
     notebook = nbformat.read(STUDIES[name].script.with_suffix(".ipynb"), 4)
     assert check_executed(notebook) == len(STUDIES[name].figures)
+
+
+@pytest.mark.parametrize("components", [2, 8, 32])
+def test_a_mixture_has_as_many_clusters_as_its_name_says(components):
+    """The means of k clusters span k - 1 directions, whose variance stands above that within a cluster, 1."""
+    random = studies.generator(3)
+    share, draw = load(STUDIES["laws"].script).laws(random)[f"{components} Gaussians"]
+    z = draw(torch.empty(4000, 256), random)
+    assert share is None
+    assert int((torch.linalg.eigvalsh(z.T.cov()) > 2).sum()) == components - 1

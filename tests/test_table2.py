@@ -12,7 +12,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, environment, load
+from conftest import ELSEWHERE, REPOSITORY, environment, load
 from scipy import stats
 
 from wassersteinssl import augmentation, plotting, results, studies, table2, table2_figures
@@ -667,3 +667,33 @@ def test_images_are_the_same_where_a_decoder_moves_the_last_digit_of_their_mean(
     old = {"train": 60, "mean": [0.4914, 0.4822, 0.4465]}
     assert other_images(old, old | {"mean": [0.4914 + by, 0.4822, 0.4465]}) == differs
     assert other_images(old, old | {"train": 61}) == ["train"]
+
+
+def test_each_data_set_has_its_own_floor(make, tmp_path):
+    make(dataset="cifar10", w2_floor=0.16)
+    make(dataset="digits", w2_floor=0.22)
+    (table,), _ = table2.collect([tmp_path])
+    text = table2.markdown(table)
+    assert "**CIFAR-10**, W2's floor 0.160" in text
+    assert "**digits**, W2's floor 0.220" in text
+
+
+def test_the_csv_has_the_deviation_of_the_gains_themselves(make, tmp_path):
+    for seed, (a, b) in enumerate(((90.0, 91.0), (80.0, 82.0), (70.0, 75.0))):
+        make(seed=seed, acc1=a)
+        make(seed=seed, term="w2", acc1=b)
+    tables, _ = table2.collect([tmp_path])
+    rows = csv.DictReader(io.StringIO(table2.to_csv(tables)))
+    (row,) = (row for row in rows if (row["uniformity"], row["measure"]) == ("w2", "acc1"))
+    assert float(row["gain_deviation"]) == pytest.approx(stdev([1, 2, 5]))
+    assert float(row["deviation"]) == pytest.approx(stdev([91, 82, 75]))
+
+
+ROWS = ("dataset", "dataset_name", "seed", "uniformity", "alpha_max", "alpha_min")  # what rows of a table differ in
+
+
+@pytest.mark.parametrize("option", sorted(set(DEFAULTS) - {*ELSEWHERE, *ROWS}))
+def test_runs_that_differ_in_what_they_compute_never_share_a_table(make, tmp_path, option):
+    make()
+    make(folder="other", seed=13, options={option: "another"})
+    assert len(table2.collect([tmp_path])[0]) == 2
