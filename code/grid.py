@@ -30,6 +30,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -145,14 +146,17 @@ class Cell:
             return "another"
         if self.busy():
             return "running"
-        if (self.folder / "failed.json").exists():
-            return "failed"
-        return "started" if (self.folder / "config.json").exists() else "waiting"
+        try:
+            if (self.folder / "failed.json").exists():
+                return "failed"
+            return "started" if (self.folder / "config.json").exists() else "waiting"
+        except PermissionError:
+            return "closed"  # another user's
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     given = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, continues=True)
     parser.add_argument("action", choices=("status", "run", "run-one"))
     parser.add_argument("--preset", choices=tuple(PRESETS), default="paper", help="(default: %(default)s)")
     parser.add_argument(
@@ -235,6 +239,20 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
             if getattr(options, name) is not None:
                 parser.error(f"--{name} is for --slurm, without which the cells run here")
     return options, rest
+
+
+def lockless(folder: Path) -> str:
+    """Why files in the folder cannot be locked, on some network file systems; empty if they can."""
+    try:
+        import fcntl
+
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return "no locks on this system"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def budget(text: str) -> float:
@@ -492,6 +510,8 @@ class Runner:
     def _environment(self, cell: Cell) -> dict[str, str]:
         """Of a cell; with several at a time and several GPUs, on those that the fewest of the running cells have."""
         environment = environment_beside(self.parallel)
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            environment.pop(name, None)  # left over in the shell: the cell would wait for other processes
         environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)
         if len(self.gpus) > 1:
             taken = [self.place[name] for name in self.running]
@@ -512,13 +532,18 @@ class Runner:
             if cell.busy():
                 continue
             self.waiting.remove(cell)
-            cell.folder.parent.mkdir(parents=True, exist_ok=True)
-            with open(f"{cell.folder}.log", "a") as log:
-                cell.log_start = log.tell()
-                self.running[cell.name] = subprocess.Popen(
-                    cell.command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(cell),
-                    start_new_session=True,  # Ctrl-C reaches the grid alone, which asks the cells once
-                )  # fmt: skip
+            try:
+                cell.folder.parent.mkdir(parents=True, exist_ok=True)
+                with open(f"{cell.folder}.log", "a") as log:
+                    cell.log_start = log.tell()
+                    self.running[cell.name] = subprocess.Popen(
+                        cell.command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(cell),
+                        start_new_session=True,  # Ctrl-C reaches the grid alone, which asks the cells once
+                    )  # fmt: skip
+            except OSError as error:  # of another user, say
+                write(f"{cell.name}: failed ({error.filename}: {error.strerror})")
+                self.failed.append(cell)
+                continue
             write(f"{cell.name}: begun, log in {cell.folder}.log")
             if self.stopping:  # asked while it was being started
                 self.running[cell.name].terminate()
@@ -565,22 +590,28 @@ class Runner:
 
 
 class SlurmJob:
-    """What a Slurm job does: one cell by its own command. Stopped to make room or in time, it is requeued."""
+    """What a Slurm job does: one cell by its own command. Stopped in time or left to another job it is requeued."""
 
     def __init__(self, command: list[str]):
         self.command = command
+        self.ended = False  # by scancel, or a preemption after which Slurm requeues it by itself
 
     def __call__(self) -> None:
+        signal.signal(signal.SIGTERM, self._end)  # Slurm sends it to the cell, too
         self.process = subprocess.Popen(self.command)
         self.wait()
         code = self.process.wait()
-        if code == STOPPED:  # a preemption has reached the cell itself
-            import submitit
+        if code == STOPPED:
+            if not self.ended:
+                import submitit
 
-            subprocess.run(["scontrol", "requeue", submitit.JobEnvironment().job_id], check=True)
+                subprocess.run(["scontrol", "requeue", submitit.JobEnvironment().job_id], check=True)
             time.sleep(60)  # Slurm ends this job
         elif code:
             raise RuntimeError(f"status {code}: {self.command}")
+
+    def _end(self, *_) -> None:
+        self.ended = True
 
     def checkpoint(self):
         """Called by submitit when the time is nearly up."""
@@ -670,6 +701,9 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     refuse_others(grid)
     if options.slurm:
         return submit(grid, options)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    if why := lockless(options.runs):
+        tell(f"{options.runs} cannot be locked ({why}): start no second grid there", sys.stderr)
     done = sum(cell.result() is not None for cell in grid)
     tell(f"{count_of(grid)}, {done} done; left: {left(grid, options.parallel)}")
     gpus = gpus_for(options.parallel, rest, options.gpus or 1)

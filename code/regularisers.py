@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def main() -> int:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, continues=True)
     parser.add_argument("runs", type=given_path, metavar="RUNS", help="the folder for search/ and final/")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="mini", help="of the runs (default: %(default)s)")
     parser.add_argument("--search", choices=tuple(PRESETS), default="search", help="(default: %(default)s)")

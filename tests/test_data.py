@@ -422,6 +422,11 @@ def test_memory_is_measured():
     assert 1e6 < machine.memory() < 1e15
 
 
+def test_memory_is_at_most_that_of_the_machine_where_linux_does_not_tell_more(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "Path", lambda *_: tmp_path / "none")  # neither /proc nor /sys
+    assert machine.memory() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.mark.parametrize(
     ("limits", "cpus"),
     [

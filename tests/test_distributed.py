@@ -94,6 +94,29 @@ def test_a_rank_beyond_the_size_and_a_port_that_is_taken_are_told(monkeypatch, r
             distributed.join()
 
 
+def test_who_waits_for_processes_that_nobody_started_says_so_and_heeds_ctrl_c(tmp_path):
+    """As with a WORLD_SIZE that is left over in a shell."""
+    (tmp_path / "program.py").write_text(
+        "from wassersteinssl import distributed\n"
+        "from wassersteinssl.cli import Parser\n"
+        "Parser().parse_args()\n"
+        "distributed.PATIENCE = 0.5\n"
+        "distributed.join()\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py")],
+        env={**environment(), "PYTHONPATH": str(REPOSITORY / "code"), **shared}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    told = process.stderr.readline()
+    assert told.startswith(f"process 0 still waits for the others at localhost:{port} (WORLD_SIZE is 2;")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == -signal.SIGINT
+
+
 def refused():
     """How a process leaves a block in which the first process has met a mistake of the user's."""
     try:

@@ -1,6 +1,7 @@
 """The grid with stand-in programs that behave like runs: order, continuing, budgets, crashes, two grids at once."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -622,6 +623,50 @@ def test_without_terms_the_grid_is_that_of_table_2(grid_module, monkeypatch):
     assert [name for name in found if name.startswith("simclr")] == ["simclr-s12"]
     everything = commands(grid_module, monkeypatch, "--methods", "byol", "--terms", "all", "--weights", "1")
     assert len(everything) == 1 + len(TERMS)
+
+
+def test_a_cell_does_not_wait_for_processes_that_are_left_over_in_the_shell(grid_module, monkeypatch):
+    left_over = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    for name in left_over:
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("OF_THE_USER", "2")
+    environment = grid_module.Runner([], 1, None)._environment(None)
+    assert environment["OF_THE_USER"] == "2"
+    assert not set(left_over) & set(environment)
+
+
+def test_a_log_that_cannot_be_written_costs_its_cell_alone(grid):
+    (grid.runs / "byol-s12.log").mkdir(parents=True)
+    done = grid("run", *DIGITS, "--methods", "byol", "--terms", "none", "w2")
+    assert done.returncode == 1
+    assert re.search(r"byol-s12: failed \(.*byol-s12.log: Is a directory\)", done.stdout)
+    assert grid.started() == ["byol+w2-s12"]
+    assert "1 waiting, 1 done" in done.stdout
+
+
+def test_a_folder_that_may_not_be_looked_into_is_told(grid_module, tmp_path, monkeypatch):
+    (folder := tmp_path / "run").mkdir()
+    cell = grid_module.Cell("byol", "none", "digits", 12, folder, 3, [])
+    exists = grid_module.Path.exists
+
+    def refused(path, **keywords):
+        if path.parent == folder:
+            raise PermissionError
+        return exists(path, **keywords)
+
+    monkeypatch.setattr(grid_module.Path, "exists", refused)
+    assert cell.state() == "closed"
+    assert "1 closed" in grid_module.status([cell])
+
+
+def test_a_file_system_without_locks_is_told(grid_module, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    assert grid_module.lockless(tmp_path) == ""
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert grid_module.lockless(tmp_path) == "Function not implemented"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_each_seed_has_a_cell_that_is_given_it(grid_module, monkeypatch):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -420,6 +421,23 @@ def test_ctrl_c_while_torch_loads_is_one_line(command, tmp_path):
     )  # fmt: skip
     assert done.returncode == 130
     assert done.stderr.strip() == f"{os.path.basename(command[0])}: interrupted"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "command", [["code/BYOL/byol.py"], ["code/grid.py", "status", "--methods", "byol", "--terms", "kl"]]
+)
+def test_a_signal_while_torch_loads_is_a_stop_that_the_same_command_continues(command, number, tmp_path):
+    fake = f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(9)\n"
+    (tmp_path / "torch.py").write_text(fake)
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / command[0]), *command[1:]], cwd=tmp_path, capture_output=True, text=True,
+        env=environment() | {"PYTHONPATH": str(tmp_path)}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 75
+    name = os.path.basename(command[0])
+    assert done.stderr == f"{name}: stopped before it began; the same command starts it\n"
 
 
 def test_ctrl_c_during_an_import_that_swallows_it_is_one_line(tmp_path):

@@ -423,7 +423,10 @@ def test_fixed_directions_of_a_trace_do_not_stay(function):
 
     sliced._cached.cache_clear()
     z = randn(9, 6)
-    torch.export.export(Module(), (z,))
+    try:
+        torch.export.export(Module(), (z,))
+    except NotImplementedError as error:  # of torch 2.10
+        pytest.skip(f"torch {torch.__version__} exports no random generator: {error}")
     after = function(z)
     assert type(after) is torch.Tensor
     sliced._cached.cache_clear()

@@ -424,6 +424,9 @@ def test_the_commit_of_a_repository_around_this_one_is_not_noted(tmp_path, monke
         subprocess.run(command, check=True)
     monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path)
     assert run_folder.versions()["git"] is not None
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        os.chown(tmp_path, 1234, 1234)  # a copy of another user's
+        assert run_folder.versions()["git"] is not None
     (tmp_path / "copy").mkdir()
     monkeypatch.setattr(run_folder, "REPOSITORY", tmp_path / "copy")
     assert run_folder.versions()["git"] is None
@@ -646,6 +649,18 @@ def test_a_second_writer_is_refused(module, tmp_path):
         run_folder.RunFolder(tmp_path / "run", "BYOL", settings),
     ):
         pass
+
+
+def test_a_run_that_begins_while_another_looks_is_no_foreign_folder(module, tmp_path, monkeypatch):
+    folder = run_folder.RunFolder(tmp_path, "BYOL", parse(module.BYOLSettings, "", TINY))
+
+    def foreign(self):
+        (tmp_path / "config.json").write_text("{}")
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.RunFolder, "_foreign", foreign)
+        folder.compare()
 
 
 def test_a_folder_of_something_else_is_refused(module, tmp_path):

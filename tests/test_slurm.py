@@ -112,3 +112,23 @@ def test_the_script_for_sites_without_submitit_requeues_itself(slurm, tmp_path):
     assert epochs(folder) < 40
     wait_until((folder / "result.json").exists)
     assert epochs(folder) == 40
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_a_cancelled_cell_ends_with_a_checkpoint_and_stays_so(slurm, tmp_path, script):
+    folder = tmp_path / "runs" / "digits" / "byol-s12"
+    cell = [*CELLS[: CELLS.index("--terms")], *CELLS[CELLS.index("--epochs") :], "--terms", "none"]
+    options = [*cell, "--runs", str(tmp_path / "runs")]
+    if script:
+        said = call(slurm, "sbatch", "--array=0", "--time=20", "--output", tmp_path / "log",
+                    REPOSITORY / "code" / "grid.sbatch", *options, cwd=REPOSITORY)  # fmt: skip
+        job = said.split()[-1]
+    else:
+        said = call(slurm, sys.executable, GRID, "run", "--slurm", "--cpus", 1, "--time", 20, *options)
+        job = said.split()[7].rstrip(";")
+    wait_until(lambda: epochs(folder) >= 2)
+    call(slurm, "scancel", job)
+    wait_until(lambda: job not in call(slurm, "squeue", "--noheader", "--format", "%A %F %i"))
+    assert stopped(Path(f"{folder}.log"))
+    assert epochs(folder) < 40
+    assert list(folder.glob("checkpoint-*"))

@@ -74,11 +74,13 @@ def last_words(text: str) -> None:
 
 class Parser(argparse.ArgumentParser):
     """A program's command line: --help shows the description as it stands, a mistake is told in one line, and so is
-    Ctrl-C from then on, unless the program has something better to do."""
+    Ctrl-C from then on, unless the program has something better to do. If the same command `continues` the program, so
+    are the other signals that ask it to stop, with status STOPPED."""
 
     interrupted = False  # a library may swallow Ctrl-C, in a callback say
 
-    def __init__(self, description: str | None = None):
+    def __init__(self, description: str | None = None, *, continues: bool = False):
+        self.continues = continues
         super().__init__(
             prog=Path(sys.argv[0]).name,
             description=description,
@@ -94,7 +96,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):  # parse_args calls it, too
         if args is None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._interrupted)
+            for number in ending_signals() if self.continues else [signal.SIGINT]:
+                signal.signal(number, self._interrupted)
             if hasattr(signal, "SIGQUIT"):  # ignored by what a script starts in the background
                 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         found = super().parse_known_args(args, namespace)
@@ -103,16 +106,19 @@ class Parser(argparse.ArgumentParser):
             self.exit(2, f"{self.prog}: error: {why}\n")
         return found
 
-    def _interrupted(self, _number: int, frame: FrameType | None) -> NoReturn:
-        Parser.interrupted = True
-        told = f"\n{self.prog}: interrupted\n"
+    def _interrupted(self, number: int, frame: FrameType | None) -> NoReturn:
+        status, told = 130, f"\n{self.prog}: interrupted\n"
+        if number == signal.SIGINT:
+            Parser.interrupted = True
+        else:
+            status, told = STOPPED, f"{self.prog}: stopped before it began; the same command starts it\n"
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):  # NumPy and torch catch SystemExit there
                 sys.stderr.write(told)
                 sys.stderr.flush()
-                os._exit(130)
+                os._exit(status)
             frame = frame.f_back
-        self.exit(130, told)
+        self.exit(status, told)
 
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")

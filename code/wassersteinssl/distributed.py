@@ -11,7 +11,9 @@ the weights are those of one process. Process 0 alone writes, prints and evaluat
 import gc
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,11 +24,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from wassersteinssl.cli import UserError
+from wassersteinssl.cli import UserError, tell
 from wassersteinssl.machine import environment_number
 
 T = TypeVar("T")
 
+PATIENCE = 20  # seconds to meet in, before it is said who waits
 PREPARATION = timedelta(hours=12)  # for which the others wait while process 0 downloads and decodes
 _patient: Any = None  # the group that waits so long; for all else torch's time of minutes is right
 
@@ -58,11 +61,24 @@ def join() -> None:
     if size() > 1:
         if rank() >= size():  # the others would wait for this one, and this one for them
             raise UserError(f"RANK is {rank()}, WORLD_SIZE {size()}: start several processes with torchrun")
+        missing = threading.Timer(PATIENCE, _tell_waiting)
+        missing.daemon = True
+        missing.start()
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would not run while torch waits
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         except (ValueError, dist.DistError) as error:  # RANK or MASTER_ADDR is missing or no number, the port taken
             raise UserError(f"WORLD_SIZE is {size()}, but {error}: start several processes with torchrun") from None
+        finally:
+            missing.cancel()
+            signal.signal(signal.SIGINT, before)
         _patient = dist.new_group(backend="gloo", timeout=PREPARATION)
+
+
+def _tell_waiting() -> None:
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    why = f"WORLD_SIZE is {size()}; without torchrun unset it"
+    tell(f"process {rank()} still waits for the others at {where} ({why})", sys.stderr)
 
 
 def leave() -> None:

@@ -39,8 +39,11 @@ def local_processes() -> int:
 
 
 def memory() -> float:
-    """Bytes that this process may fill: the machine's available memory, or less where a control group limits it."""
+    """Bytes that this process may fill: the machine's available memory (not on Linux all it has), or less where a
+    control group limits it."""
     limits = [float("inf")]
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows
+        limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     with contextlib.suppress(OSError, ValueError):  # not Linux
         lines = Path("/proc/meminfo").read_text().splitlines()
         limits += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]

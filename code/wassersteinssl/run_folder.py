@@ -69,7 +69,7 @@ class RunFolder:
                 if self.config["settings"]["resume"] == "never" and results.begun(self.path):
                     raise UserError(f"{self.path} holds a run; --resume auto continues it")
                 self._same(config)
-            elif self.path.exists() and any(not _early(path.name) for path in self.path.iterdir()):
+            elif self.path.exists() and self._foreign() and not config.exists():  # another process may have begun
                 raise UserError(f"{self.path} is not empty and no run's folder: choose another --run-dir")
         except OSError as error:
             raise UserError(f"cannot use the run folder {self.path}: {error.strerror}") from None
@@ -150,6 +150,9 @@ class RunFolder:
                 advice = ""
             raise UserError(f"{self.path} belongs to another configuration: {'; '.join(differing)}{advice}")
         return None if differing else before
+
+    def _foreign(self) -> bool:
+        return any(not _early(path.name) for path in self.path.iterdir())
 
     def _lock(self) -> None:
         """Held by the open file, so that a dead process leaves no lock behind."""
@@ -279,8 +282,9 @@ def versions() -> dict[str, str | None]:
 
 def _git_commit() -> str | None:
     try:
+        here = ["-C", str(REPOSITORY), "-c", f"safe.directory={REPOSITORY}"]  # it may be another user's
         answer = subprocess.run(
-            ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40"],
+            ["git", *here, "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True, text=True, timeout=5, check=True,
             env=os.environ | {"GIT_CEILING_DIRECTORIES": str(REPOSITORY.parent)},  # not a repository around this one
         )  # fmt: skip

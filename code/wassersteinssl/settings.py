@@ -214,7 +214,7 @@ stopped by a second Ctrl-C."""
 
 def parse(kind: type[Any_Settings], description: str | None, arguments: list[str] | None = None) -> Any_Settings:
     """The settings that the command line asks for. Ends the program with status 2 and one line if it makes no sense."""
-    parser = Parser(description)
+    parser = Parser(description, continues=True)
     parser.epilog = EPILOG
     _add(parser, kind)
     settings = kind(**vars(parser.parse_args(arguments)))

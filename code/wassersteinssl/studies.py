@@ -42,7 +42,10 @@ def main(study: Callable[[argparse.Namespace], Path], options: argparse.Namespac
 
 
 def _run(study: Callable[[argparse.Namespace], Path], options: argparse.Namespace) -> int:
-    options.device = str(find_device(options.device))
+    device = find_device(options.device)
+    if device.type == "mps":
+        raise UserError(f"--device {options.device} has no float64, which studies need: give cpu or cuda")
+    options.device = str(device)
     check_writable(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     try:

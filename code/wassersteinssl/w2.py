@@ -127,7 +127,8 @@ class W2Metric:
         metric.compute(), w2_floor(metric.n, metric.dim)
 
     normalize=True scales each row to unit length first. `n` counts rows; `mean` (m,) and `covariance` (m, m), with
-    1/n, are float64; `rounding` is the largest relative error with which the type of any row so far rounds a number.
+    1/n, are float64 (float32 on Apple GPUs); `rounding` is the largest relative error with which the type of any row
+    so far rounds a number.
     """
 
     def __init__(self, *, normalize: bool = True):
