@@ -527,6 +527,21 @@ def test_rows_that_repeat_but_for_rounding_are_told():
     assert any("but for rounding" in note for note in report_on(z * (1 + 1e-6 * normal(700, 64)))["notes"])
 
 
+def test_near_repeats_of_fewer_than_half_of_the_rows_are_told():
+    z, told = normal(1500, 64), "of the sampled rows have a neighbour nearer than a third of what is expected"
+    unseen = "clumps of fewer than about 4 rows, near-repeats say, do not show in the sample"
+    for rows in (z, normal(1500, 1) @ normal(1, 64)):  # on a line some Gaussian rows are near, too
+        assert not any(told in note for note in report_on(rows, sample=1500)["notes"])
+    assert unseen in report_on(z, sample=400)["notes"]
+    z[1200:] = z[:300] + 1e-3 * normal(300, 64, seed=1)
+    report = report_on(z, sample=1500)
+    assert report["verdict"]["word"] == "healthy"
+    assert (report["beyond"]["near"], report["beyond"]["gaussian"]["near"]) == (0.4, 0)
+    assert f"40 % {told}: near-repeats?" in report["notes"]
+    assert re.search(r"\nrows with a near neighbour +40 %   nearer than a third", audit_report.text(report))
+    assert not any("do not show" in note for note in report["notes"])
+
+
 def test_participation_of_uniform_rows_is_what_the_page_says():
     for n, m in ((70, 64), (128, 64), (2048, 256)):
         spectrum = report_on(normal(n, m))["spectrum"]

@@ -45,6 +45,7 @@ ONE = 1.1  # fewer dimensions in use are one, and noise
 FEWEST = 12  # fewer rows of two to four features would often be called collapsed though they are uniform
 FEW = 3  # of no more than m rows, those with more dimensions in use than this part of them may be uniform
 CLUMPED = 1 / 3  # nearest neighbours nearer than this share of what the two moments let expect
+NEAR = 0.05  # more rows with so near a neighbour than the two moments let expect are noted
 DRAWS = 12  # of each law that the sample is compared with
 MATCHED, ROUNDS = 4, 8  # of a Gaussian one: sampled rows for each direction that is put right, in so many rounds
 NEAREST = 20  # neighbours that vote on a label
@@ -375,7 +376,8 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
 def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What two moments cannot see, on the sampled rows z (s, m): calibrated L_U, and the distances to the nearest
     neighbour, beside draws of as many rows of two laws: i.i.d. uniform ones, and Gaussian ones of the rows' own mean
-    and covariance, scaled to unit length like them. d' is (value - mean over draws) / their deviation."""
+    and covariance, scaled to unit length like them. d' is (value - mean over draws) / their deviation; `near` the share
+    of rows whose neighbour is nearer than CLUMPED of the Gaussian median."""
     random = studies.generator(seed)
     laws: dict[str, Callable[[], Tensor]] = {
         "uniform": lambda: studies.sphere(len(z), z.shape[1], random).double(),
@@ -386,15 +388,18 @@ def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str,
         drawn[law].append(_companions(laws[law]()))
     lu, nearest = _companions(z)
     median = float(nearest.median())
-    beyond: dict[str, Any] = {"lu_calibrated": lu, "nearest": median, "draws": DRAWS}
+    limit = CLUMPED * float(torch.stack([near.median() for _, near in drawn["gaussian"]]).mean())
+    near = float((nearest < limit).double().mean())
+    beyond: dict[str, Any] = {"lu_calibrated": lu, "nearest": median, "near": near, "draws": DRAWS}
     for law, pairs in drawn.items():
         lus = torch.tensor([lu for lu, _ in pairs], dtype=torch.float64)
         medians = torch.stack([nearest.median() for _, nearest in pairs])
         beyond[law] = {
             "lu_calibrated": float(lus.mean()), "lu_d_prime": _d_prime(lu, lus),
             "nearest": float(medians.mean()), "nearest_d_prime": _d_prime(median, medians),
+            "near": float(torch.cat([near < limit for _, near in pairs]).double().mean()),
         }  # fmt: skip
-    beyond["clumped"] = median < CLUMPED * beyond["gaussian"]["nearest"]
+    beyond["clumped"] = median < limit
     shown = {"these rows": nearest} | {law: torch.cat([near for _, near in pairs]) for law, pairs in drawn.items()}
     return beyond, {name: distances.numpy() for name, distances in shown.items()}
 
@@ -505,7 +510,15 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
             yield f"{views['dropped']} sampled rows, not finite, gigantic or vanishing in the views, are left out there"
         if report["sample"] < n:
             yield f"views are compared on {views['rows']} sampled rows; the others were not looked at"
-    if not rows["repeated"] and 0 < report["beyond"]["nearest"] < 1e-3 * report["beyond"]["gaussian"]["nearest"]:
+    beyond = report["beyond"]
+    if not report["verdict"]["clumped"]:
+        if beyond["near"] > NEAR + beyond["gaussian"]["near"]:
+            near = percent(beyond["near"])
+            yield f"{near} of the sampled rows have a neighbour nearer than a third of what is expected: near-repeats?"
+        elif n >= 2 * report["sample"] and not rows["one_direction"]:
+            fewest = f"{n / report['sample']:.0f} rows"
+            yield f"clumps of fewer than about {fewest}, near-repeats say, do not show in the sample"
+    if not rows["repeated"] and 0 < beyond["nearest"] < 1e-3 * beyond["gaussian"]["nearest"]:
         yield "rows repeat but for rounding: floor and dimensions in use count them as different ones"
     if rows["repeated"]:
         yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor is that of {rows['in_floor']} rows"

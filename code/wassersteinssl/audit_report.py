@@ -56,6 +56,9 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
          f"from 1 to {m}, uniform rows {spectrum['uniform_participation_ratio']:.1f}"),
         ("L_U, calibrated", f"{beyond['lu_calibrated']:.4f}", "0: uniform; " + _beside(beyond, "lu_calibrated", "lu")),
         ("nearest neighbour, median", f"{beyond['nearest']:.4f}", _beside(beyond, "nearest", "nearest")),
+        ("rows with a near neighbour", percent(beyond["near"]),
+         f"nearer than a third of the Gaussian median; uniform rows {percent(beyond['uniform']['near'])}; Gaussian, "
+         f"same moments {percent(beyond['gaussian']['near'])}"),
         ("norms", f"{norms['mean']:.4g} ± {norms['std']:.3g}",
          f"from {norms['min']:.4g} to {norms['max']:.4g}, {norms['zero_rows']} zero rows"),
         ("dead features", str(features["dead"]),
