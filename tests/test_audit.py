@@ -29,6 +29,7 @@ from wassersteinssl import (
     backbones,
     data,
     evaluate,
+    machine,
     numerics,
     studies,
 )
@@ -36,6 +37,7 @@ from wassersteinssl.cli import UserError, in_a_line
 from wassersteinssl.encoder import save_encoder
 from wassersteinssl.settings import PRESETS, Settings
 from wassersteinssl.uniformity import MEASURES
+from wassersteinssl.w2 import w2_uniformity
 
 PROGRAM = REPOSITORY / "code" / "audit.py"
 N, M = 1200, 32
@@ -158,6 +160,29 @@ def test_numbers_are_those_of_scipy_and_numpy():
     found = report["norms"]
     expected = [norms.min(), norms.mean(), norms.std(), norms.max(), 0]
     assert list(found.values()) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m", "largest"), [(200, 40, 40), (40, 200, 40), (200, 200, 200)])
+def test_eigenvalues_are_computed_once_and_of_the_smaller_side(n, m, largest, monkeypatch):
+    solve, sizes = torch.linalg.eigvalsh, []
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda a: sizes.append(len(a)) or solve(a))
+    z = normal(n, m) * torch.linspace(0.1, 1, m) + 0.1
+    report = report_on(z)
+    assert len(sizes) == 2  # of the covariance and of the second moment
+    assert set(sizes) == {largest}
+    unit = torch.nn.functional.normalize(z)
+    assert report["w2"]["w2"] == pytest.approx(float(w2_uniformity(z)), rel=1e-9)
+    for name in ("effective_rank", "rankme", "participation_ratio"):
+        assert report["spectrum"][name] == pytest.approx(float(MEASURES[name].function(unit)), rel=1e-9)
+
+
+def test_what_takes_long_is_told_and_what_does_not_fit_refused(monkeypatch, capsys):
+    monkeypatch.setattr(audit, "LONG", 8)
+    report_on(normal(60, 9))
+    assert capsys.readouterr().err == "eigenvalues of two matrices, 9 x 9 ...\n"
+    monkeypatch.setattr(machine, "memory", lambda: 1.9 * audit.MATRICES * 8 * 9**2)
+    with pytest.raises(UserError, match="9 features need 0 GiB for their covariance: more than half of the memory"):
+        report_on(normal(60, 9))
 
 
 @pytest.mark.parametrize(("n", "m"), [(400, 40), (80, 200), (64, 64)])

@@ -22,6 +22,7 @@ rows have no direction: they are counted and left out.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,9 @@ from tqdm import tqdm
 
 from wassersteinssl import __version__, studies
 from wassersteinssl.audit_files import Features, pick, within
-from wassersteinssl.cli import UserError
-from wassersteinssl.machine import memory
-from wassersteinssl.numerics import exp_entropy, moments_of, unit_rows
+from wassersteinssl.cli import UserError, tell
+from wassersteinssl.machine import fills_memory
+from wassersteinssl.numerics import exp_entropy, moments_of, participation, present_eigenvalues, unit_rows
 from wassersteinssl.pairwise import distance, lu_calibrated, nearest_rows
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import W2Metric, eigenvalue_noise, w2_floor, w2_minimum
@@ -49,6 +50,8 @@ NEAR = 0.05  # more rows with so near a neighbour than the two moments let expec
 DRAWS = 12  # of each law that the sample is compared with
 MATCHED, ROUNDS = 4, 8  # of a Gaussian one: sampled rows for each direction that is put right, in so many rounds
 NEAREST = 20  # neighbours that vote on a label
+MATRICES = 9  # of m x m numbers that are in memory at once
+LONG = 4096  # features whose eigenvalues take a minute
 LENGTH_LIMIT = 1e150  # length of a row; the square of one that is longer has no float64
 NAMED = 10  # of many rows or features, the first ones are named
 COPY = 1e-10  # 1 - |cosine| of two features that are multiples of each other
@@ -81,8 +84,8 @@ def audit(
         raise UserError(f"a sample of {sample}: an audit needs two rows")
     if n < 2 or m < 2:
         raise UserError(f"{features.name} holds {n} rows of {m} features: an audit needs two of each")
-    if 6 * 8 * m * m > memory():  # covariance, eigenvectors and what the solver needs
-        raise UserError(f"{m} features need {6 * 8 * m * m / 2**30:.0f} GiB for their covariance")
+    if fills_memory(size := MATRICES * 8 * m * m):
+        raise UserError(f"{m} features need {size / 2**30:.0f} GiB for their covariance: more than half of the memory")
     if features.labels is not None and len(features.labels) != n:
         raise UserError(f"{len(features.labels)} labels for {n} rows of features")
     if views is not None and (views.n, views.m) != (n, m):
@@ -118,12 +121,11 @@ def audit(
     counted = distinct - (0 < rows.zero < rows.n)
     counted = counted if not flat and (counted > m or directed <= m) else rows.metric.n
     report["rows"]["in_floor"] = counted
-    report["w2"] = _w2(rows.metric, counted)
+    present, second = _eigenvalues(rows.metric, z)
+    report["w2"] = _w2(rows.metric, present, counted)
     if flat:
         report["w2"]["dimensions"] = 0.0
-    eigenvalues = torch.linalg.eigvalsh(rows.metric.covariance)
-    present = torch.where(eigenvalues > eigenvalue_noise(eigenvalues), eigenvalues, 0)
-    report["spectrum"] = _spectrum(rows.metric, present.flip(0), counted)
+    report["spectrum"] = _spectrum(rows.metric, present, second, counted)
     report["beyond"], nearest = _beyond(z, flat, seed)
     report["verdict"] = _verdict(report)
     if features.labels is not None:
@@ -273,29 +275,46 @@ def fingerprints(rows: np.ndarray) -> np.ndarray:
 # ---- the parts of the report -----------------------------------------------------------------------------------------
 
 
-def _w2(metric: W2Metric, n: int) -> dict[str, float]:
-    """W2^2 = ||mu||^2 + ||S^(1/2) - I / sqrt m||_F^2: what the mean and what the covariance contribute. The floor is
-    that of n rows, the distinct ones: repeating them changes nothing in W2. The minimum is that of all, as repeats are
-    weights."""
-    square, mean = metric.compute(squared=True), float(metric.mean.square().sum())
-    m = metric.dim
-    floor = w2_floor(n, m)
+def _eigenvalues(metric: W2Metric, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of the covariance and of the second moment, descending, without what rounding left of 0. Fewer unit rows
+    than features that are all in z have them in common, but for zeros, with their smaller Gram matrices."""
+    x = moments_of(metric, normalize=False)
+    grams = [x.covariance, x.second]
+    if len(z) == x.n < x.m and bool(x.covariance.any()):
+        centred = z - z.mean(dim=0)
+        centred -= centred.mean(dim=0)  # what rounding left
+        grams = [rows @ rows.T / x.n for rows in (centred, z)]
+    if len(grams[0]) > LONG:
+        tell(f"eigenvalues of two matrices, {x.m} x {x.m} ...", sys.stderr)
+    padding = torch.zeros(x.m - len(grams[0]), dtype=z.dtype)
+    of_covariance, of_second = (torch.cat([padding, present_eigenvalues(gram)]).flip(0) for gram in grams)
+    return of_covariance, of_second
+
+
+def _w2(metric: W2Metric, values: Tensor, n: int) -> dict[str, float]:
+    """W2^2 = ||mu||^2 + ||S^(1/2) - I / sqrt m||_F^2: what the mean and what the covariance, of these eigenvalues,
+    contribute. The floor is that of n rows, the distinct ones: repeating them changes nothing in W2. The minimum is
+    that of all, as repeats are weights."""
+    m, mean = metric.dim, float(metric.mean.square().sum())
+    covariance = float((values.sqrt() - 1 / math.sqrt(m)).square().sum())
+    square, floor = mean + covariance, w2_floor(n, m)
     return {
         "w2": math.sqrt(square), "floor": floor, "minimum": w2_minimum(metric.n, m), "collapse": math.sqrt(2),
-        "mean_part": mean, "covariance_part": max(0.0, square - mean),
+        "mean_part": mean, "covariance_part": covariance,
         # squares, because these grow about linearly with k
         "dimensions": _dimensions((2 - square) ** 2, lambda k: k / m * (2 - w2_floor(n, k) ** 2) ** 2, m),
     }  # fmt: skip
 
 
-def _spectrum(metric: W2Metric, values: Tensor, n: int) -> dict[str, Any]:
-    """`values` are the eigenvalues of the covariance, descending, without what rounding left of 0."""
+def _spectrum(metric: W2Metric, values: Tensor, second: Tensor, n: int) -> dict[str, Any]:
+    """`values` and `second` are the eigenvalues of the covariance and of the second moment, descending."""
     m = metric.dim
     rank = float(exp_entropy(values))  # the effective rank, without decomposing the covariance again
     below = values.cumsum(0) < 0.99 * values.sum()
     return {
         "effective_rank": rank,
-        **{name: float(MEASURES[name].function(metric)) for name in ("rankme", "participation_ratio")},
+        "rankme": float(exp_entropy(second.sqrt())),
+        "participation_ratio": float(participation(metric.covariance)),
         "uniform_effective_rank": _uniform_rank(n, m),
         "uniform_participation_ratio": (n - 1) * m / (n - 1 + m),
         "dimensions": _dimensions(rank, lambda k: _uniform_rank(n, k), m),
