@@ -964,6 +964,32 @@ def test_a_mean_that_decides_is_named_below_half_of_the_length():
     assert "common mean" not in report_on(normal(3000, 64) * (torch.arange(64) < 32))["verdict"]["why"]
 
 
+@pytest.mark.parametrize(("rank", "n"), [(64, 3000), (8, 3000), (64, 40)])
+def test_what_a_common_mean_hides_is_told(rank, n):
+    z = normal(n, rank) @ random_basis(64)[:rank] * (1 + normal(n, 1, seed=2).abs())
+    assert report_on(z)["w2"]["dimensions_centred"] is None
+    report = report_on(z + 20 * normal(1, 64, seed=3), sample=2048)
+    centred = report["w2"]["dimensions_centred"]
+    assert centred == pytest.approx(report_on(z - z.mean(0), sample=2048)["verdict"]["dimensions"], rel=0.05)
+    if n > 64:
+        assert report["verdict"]["word"] == "collapsed"
+        assert f"; minus that mean about {audit.count(centred)} of 64 would be in use" in report["verdict"]["why"]
+
+
+def test_codes_with_a_common_mean_are_told_to_lose_it():
+    random = np.random.default_rng(0)
+    for z, what in (
+        (random.integers(0, 2, (500, 64)), "only 0 and 1"),
+        (random.integers(0, 256, (500, 64)).astype(np.uint8), "whole numbers from 0 on"),
+        (random.integers(0, 256, (500, 64)) + 0.5, None),
+        (random.integers(0, 2, (500, 64)) * 2 - 1, None),
+        (np.ones((500, 64), np.uint8), None),
+    ):
+        told = [note for note in report_on(z)["notes"] if "subtract" in note]
+        note = f"the sampled rows hold {what}: subtract the mean, or the zero point, and audit again"
+        assert told == ([note] if what else [])
+
+
 def test_rows_in_memory_are_a_matrix():
     z = normal(50, 4).requires_grad_()
     assert audit.audit(audit_files.of_rows(z, "z")).report["n"] == 50

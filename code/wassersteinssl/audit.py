@@ -50,6 +50,7 @@ NEAR = 0.05  # more rows with so near a neighbour than the two moments let expec
 DRAWS = 12  # of each law that the sample is compared with
 MATCHED, ROUNDS = 4, 8  # of a Gaussian one: sampled rows for each direction that is put right, in so many rounds
 NEAREST = 20  # neighbours that vote on a label
+MEAN = 0.1  # of the squared length: a common mean that may be worth subtracting
 MATRICES = 9  # of m x m numbers that are in memory at once
 LONG = 4096  # features whose eigenvalues take a minute
 LENGTH_LIMIT = 1e150  # length of a row; the square of one that is longer has no float64
@@ -116,7 +117,7 @@ def audit(
         "distinct": distinct, "repeated": rows.n - distinct, "dropped": rows.bad, "one_direction": flat,
     }  # fmt: skip
     report["norms"] = rows.norm_statistics()
-    report["features"] = rows.feature_statistics()
+    report["features"] = rows.feature_statistics() | {"code": _code(rows.sample)}
     # Repeated rows count once, but for a code of few values: of many rows that is what collapsed.
     counted = distinct - (0 < rows.zero < rows.n)
     counted = counted if not flat and (counted > m or directed <= m) else rows.metric.n
@@ -126,6 +127,8 @@ def audit(
     if flat:
         report["w2"]["dimensions"] = 0.0
     report["spectrum"] = _spectrum(rows.metric, present, second, counted)
+    worth = report["w2"]["mean_part"] > MEAN and not flat
+    report["w2"]["dimensions_centred"] = _centred(rows.sample, counted) if worth else None
     report["beyond"], nearest = _beyond(z, flat, seed)
     report["verdict"] = _verdict(report)
     if features.labels is not None:
@@ -286,9 +289,13 @@ def _eigenvalues(metric: W2Metric, z: Tensor) -> tuple[Tensor, Tensor]:
         grams = [rows @ rows.T / x.n for rows in (centred, z)]
     if len(grams[0]) > LONG:
         tell(f"eigenvalues of two matrices, {x.m} x {x.m} ...", sys.stderr)
-    padding = torch.zeros(x.m - len(grams[0]), dtype=z.dtype)
-    of_covariance, of_second = (torch.cat([padding, present_eigenvalues(gram)]).flip(0) for gram in grams)
+    of_covariance, of_second = (_of_gram(gram, x.m) for gram in grams)
     return of_covariance, of_second
+
+
+def _of_gram(gram: Tensor, m: int) -> Tensor:
+    values = present_eigenvalues(gram).flip(0)
+    return torch.cat([values, values.new_zeros(m - len(values))])
 
 
 def _w2(metric: W2Metric, values: Tensor, n: int) -> dict[str, float]:
@@ -296,14 +303,45 @@ def _w2(metric: W2Metric, values: Tensor, n: int) -> dict[str, float]:
     contribute. The floor is that of n rows, the distinct ones: repeating them changes nothing in W2. The minimum is
     that of all, as repeats are weights."""
     m, mean = metric.dim, float(metric.mean.square().sum())
-    covariance = float((values.sqrt() - 1 / math.sqrt(m)).square().sum())
+    covariance = _covariance_part(values)
     square, floor = mean + covariance, w2_floor(n, m)
     return {
         "w2": math.sqrt(square), "floor": floor, "minimum": w2_minimum(metric.n, m), "collapse": math.sqrt(2),
         "mean_part": mean, "covariance_part": covariance,
-        # squares, because these grow about linearly with k
-        "dimensions": _dimensions((2 - square) ** 2, lambda k: k / m * (2 - w2_floor(n, k) ** 2) ** 2, m),
+        "dimensions": _dimensions_by_w2(square, n, m),
     }  # fmt: skip
+
+
+def _covariance_part(eigenvalues: Tensor) -> float:
+    return float((eigenvalues.sqrt() - 1 / math.sqrt(len(eigenvalues))).square().sum())
+
+
+def _dimensions_by_w2(square: float, n: int, m: int) -> float:
+    """Squares, because these grow about linearly with k."""
+    return _dimensions((2 - square) ** 2, lambda k: k / m * (2 - w2_floor(n, k) ** 2) ** 2, m)
+
+
+def _dimensions_by_rank(rank: float, n: int, m: int) -> float:
+    return _dimensions(rank, lambda k: _uniform_rank(n, k), m)
+
+
+def _centred(sample: Tensor, n: int) -> float:
+    """Dimensions in use of the sampled rows minus their mean: what an audit of the centred rows would say."""
+    z = unit_rows(sample - sample.mean(dim=0))
+    n, m = min(n, len(z)), z.shape[1]
+    mean = z.mean(dim=0)
+    centred = z - mean
+    values = _of_gram((centred @ centred.T if len(z) < m else centred.T @ centred) / len(z), m)
+    square = float(mean.square().sum()) + _covariance_part(values)
+    return min(_dimensions_by_w2(square, n, m), _dimensions_by_rank(float(exp_entropy(values)), n, m))
+
+
+def _code(sample: Tensor) -> str | None:
+    """What the rows hold, if they are a code of two values, or whole numbers that are never negative."""
+    low, high = sample.min(), sample.max()
+    if bool(((sample == low) | (sample == high)).all()):
+        return f"only {low:g} and {high:g}"
+    return "whole numbers from 0 on" if low >= 0 and torch.equal(sample, sample.round()) else None
 
 
 def _spectrum(metric: W2Metric, values: Tensor, second: Tensor, n: int) -> dict[str, Any]:
@@ -317,7 +355,7 @@ def _spectrum(metric: W2Metric, values: Tensor, second: Tensor, n: int) -> dict[
         "participation_ratio": float(participation(metric.covariance)),
         "uniform_effective_rank": _uniform_rank(n, m),
         "uniform_participation_ratio": (n - 1) * m / (n - 1 + m),
-        "dimensions": _dimensions(rank, lambda k: _uniform_rank(n, k), m),
+        "dimensions": _dimensions_by_rank(rank, n, m),
         "directions_of_99_percent": int(below.sum()) + 1 if float(values.sum()) > 0 else 0,
         "eigenvalues": values.tolist(),
         "marchenko_pastur": studies.spectrum_theory(n, m).tolist(),
@@ -374,7 +412,10 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         )
         w2_decides = w2["dimensions"] < min(spectrum["dimensions"], HEALTHY * m)
         if w2["mean_part"] > 0.5 or (w2_decides and w2["mean_part"] > w2["covariance_part"]):  # of unit rows' 1
-            why += f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way"
+            why += (
+                f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way; minus "
+                f"that mean about {count(w2['dimensions_centred'])} of {m} would be in use"
+            )
         if different <= m and different < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
     clumped = beyond["clumped"] and word != "collapsed" and not few  # a few directions are no place to look for clumps
@@ -514,6 +555,9 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
         yield f"{rows['distinct']} distinct rows span at most as many of the {m} dimensions: read W2 beside its floor"
     if m < 32:
         yield "the floor is the law of many dimensions and overstates small ones: by 5 % at 8, 18 % at 2"
+    code = report["features"]["code"]
+    if code and report["w2"]["dimensions_centred"] is not None:
+        yield f"the sampled rows hold {code}: subtract the mean, or the zero point, and audit again"
     if m > 2 and report["features"]["largest_share"] > 0.5:
         which, share = report["features"]["largest"], percent(report["features"]["largest_share"])
         yield f"feature {which} (counted from 0) holds {share} of the squared length: is it one?"
