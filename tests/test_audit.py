@@ -252,7 +252,28 @@ def test_one_feature_that_holds_the_length_is_told():
     z = torch.nn.functional.normalize(normal(500, M))
     assert not any("squared length" in note for note in report_on(z)["notes"])
     labelled = torch.cat([z[:, :7], torch.arange(500.0, dtype=z.dtype).remainder(10)[:, None], z[:, 7:]], 1)
-    assert "feature 7 (counted from 0) holds 80 % of the squared length: is it one?" in report_on(labelled)["notes"]
+    assert (
+        "feature 7 (counted from 0) holds 80 % of the squared length: is it a feature, or an id or an outlier "
+        "dimension? Leave it out and audit again" in report_on(labelled)["notes"]
+    )
+
+
+@pytest.mark.parametrize(("m", "rogue", "told"), [(64, 2, "5, 6"), (400, 24, r"(\d+, ){9}\d+ \.\.\."), (39, 2, None)])
+def test_the_few_features_that_hold_the_length_together_are_told(m, rogue, told):
+    z = normal(1000, m)
+    z[:, 5 : 5 + rogue] *= 25
+    report = report_on(z)
+    notes = "\n".join(note for note in report["notes"] if "squared length" in note)
+    assert bool(notes) == bool(told)
+    assert set(report["features"]["first_half"]) <= set(range(5, 5 + rogue))
+    assert (
+        re.match(rf"features {told} \(counted from 0\) together hold \d+ % of the squared length: are", notes)
+        or not told
+    )
+
+
+def test_rows_without_length_have_no_largest_feature():
+    assert report_on(torch.zeros(30, M, dtype=torch.float64))["features"]["half"] == 0
 
 
 def test_many_rows_of_few_values_are_judged():
@@ -464,9 +485,10 @@ def test_dead_and_repeated_features():
     z = normal(N, 8)
     z[:, 1], z[:, 3], z[:, 6], z[:, 7] = 2.5, z[:, 0], -3 * z[:, 2], 0
     found = report_on(z)["features"]
-    length = torch.nn.functional.normalize(z).square().mean(dim=0)
-    assert found.pop("largest") == length.argmax()
-    assert found.pop("largest_share") == pytest.approx(float(length.max() / length.sum()), rel=1e-9)
+    length, order = torch.nn.functional.normalize(z).square().mean(dim=0).sort(descending=True)
+    assert (found.pop("half"), found.pop("first_half")) == (2, sorted(order[:2].tolist()))
+    assert found.pop("half_share") == pytest.approx(float(length[:2].sum() / length.sum()), rel=1e-9)
+    assert found.pop("code") is None
     assert found == {"dead": 2, "first_dead": [1, 7], "repeated": 2, "first_pairs": [[0, 3], [2, 6]]}
 
 

@@ -51,6 +51,7 @@ DRAWS = 12  # of each law that the sample is compared with
 MATCHED, ROUNDS = 4, 8  # of a Gaussian one: sampled rows for each direction that is put right, in so many rounds
 NEAREST = 20  # neighbours that vote on a label
 MEAN = 0.1  # of the squared length: a common mean that may be worth subtracting
+ROGUE = 20  # few features hold half of the squared length if they are no more than this part of all
 MATRICES = 9  # of m x m numbers that are in memory at once
 LONG = 4096  # features whose eigenvalues take a minute
 LENGTH_LIMIT = 1e150  # length of a row; the square of one that is longer has no float64
@@ -219,8 +220,8 @@ class _Pass:
 
     def feature_statistics(self) -> dict[str, Any]:
         """Features that are constant over all rows, those that are a multiple of an earlier one in every row (with the
-        mean and without it, as features that hardly vary beside their mean all look alike), and the largest one with
-        its share of the squared length."""
+        mean and without it, as features that hardly vary beside their mean all look alike), and the fewest that hold
+        more than half of the squared length."""
         dead = self.low == self.high
         covariance = self.metric.covariance
         second = covariance + torch.outer(self.metric.mean, self.metric.mean)
@@ -231,9 +232,12 @@ class _Pass:
         copies = copies.tril(-1)
         repeated = copies.any(dim=1)
         pairs = [[int(copies[j].to(torch.uint8).argmax()), int(j)] for j in repeated.nonzero()[:NAMED]]
-        length = second.diagonal()
+        length, order = second.diagonal().sort(descending=True)
+        shares = (length / length.sum().clamp(min=1e-300)).cumsum(0)
+        most = int((shares <= 0.5).sum()) + 1 if bool(length.any()) else 0
         return {
-            "largest": int(length.argmax()), "largest_share": float(length.max() / length.sum().clamp(min=1e-300)),
+            "half": most, "first_half": order[:most].sort().values[:NAMED].tolist(),
+            "half_share": float(shares[most - 1]) if most else 0.0,
             "dead": int(dead.sum()), "first_dead": dead.nonzero().flatten()[:NAMED].tolist(),
             "repeated": int(repeated.sum()), "first_pairs": pairs,
         }  # fmt: skip
@@ -555,12 +559,21 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
         yield f"{rows['distinct']} distinct rows span at most as many of the {m} dimensions: read W2 beside its floor"
     if m < 32:
         yield "the floor is the law of many dimensions and overstates small ones: by 5 % at 8, 18 % at 2"
-    code = report["features"]["code"]
-    if code and report["w2"]["dimensions_centred"] is not None:
+    features = report["features"]
+    most, share = features["half"], percent(features["half_share"])
+    if m > 2 and most == 1:
+        yield (
+            f"feature {features['first_half'][0]} (counted from 0) holds {share} of the squared length: is it a "
+            "feature, or an id or an outlier dimension? Leave it out and audit again"
+        )
+    elif 1 < most <= m // ROGUE:
+        which = ", ".join(map(str, features["first_half"])) + (" ..." if most > NAMED else "")
+        yield (
+            f"features {which} (counted from 0) together hold {share} of the squared length: are they features, or ids "
+            "or outlier dimensions? Leave them out and audit again"
+        )
+    if (code := features["code"]) and report["w2"]["dimensions_centred"] is not None:
         yield f"the sampled rows hold {code}: subtract the mean, or the zero point, and audit again"
-    if m > 2 and report["features"]["largest_share"] > 0.5:
-        which, share = report["features"]["largest"], percent(report["features"]["largest_share"])
-        yield f"feature {which} (counted from 0) holds {share} of the squared length: is it one?"
     if "labels" in report:
         classes, sample = report["labels"]["classes"], report["sample"]
         if classes == 1:
