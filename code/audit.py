@@ -45,6 +45,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--views", type=given_path, metavar="FEATURES2", help="features of the same inputs, seen differently"
     )
     parser.add_argument("--views-key", metavar="NAME", help="of their array (default: as --key)")
+    parser.add_argument(
+        "--drop-columns", nargs="+", metavar="NAME", default=[], help="of a table: no features (numbers or text)"
+    )
     parser.add_argument("--report", type=given_path, metavar="DIR", help="write audit.html, .png, .json and .txt there")
     parser.add_argument("--sample", type=pair_size, default=2048, help="rows for pairs (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=12, help="of that sample and of the draws (default: %(default)s)")
@@ -68,6 +71,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         ("--key", options.key, not encoded or options.views is not None, "FEATURES or --views"),
         ("--labels-key", options.labels_key, options.labels is not None, "--labels"),
         ("--views-key", options.views_key, options.views is not None, "--views"),
+        ("--drop-columns", options.drop_columns or None, not encoded, "FEATURES"),
     ):
         if value is not None and not used:
             parser.error(f"{name} goes with {partners}")
@@ -80,9 +84,12 @@ def run(options: argparse.Namespace) -> int:
         check_writable(options.report)
     from wassersteinssl import audit, audit_files, audit_report  # torch and matplotlib take seconds
 
+    same = options.labels and options.features and options.labels.resolve() == options.features.resolve()
+    drop = [*options.drop_columns, *([options.labels_key] if same else [])]
     images = options.dataset, options.data_dir, options.split
     if options.features is not None:
-        features = audit_files.read(options.features, options.key)
+        audit_files.check_columns(options.features, options.drop_columns)
+        features = audit_files.read(options.features, options.key, drop)
     else:
         from wassersteinssl import audit_encoders  # and torchvision
 
@@ -94,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     views_key = options.views_key or options.key
     if options.views is not None and (options.views, views_key) == (options.features, options.key):
         raise UserError(f"--views is {options.views} itself: give other features, or another array by --views-key")
-    views = options.views and audit_files.read(options.views, views_key)
+    views = options.views and audit_files.read(options.views, views_key, drop)
     if options.views_key is not None:
         audit_files.check_key([options.views])
     if options.key is not None:

@@ -688,10 +688,47 @@ def test_a_column_that_counts_the_rows_is_left_out(tmp_path, header, start):
     assert found.notes == ("the first column, which counts the rows, was taken for an index and left out",)
 
 
-def test_a_column_that_is_called_label_is_told_and_kept(tmp_path):
-    (tmp_path / "z.csv").write_text("a,Label,b\n1,0,2\n3,1,5\n5,0,7\n2,1,9\n")
+def test_columns_that_are_no_features_by_their_name_are_left_out(tmp_path):
+    (tmp_path / "z.csv").write_text('a,Label,b,User_ID\n1,"x, y",2,7\n3,1,5,u\n5,0,7,\n2,1,9,0\n')
     found = audit_files.read(tmp_path / "z.csv")
-    assert (found.m, found.notes) == (3, ("column 2 is called 'Label': if it is no feature, leave it out",))
+    assert torch.cat(list(found.chunks())).tolist() == [[1, 2], [3, 5], [5, 7], [2, 9]]
+    why = "was left out, as by its name it is no feature: rename it to keep it"
+    assert found.notes == (f"column 2, 'Label', {why}", f"column 4, 'User_ID', {why}")
+    (tmp_path / "z.csv").write_text("x,y,z\n1,0,2\n3,1,5\n")
+    assert audit_files.read(tmp_path / "z.csv").m == 3
+
+
+def test_columns_can_be_left_out_and_the_labels_always_are(tmp_path, capsys):
+    z, y = normal(60, 5).numpy(), np.arange(60) % 3
+    table = tmp_path / "z.csv"
+    content = [",".join([f"{k}.png", *map(repr, z[k].tolist()), f"c{y[k]}"]) for k in range(60)]
+    table.write_text("\n".join(["file,a,b,c,d,e,kind", *content]) + "\n")
+    np.save(tmp_path / "z.npy", z)
+    np.save(tmp_path / "y.npy", y)
+    labels = ("--labels", table.parent / "." / ".." / table.parent.name / "z.csv", "--labels-key", "kind")
+    assert start(table, *labels, "--drop-columns", "file", "b", report=tmp_path / "r") == 0
+    np.save(tmp_path / "four.npy", np.delete(z, 1, axis=1))
+    assert start(tmp_path / "four.npy", "--labels", tmp_path / "y.npy", report=tmp_path / "s") == 0
+    found, alone = (json.loads((tmp_path / name / "audit.json").read_text()) for name in "rs")
+    assert found["notes"][:3] == [f"column {k}, was left out" for k in ("1, 'file'", "3, 'b'", "7, 'kind'")]
+    assert found["labels"] == alone["labels"]
+    assert (found["m"], found["w2"]) == (4, alone["w2"])
+    np.savetxt(tmp_path / "views.csv", z[:, 1:] + 0.1, delimiter=",")  # without these columns
+    assert start(table, *labels, "--drop-columns", "file", "b", "--views", tmp_path / "views.csv") == 0
+    capsys.readouterr()
+    for options, pattern in (
+        ((), r"column 1 of .* holds text \('0.png'\), in line 2: numbers only \(--drop-columns leaves a column out\)"),
+        (("--drop-columns", "x"), "no column of .* is called x: file, a, b, c, d, e, kind"),
+        (("--drop-columns", *"abcde", "file", "kind"), "holds no numbers beside the columns that are left out"),
+    ):
+        check_refused(start(table, *options, report=tmp_path / "report"), pattern, tmp_path, capsys)
+    status = start(tmp_path / "z.npy", "--drop-columns", "a", report=tmp_path / "report")
+    check_refused(status, "no column of .* is called a: it holds none with a name", tmp_path, capsys)
+
+
+def test_a_row_that_is_too_long_is_told_where_columns_are_left_out(tmp_path, capsys):
+    (tmp_path / "z.csv").write_text("a,id,b\n1,2,3\n4,5,6\n7,8,9,10\n")
+    check_refused(start(tmp_path / "z.csv"), "line 4 of .* has 4 cells, the first 3", tmp_path, capsys)
 
 
 @pytest.mark.parametrize("name", ["y.csv", "y.tsv"])
@@ -812,7 +849,7 @@ REFUSED = {
     ),
     "ragged": (lines("1,2\n\n3,4\n5\n"), "z.csv", r"line 4 of .*z\.csv has 1 cells, the first 2"),
     "text among numbers": (lines("a,b\n1,2\n3,x\n"), "z.csv", r"column 2 of .*z\.csv holds text \('x'\), in line 3: n"),
-    "names of images": (lines("id,a\nimg0,1\nimg1,2\n"), "z.csv", r"column 1 of .*z\.csv holds text \('img0'\)"),
+    "names of images": (lines("file,a\nimg0,1\nimg1,2\n"), "z.csv", r"column 1 of .*z\.csv holds text \('img0'\)"),
     "no header but names": (lines("img0,1\nimg1,2\n"), "z.csv", r"column 1 of .*z\.csv holds text \('img0'\)"),
     "a first row with a gap": (lines(",1,2\n3,4,5\n6,7,8\n"), "z.csv", r"column 1 of .*z\.csv holds an empty cell"),
     "a first row with NA": (lines("1,NA\n3,4\n"), "z.csv", r"column 2 of .*z\.csv holds text \('NA'\)"),
@@ -900,6 +937,7 @@ def test_bad_companions(tmp_path, capsys):
         ("z.npy --dataset digits", "--dataset goes with --encoder or --timm"),
         ("z.npy --data-dir images", "--data-dir goes with --encoder or --timm"),
         ("--encoder run --key z", "--key goes with FEATURES or --views"),
+        ("--encoder run --drop-columns a", "--drop-columns goes with FEATURES"),
         ("z.npy --labels-key y", "--labels-key goes with --labels"),
     ],
 )
@@ -989,9 +1027,9 @@ def test_a_mean_that_decides_is_named_below_half_of_the_length():
 @pytest.mark.parametrize(("rank", "n"), [(64, 3000), (8, 3000), (64, 40)])
 def test_what_a_common_mean_hides_is_told(rank, n):
     z = normal(n, rank) @ random_basis(64)[:rank] * (1 + normal(n, 1, seed=2).abs())
-    assert report_on(z)["w2"]["dimensions_centred"] is None
+    assert "centred" not in report_on(z)
     report = report_on(z + 20 * normal(1, 64, seed=3), sample=2048)
-    centred = report["w2"]["dimensions_centred"]
+    centred = report["centred"]["dimensions"]
     assert centred == pytest.approx(report_on(z - z.mean(0), sample=2048)["verdict"]["dimensions"], rel=0.05)
     if n > 64:
         assert report["verdict"]["word"] == "collapsed"

@@ -128,8 +128,8 @@ def audit(
     if flat:
         report["w2"]["dimensions"] = 0.0
     report["spectrum"] = _spectrum(rows.metric, present, second, counted)
-    worth = report["w2"]["mean_part"] > MEAN and not flat
-    report["w2"]["dimensions_centred"] = _centred(rows.sample, counted) if worth else None
+    if report["w2"]["mean_part"] > MEAN and not flat:
+        report["centred"] = {"dimensions": _centred(rows.sample, counted)}
     report["beyond"], nearest = _beyond(z, flat, seed)
     report["verdict"] = _verdict(report)
     if features.labels is not None:
@@ -418,7 +418,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         if w2["mean_part"] > 0.5 or (w2_decides and w2["mean_part"] > w2["covariance_part"]):  # of unit rows' 1
             why += (
                 f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way; minus "
-                f"that mean about {count(w2['dimensions_centred'])} of {m} would be in use"
+                f"that mean about {count(report['centred']['dimensions'])} of {m} would be in use"
             )
         if different <= m and different < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
@@ -572,7 +572,7 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
             f"features {which} (counted from 0) together hold {share} of the squared length: are they features, or ids "
             "or outlier dimensions? Leave them out and audit again"
         )
-    if (code := features["code"]) and report["w2"]["dimensions_centred"] is not None:
+    if (code := features["code"]) and "centred" in report:
         yield f"the sampled rows hold {code}: subtract the mean, or the zero point, and audit again"
     if "labels" in report:
         classes, sample = report["labels"]["classes"], report["sample"]

@@ -12,7 +12,7 @@ import itertools
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from wassersteinssl.files import reason
 
 CHUNK = 2**21  # numbers at once: 16 MiB in float64
 TEXT = "utf-8-sig"  # spreadsheets put a mark before the first number
+TABLES = (".csv", ".tsv")
 INDEX = ("", "Unnamed: 0")  # heads of the column that pandas writes unasked
 NO_FEATURES = ("label", "labels", "class", "target", "y", "id", "index", "image_id", "split", "epoch")
 COUNTED = 1000  # lines of a table that are looked at for an index
@@ -101,20 +102,21 @@ def with_labels(features: Features, path: Path | None, key: str | None = None) -
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, key: str | None = None) -> Features:
+def read(path: Path, key: str | None = None, drop: Collection[str] = ()) -> Features:
     """The features in a file, or in a folder's files one after another in natural order (2 before 10).
 
-    `key` names the array in a file that holds several. UserError, one line, for what is no matrix of numbers.
+    `key` names the array in a file that holds several, `drop` columns of a table that are left out where they are
+    there. UserError, one line, for what is no matrix of numbers.
     """
     _check_there(path)
     if not path.is_dir():
-        return _read_file(path, key)
+        return _read_file(path, key, drop)
     if (path / "encoder.safetensors").exists():
         raise UserError(f"{path} is the folder of a run: audit it with --encoder")
-    files = sorted((file for file in path.iterdir() if _kind(file) in FORMATS and file.name[0] != "."), key=_natural)
+    files = sorted((file for file in path.iterdir() if _kind(file) in KNOWN and file.name[0] != "."), key=_natural)
     if not files:
-        raise UserError(f"no features in {path}: it holds none of {', '.join(FORMATS)}")
-    shards = [_read_file(file, key) for file in files]
+        raise UserError(f"no features in {path}: it holds none of {', '.join(KNOWN)}")
+    shards = [_read_file(file, key, drop) for file in files]
     for shard in shards:
         if shard.m != shards[0].m:
             raise UserError(f"shards differ: {shards[0].name} has {shards[0].m} features, {shard.name} {shard.m}")
@@ -138,7 +140,7 @@ def read_labels(path: Path, n: int, key: str | None = None) -> Tensor:
     if key is not None and _kind(path) in (".npy", ".txt"):
         raise UserError(f"--labels-key names an array or a column of several, not in {_kind(path)}")
     with _reading(path):
-        if _kind(path) in (".csv", ".tsv", ".txt"):
+        if _kind(path) in (*TABLES, ".txt"):
             lines = path.read_text(encoding=TEXT).splitlines()
             values = np.array(lines if _kind(path) == ".txt" else _column(path, lines, n, key))
         else:
@@ -193,13 +195,22 @@ def _column(path: Path, lines: list[str], n: int, key: str | None) -> list[str]:
 def check_key(paths: Iterable[Path]) -> None:
     """UserError if a key chooses nothing, because each of the files holds one array without a name."""
     files = [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
-    if all(_kind(file) in UNNAMED for file in files if _kind(file) in FORMATS):
+    if all(_kind(file) in UNNAMED for file in files if _kind(file) in KNOWN):
         raise UserError(f"--key names an array in a file that holds several, not in {', '.join(UNNAMED)}")
 
 
-def _read_file(path: Path, key: str | None) -> Features:
+def check_columns(path: Path, names: Iterable[str]) -> None:
+    """UserError if no table at `path` has a column of one of these names."""
+    files = [file for file in (path.iterdir() if path.is_dir() else [path]) if _kind(file) in TABLES]
+    found = list(dict.fromkeys(name for file in files for name in _head(file).header))
+    for name in names:
+        if name not in found:
+            raise UserError(f"no column of {path} is called {name}: {', '.join(found) or 'it holds none with a name'}")
+
+
+def _read_file(path: Path, key: str | None, drop: Collection[str]) -> Features:
     with _reading(path):
-        stored = _format(path)(path, key, 2)
+        stored = _table(path, drop) if _kind(path) in TABLES else _format(path)(path, key, 2)
     if len(stored.shape) != 2 or 0 in stored.shape:
         raise UserError(f"{path} holds an array of shape {stored.shape}: features are a matrix (rows, features)")
     n, m = stored.shape
@@ -309,18 +320,26 @@ def _npz(path: Path, key: str | None, ndim: int) -> Stored:
     return Stored(shape, dtype.name, chunks, notes)
 
 
-def _csv(path: Path, key: str | None, ndim: int) -> Stored:
-    """Numbers separated by comma, semicolon or tab, a row a line. A first line without a number is a header; and one
-    that counts 0, 1, 2, ... further than 0,1, which may be a code, or behind a name. Lines before it that begin with #
-    and have not the cells of the next one are comments. A first column without a name, or that counts the rows, is an
-    index."""
+class _Head(NamedTuple):
+    """How a table begins."""
 
-    def numbered_lines() -> Iterator[tuple[int, str]]:
-        """From 1, without empty ones; a tab may separate what is missing."""
-        with path.open(encoding=TEXT) as file:
-            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip(" \r\n"))
+    delimiter: str
+    columns: int
+    header: list[str]  # names of the columns; none without a header
+    numbered: bool  # these names are 0, 1, 2, ...
+    lines: int  # before its numbers
 
-    head = [line for _, line in itertools.islice(numbered_lines(), COUNTED)]
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """From 1, without empty ones; a tab may separate what is missing."""
+    with path.open(encoding=TEXT) as file:
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip(" \r\n"))
+
+
+def _head(path: Path) -> _Head:
+    """A first line without a number is a header; and one that counts 0, 1, 2, ... further than 0,1, which may be a
+    code, or behind a name. Lines before it that begin with # and have not the cells of the next one are comments."""
+    head = [line for _, line in itertools.islice(_numbered_lines(path), COUNTED)]
     comments = 0
     for line, following in itertools.pairwise(head):
         delimiter = _delimiter(following)
@@ -333,43 +352,59 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
     numbered = len(names) > 2 and names == _count(len(names))  # as pandas names columns
     counted = len(names) > 1 and (names[0] in INDEX or len(names) > 3) and names[1:] == _count(len(names) - 1)
     header = numbered or counted or (any(names) and not any(map(_is_number, names)))
+    return _Head(delimiter, len(names), names if header else [], numbered, comments + header)
+
+
+def _table(path: Path, drop: Collection[str]) -> Stored:
+    """Numbers separated by comma, semicolon or tab, a row a line. A first column without a name, or that counts the
+    rows, is an index and left out; and so are the columns that `drop` names and those that by their name are no
+    features, whatever they hold."""
+    delimiter, columns, names, numbered, before = _head(path)
 
     def numbered_rows() -> Iterator[tuple[int, str]]:
         """Those below the header."""
-        return itertools.islice(numbered_lines(), comments + header, None)
+        return itertools.islice(_numbered_lines(path), before, None)
 
     def lines() -> Iterator[str]:
         return (line for _, line in numbered_rows())
 
     firsts = [line.partition(delimiter)[0].strip() for line in itertools.islice(lines(), COUNTED)]
-    counting = len(firsts) > 3 and len(names) > 1 and firsts[0].isdecimal() and len(firsts[0]) < 19
+    counting = len(firsts) > 3 and columns > 1 and firsts[0].isdecimal() and len(firsts[0]) < 19
     counting = counting and firsts == [str(int(firsts[0]) + k) for k in range(len(firsts))]
-    index = int(counting or (header and names[0] in INDEX))
+    index = int(counting or (bool(names) and names[0] in INDEX))
+    out = {k: "" for k, name in enumerate(names) if k >= index and name in drop}
+    by_name = {k for k, name in enumerate(names) if k >= index and _is_no_feature(name, names)} - out.keys()
+    out |= dict.fromkeys(by_name, ", as by its name it is no feature: rename it to keep it")
+    kept = [k for k in range(index, columns) if k not in out]
+
+    def cells_of(line: str) -> list[str]:
+        return next(csv.reader([line], delimiter=delimiter))
 
     def check(number: int, line: str) -> None:
-        cells = line.rstrip("\n").split(delimiter)
-        for column, cell in enumerate(cells, 1):
-            if column > index and not _is_number(cell):
+        cells = cells_of(line)
+        for column, cell in enumerate(cells):
+            if column >= index and column not in out and not _is_number(cell):
                 what = f"text ({cell.strip()[:40]!r})" if cell.strip() else "an empty cell"
-                raise UserError(f"column {column} of {path} holds {what}, in line {number}: numbers only")
-        if len(cells) != len(names):
-            raise UserError(f"line {number} of {path} has {len(cells)} cells, the first {len(names)}")
+                why = "numbers only" + (" (--drop-columns leaves a column out)" if names else "")
+                raise UserError(f"column {column + 1} of {path} holds {what}, in line {number}: {why}")
+        if len(cells) != columns:
+            raise UserError(f"line {number} of {path} has {len(cells)} cells, the first {columns}")
 
-    shape = (sum(1 for _ in lines()), len(names) - index)
-    if shape[0] == 0:
-        raise UserError(f"{path} holds no numbers")
+    shape = (sum(1 for _ in lines()), len(kept))
+    if 0 in shape:
+        raise UserError(f"{path} holds no numbers" + (" beside the columns that are left out" if out else ""))
     check(*next(numbered_rows()))
 
     def chunks() -> Iterator[np.ndarray]:
         remaining = lines()
         for part in _parts(shape, share=4):  # as text, numbers are larger
             text = list(itertools.islice(remaining, part.stop - part.start))
-            cells = [line.partition(delimiter)[2] for line in text] if index else text
+            whole = all(line.count(delimiter) == columns - 1 or len(cells_of(line)) == columns for line in text)
             try:
-                rows = np.loadtxt(cells, delimiter=delimiter, ndmin=2, comments=None)
+                rows = np.loadtxt(text, delimiter=delimiter, ndmin=2, comments=None, usecols=kept, quotechar='"')
             except ValueError:
                 rows = np.empty((0, 0))
-            if rows.shape != (len(text), shape[1]):
+            if not whole or rows.shape != (len(text), shape[1]):
                 for number, line in numbered_rows():
                     check(number, line)
                 raise ValueError(f"its lines are not all {shape[1]} numbers")
@@ -377,21 +412,17 @@ def _csv(path: Path, key: str | None, ndim: int) -> Stored:
 
     why = "counts the rows" if counting else "has no name"
     notes = [f"the first column, which {why}, was taken for an index and left out"] if index else []
-    notes += [
-        f"column {k} is called {name!r}: if it is no feature, leave it out"
-        for k, name in enumerate(names, 1)
-        if header and k > index and name.casefold() in NO_FEATURES
-    ]
+    notes += [f"column {k + 1}, {names[k]!r}, was left out{why}" for k, why in sorted(out.items())]
     if numbered:
-        notes.append(f"the first line, 0 to {len(names) - 1}, was taken for a header")
+        notes.append(f"the first line, 0 to {columns - 1}, was taken for a header")
     return Stored(shape, "float64", chunks, tuple(notes))
 
 
 FORMATS: dict[str, Callable[[Path, str | None, int], Stored]] = {
-    ".npy": _npy, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".safetensors": _safetensors, ".csv": _csv,
-    ".tsv": _csv,
+    ".npy": _npy, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".safetensors": _safetensors,
 }  # fmt: skip
-UNNAMED = (".npy", ".csv", ".tsv")  # one array, without a name
+KNOWN = (*FORMATS, *TABLES)
+UNNAMED = (".npy", *TABLES)  # one array, without a name
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -408,7 +439,7 @@ def _check_there(path: Path) -> None:
 
 def _format(path: Path) -> Callable[[Path, str | None, int], Stored]:
     if _kind(path) not in FORMATS:
-        raise UserError(f"cannot tell what {path} holds: known are {', '.join(FORMATS)}")
+        raise UserError(f"cannot tell what {path} holds: known are {', '.join(KNOWN)}")
     return FORMATS[_kind(path)]
 
 
@@ -449,6 +480,11 @@ def _floating(rows: np.ndarray | Tensor) -> Tensor:
 
 def _delimiter(line: str) -> str:
     return max(",;\t", key=line.count)
+
+
+def _is_no_feature(name: str, names: list[str]) -> bool:
+    name = name.casefold()
+    return name.endswith("_id") or (name in NO_FEATURES and not (name == "y" and "x" in map(str.casefold, names)))
 
 
 def _count(n: int) -> list[str]:
