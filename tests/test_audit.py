@@ -1036,6 +1036,16 @@ def test_what_a_common_mean_hides_is_told(rank, n):
         assert f"; minus that mean about {audit.count(centred)} of 64 would be in use" in report["verdict"]["why"]
 
 
+def test_shares_of_w2_and_of_the_length_are_told_apart():
+    report = report_on(normal(N, M) + 5)
+    page, w2 = audit_report.text(report), report["w2"]
+    share = audit.percent(w2["mean_part"] / w2["w2"] ** 2)
+    assert f"   {share} of W2^2 from the common mean, " in page
+    assert share != audit.percent(w2["mean_part"]) == "96 %"
+    assert re.search(r"^common mean +96 %   of the squared length; uniform rows 0.083 %$", page, re.MULTILINE)
+    assert "96 % of the squared length is a common mean" in page
+
+
 def test_codes_with_a_common_mean_are_told_to_lose_it():
     random = np.random.default_rng(0)
     for z, what in (

@@ -45,7 +45,9 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("W2", f"{w2['w2']:.4f}", f"floor {w2['floor']:.4f} (so many uniform rows), minimum {w2['minimum']:.4f} "
          f"(no {unit} lower), {w2['collapse']:.4f} if all {unit} are equal"),
         ("W2^2, mean and covariance", f"{w2['mean_part']:.4f} + {w2['covariance_part']:.4f}",
-         f"{parts[0]} a common mean, {parts[1]} the spread; uniform rows {1 / k:.4f} + {floor:.4f}"),
+         f"{parts[0]} of W2^2 from the common mean, {parts[1]} from the covariance; uniform rows {1 / k:.4f} + "
+         f"{floor:.4f}"),
+        ("common mean", percent(w2["mean_part"]), f"of the squared length; uniform rows {percent(1 / k)}"),
         ("dimensions by W2", f"{w2['dimensions']:.1f}", f"of {m}, {percent(w2['dimensions'] / m)}"),
         ("dimensions by rank", f"{spectrum['dimensions']:.1f}", f"of {m}, {percent(spectrum['dimensions'] / m)}"),
         ("effective rank", f"{spectrum['effective_rank']:.1f}",
