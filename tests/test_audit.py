@@ -200,8 +200,33 @@ def test_repeating_rows_changes_neither_w2_nor_its_floor():
     z = normal(300, M)
     once, often = report_on(z), report_on(z.repeat(4, 1))
     assert often["w2"] == pytest.approx(once["w2"], rel=1e-9)
-    assert often["rows"] == {"distinct": 300, "repeated": 900, "dropped": 0, "one_direction": False, "in_floor": 300}
+    assert often["rows"] == {
+        "distinct": 300, "repeated": 900, "most": 4, "most_first": often["rows"]["most_first"], "dropped": 0,
+        "one_direction": False, "first_zero": [], "in_floor": 300,
+    }  # fmt: skip
     assert any("900 of 1200 rows repeat" in note for note in often["notes"])
+
+
+def test_the_most_frequent_row_and_the_first_zero_ones_are_told(monkeypatch):
+    monkeypatch.setattr(audit_files, "CHUNK", 50 * M)
+    z = normal(1000, M)
+    z[700:720] = z[130]
+    z[900:903] = z[5]
+    z[[2, 260, 999]] = 0
+    z[1] = math.nan
+    report = report_on(z, drop_bad_rows=True)
+    rows = report["rows"]
+    assert (rows["distinct"], rows["repeated"], rows["most"], rows["most_first"]) == (973, 23, 21, 130)
+    assert rows["first_zero"] == [2, 260, 999]
+    notes = " ".join(report["notes"])
+    assert "3 of 999 rows are zero: they have no direction and are left out (2, 260, 999, counted from 0)" in notes
+    assert "23 of 999 rows repeat an earlier one; the floor is that of 973 rows" in notes
+    assert "; one row occurs 21 times, first at row 130" in notes
+    pairs = report_on(torch.cat([z[10:100]] * 2))
+    assert (pairs["rows"]["repeated"], pairs["rows"]["most"]) == (90, 2)
+    assert not any("one row occurs" in note for note in pairs["notes"])
+    equal = report_on(torch.cat([torch.ones(30, M), torch.zeros(3, M)]))["verdict"]
+    assert equal["why"] == "all rows but the zero ones are equal; 3 of 33 rows are zero"
 
 
 @pytest.mark.parametrize("collapsed", [False, True])
@@ -279,7 +304,7 @@ def test_rows_without_length_have_no_largest_feature():
 def test_many_rows_of_few_values_are_judged():
     report = report_on(normal(2, M)[torch.arange(5000) % 2])
     assert report["verdict"]["word"] == "collapsed"
-    assert "4998 of 5000 rows repeat an earlier one; the floor is that of 5000 rows" in report["notes"]
+    assert "; the floor is that of 5000 rows; one row occurs 2500 times, first at row " in report["notes"][-1]
     few = report_on(normal(30, M)[torch.arange(5000) % 30])["verdict"]
     assert few["word"] == "partly collapsed, and clumped"  # 30 rows do not lie evenly in 32 dimensions
     assert "only 30 of the rows differ, too few to tell if that is because inputs were repeated" in few["why"]
@@ -437,7 +462,7 @@ def test_equal_rows_have_one_page_without_contradictions(kind, m, monkeypatch):
         f"all rows are {'zero' if kind == 'zero' else 'equal'}",
     )
     page = audit_report.text(report)
-    assert "39 of 40 rows repeat an earlier one; the floor is that of 40 rows" in page
+    assert ("39 of 40 rows repeat an earlier one; the floor is that of 40 rows" in page) == (kind != "zero")
     assert "distinct rows span" not in page
     assert "left out" not in page
     assert ("(no unit rows lower), 1.4142 if all unit rows are equal" in page) == (kind == "zero")

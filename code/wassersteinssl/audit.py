@@ -97,8 +97,7 @@ def audit(
     if rows.bad and not drop_bad_rows:
         raise UserError(
             f"{rows.bad} of {n} rows of {features.name} hold NaN, infinite, gigantic or vanishing values: "
-            f"{', '.join(map(str, rows.first_bad))}{', ...' if rows.bad > NAMED else ''} (counted from 0); "
-            "--drop-bad-rows leaves them out"
+            f"{_first(rows.first_bad, rows.bad)}; --drop-bad-rows leaves them out"
         )
     if rows.n < 2 or len(rows.sample) < 2:
         raise UserError(f"{features.name}: {rows.n} finite rows are left; an audit needs two")
@@ -108,20 +107,17 @@ def audit(
         "name": features.name, "n": rows.n, "m": m, "dtype": features.dtype, "seed": seed, "sample": len(z),
         "notes": [*features.notes, *(f"views: {note}" for note in (views.notes if views else ()))],
     }  # fmt: skip
-    distinct = rows.distinct()
-    directed = rows.n - rows.zero
-    flat = min(distinct, directed) <= 1 or not bool(moments_of(rows.metric, normalize=False).covariance.any())
+    repeats, directed = rows.repeats(), rows.n - rows.zero
+    distinct = repeats["distinct"]
+    flat = distinct <= 1 or not bool(moments_of(rows.metric, normalize=False).covariance.any())
     if flat:  # what rounding may have left of their covariance are no directions
         moments = rows.metric.state_dict()
         rows.metric.load_state_dict(moments | {"scatter": torch.zeros_like(moments["scatter"])})
-    report["rows"] = {
-        "distinct": distinct, "repeated": rows.n - distinct, "dropped": rows.bad, "one_direction": flat,
-    }  # fmt: skip
+    report["rows"] = repeats | {"dropped": rows.bad, "one_direction": flat, "first_zero": rows.first_zero}
     report["norms"] = rows.norm_statistics()
     report["features"] = rows.feature_statistics() | {"code": _code(rows.sample)}
     # Repeated rows count once, but for a code of few values: of many rows that is what collapsed.
-    counted = distinct - (0 < rows.zero < rows.n)
-    counted = counted if not flat and (counted > m or directed <= m) else rows.metric.n
+    counted = distinct if not flat and (distinct > m or directed <= m) else rows.metric.n
     report["rows"]["in_floor"] = counted
     present, second = _eigenvalues(rows.metric, z)
     report["w2"] = _w2(rows.metric, present, counted)
@@ -151,12 +147,12 @@ class _Pass:
         index = _draw(features.n, size, random)
         self.metric = W2Metric()  # of the rows that have a direction
         self.n = 0  # with the zero rows
-        self.bad, self.first_bad = 0, list[int]()
+        self.bad, self.first_bad, self.first_zero = 0, list[int](), list[int]()
         self.low, self.high = torch.full((2, features.m), torch.inf, dtype=torch.float64) * torch.tensor([[1], [-1]])
         self.zero, self.shortest, self.longest = 0, math.inf, 0.0
         self.mean_norm, self.square = 0.0, 0.0  # mean of the norms, and the sum of their squared distances to it
         self.fingerprints = np.empty(features.n, np.uint64)
-        directed = torch.zeros(features.n, dtype=torch.bool)
+        self.directed = torch.zeros(features.n, dtype=torch.bool)
         sample = torch.empty(len(index), features.m, dtype=torch.float64)
         kept, start = torch.empty(len(index), dtype=torch.bool), 0
         with tqdm(total=features.n, desc="reading", unit="row", unit_scale=True, delay=2, disable=None) as bar:
@@ -165,10 +161,11 @@ class _Pass:
                 rows = chunk.double()
                 norms = torch.linalg.vector_norm(rows, dim=1)
                 good = _usable(rows, norms)
-                directed[start : start + len(rows)] = good & (norms > 0)
-                bad = start + torch.nonzero(~good).flatten()
-                self.bad += len(bad)
-                self.first_bad += bad[: NAMED - len(self.first_bad)].tolist()
+                self.directed[start : start + len(rows)] = good & (norms > 0)
+                self.fingerprints[start : start + len(rows)] = fingerprints(rows.numpy())
+                self.bad += int((~good).sum())
+                for first, those in ((self.first_bad, ~good), (self.first_zero, good & (norms == 0))):
+                    first += (start + those.nonzero().flatten()[: NAMED - len(first)]).tolist()
                 here = within(index, start, len(rows))
                 sample[here], kept[here] = rows[index[here] - start], good[index[here] - start]
                 start += len(rows)
@@ -182,8 +179,8 @@ class _Pass:
             self.metric.update(torch.zeros(1, features.m, dtype=torch.float64).expand(self.zero, -1))
             return
         present = self.norms > 0
-        if 2 * int(present.sum()) <= min(size, int(directed.sum())):  # most of the drawn rows are none to compare
-            among = directed.nonzero().flatten()
+        if 2 * int(present.sum()) <= min(size, int(self.directed.sum())):  # most of the drawn rows are none to compare
+            among = self.directed.nonzero().flatten()
             self.index = among[_draw(len(among), size, random)]
             self.sample = pick(features.chunks(), self.index)
             self.norms = torch.linalg.vector_norm(self.sample, dim=1)
@@ -191,7 +188,6 @@ class _Pass:
             self.sample, self.index, self.norms = (x[present] for x in (self.sample, self.index, self.norms))
 
     def _look(self, rows: Tensor, norms: Tensor) -> None:
-        self.fingerprints[self.n : self.n + len(rows)] = fingerprints(rows.numpy())
         self.n += len(rows)
         directed = norms > 0
         if bool(directed.any()):
@@ -206,11 +202,20 @@ class _Pass:
         self.square += float((norms - mean).square().sum()) + step**2 * share * (self.n - len(norms))
         self.mean_norm += step * share
 
-    def distinct(self) -> int:
-        """How many different rows there are; of two that differ in their length alone, both count."""
-        found = self.fingerprints[: self.n]
-        found.sort()
-        return 1 + int(np.count_nonzero(found[1:] != found[:-1]))
+    def repeats(self) -> dict[str, int]:
+        """How many different rows there are but for zero ones, and how many repeat an earlier one; how often the most
+        frequent one occurs, and where first. Of two that differ in their length alone, both count."""
+        directed = self.directed.numpy()
+        found = np.sort(self.fingerprints[directed])
+        same = found[1:] == found[:-1]
+        repeated = int(same.sum())
+        counts = {"distinct": len(found) - repeated, "repeated": repeated}
+        if not repeated:
+            return counts
+        begin, end = np.flatnonzero(np.diff(same, prepend=False, append=False)).reshape(-1, 2).T
+        longest = int((end - begin).argmax())
+        first = int(((self.fingerprints == found[begin[longest]]) & directed).argmax())
+        return counts | {"most": int(end[longest] - begin[longest]) + 1, "most_first": first}
 
     def norm_statistics(self) -> dict[str, float]:
         deviation = math.sqrt(self.square / self.n)
@@ -394,12 +399,14 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     directed, zeros = report["n"] - report["norms"]["zero_rows"], report["norms"]["zero_rows"] / report["n"]
     used = min(w2["dimensions"], spectrum["dimensions"])
     word = "collapsed" if used < max(COLLAPSED * m, ONE) else "partly collapsed" if used < HEALTHY * m else "healthy"
-    different = report["rows"]["distinct"] - (0 < zeros < 1)
+    different = report["rows"]["distinct"]
     few = m < directed < FEWEST
     if report["rows"]["one_direction"]:
         why = "all rows but one are zero" if directed == 1 else "all rows point the same way"
-        if report["rows"]["distinct"] == 1:
-            why = "all rows are equal" if directed else "all rows are zero"
+        if directed == 0:
+            why = "all rows are zero"
+        elif different == 1 < directed:
+            why = "all rows are equal" if zeros == 0 else "all rows but the zero ones are equal"
     elif directed <= m and (different <= FEW or used >= different / FEW):
         word = "too few rows to tell"
         why = (
@@ -553,8 +560,11 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
     n, m, rows = report["n"], report["m"], report["rows"]
     if report["norms"]["max"] - report["norms"]["min"] > 1e-3 * report["norms"]["max"]:
         yield "rows differ in length; everything but the norms is of rows scaled to unit length"
-    if 0 < report["norms"]["zero_rows"] < n:
-        yield f"{report['norms']['zero_rows']} of {n} rows are zero: they have no direction and are left out"
+    if 0 < (zeros := report["norms"]["zero_rows"]) < n:
+        yield (
+            f"{zeros} of {n} rows are zero: they have no direction and are left out"
+            f" ({_first(rows['first_zero'], zeros)})"
+        )
     if 1 < rows["distinct"] <= m:
         yield f"{rows['distinct']} distinct rows span at most as many of the {m} dimensions: read W2 beside its floor"
     if m < 32:
@@ -597,7 +607,14 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
     if not rows["repeated"] and 0 < beyond["nearest"] < 1e-3 * beyond["gaussian"]["nearest"]:
         yield "rows repeat but for rounding: floor and dimensions in use count them as different ones"
     if rows["repeated"]:
-        yield f"{rows['repeated']} of {n} rows repeat an earlier one; the floor is that of {rows['in_floor']} rows"
+        yield (
+            f"{rows['repeated']} of {n} rows repeat an earlier one; the floor is that of {rows['in_floor']} rows"
+            + (f"; one row occurs {rows['most']} times, first at row {rows['most_first']}" if rows["most"] > 2 else "")
+        )
+
+
+def _first(rows: list[int], number: int) -> str:
+    return f"{', '.join(map(str, rows))}{', ...' if number > len(rows) else ''}, counted from 0"
 
 
 def count(dimensions: float) -> str:
