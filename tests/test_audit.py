@@ -1,6 +1,7 @@
 """The audit of an embedding: verdicts on embeddings made to be judged, every kind of file, and what it refuses."""
 
 import base64
+import html
 import json
 import math
 import os
@@ -798,11 +799,47 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path, capsys):
     assert [base64.b64decode(found) for found in re.findall(r'src="data:image/png;base64,([^"]+)"', page)] == [
         (folder / "audit.png").read_bytes()
     ]
-    for shown in (report["verdict"]["word"].capitalize(), f"{report['w2']['w2']:.4f}", "of 64 of them, seed 12"):
+    for shown in (
+        report["verdict"]["word"].capitalize(),
+        html.escape(report["verdict"]["advice"]),
+        "<th>compare with</th>",
+        f"{report['w2']['w2']:.4f}",
+        "of 64 of them, seed 12",
+    ):
         assert shown in page
     before = (folder / "audit.json").read_bytes()
     assert start(path, "--views", views, report=folder) == 0
     assert (folder / "audit.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("uniform", "nothing; what the rows are worth"),
+        (
+            "two directions",
+            "subtract a common mean, leave out features that the notes name, and audit again; an encoder",
+        ),
+        ("half collapsed, random basis", "subtract a common mean, .* a task tells if the dimensions in use are enough"),
+        ("atoms with noise", "look at the nearest pairs: .* may stay$"),
+        ("ten points", "look at the nearest pairs: .* may stay; subtract a common mean"),
+        ("few", "audit several times as many rows"),
+    ],
+)
+def test_every_verdict_comes_with_what_to_do(name, advice):
+    report = report_on(normal(20, M) if name == "few" else EMBEDDINGS[name][0])
+    assert re.match(advice, report["verdict"]["advice"])
+    page = audit_report.text(report).split("\n")
+    assert page[4] == f"what to do: {report['verdict']['advice']}."
+    assert page[6].split() == ["measure", "value", "compare", "with"]
+
+
+def test_norms_of_many_sizes_are_drawn_on_a_logarithmic_axis():
+    for sizes, scale in ((1, "linear"), (torch.logspace(0, 6, 300).unsqueeze(1), "log")):
+        figure = audit_report.draw(audit.audit(audit_files.of_rows(sphere(300, M) * sizes, "x")))
+        assert figure.axes[3].get_xscale() == scale
+        assert max(bar.get_height() for bar in figure.axes[3].patches) < (60 if scale == "log" else 301)
+        audit_report.plt.close(figure)
 
 
 @pytest.mark.parametrize("name", ["constant", "uniform"])

@@ -57,6 +57,16 @@ LONG = 4096  # features whose eigenvalues take a minute
 LENGTH_LIMIT = 1e150  # length of a row; the square of one that is longer has no float64
 NAMED = 10  # of many rows or features, the first ones are named
 COPY = 1e-10  # 1 - |cosine| of two features that are multiples of each other
+AGAIN = "subtract a common mean, leave out features that the notes name, and audit again; "
+ADVICE = {
+    "collapsed": AGAIN + "an encoder that stays collapsed needs a uniformity term in its loss, or more weight on it",
+    "partly collapsed": AGAIN
+    + "a task tells if the dimensions in use are enough (--labels); if not, a uniformity term "
+    "in the loss spreads them",
+    "too few rows to tell": "audit several times as many rows as there are features",
+    "healthy": "nothing; what the rows are worth, a task tells (--labels)",
+}
+ADVICE_CLUMPED = "look at the nearest pairs: leave out repeated inputs; clumps that are classes (--labels) may stay"
 
 
 @dataclass
@@ -429,8 +439,10 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
             )
         if different <= m and different < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
+    advice = ADVICE[word]
     clumped = beyond["clumped"] and word != "collapsed" and not few  # a few directions are no place to look for clumps
     if clumped:
+        advice = ADVICE_CLUMPED if word == "healthy" else f"{ADVICE_CLUMPED}; {advice}"
         word += " in two moments, but clumped" if word == "healthy" else ", and clumped"
         why += (
             "; W2 cannot see that rows lie in clumps or on a surface, nearest neighbours "
@@ -441,7 +453,9 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     if 0.01 < zeros < 1 and directed > 1:
         word += ", without the zero rows"
         why += f"; {report['norms']['zero_rows']} of {report['n']} rows are zero"
-    return {"word": word, "why": why, "dimensions": used, "share": used / m, "clumped": clumped}
+    return {
+        "word": word, "why": why, "advice": advice, "dimensions": used, "share": used / m, "clumped": clumped
+    }  # fmt: skip
 
 
 def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -20,6 +20,7 @@ from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
 # Of the laws that the rows are compared with: colour, dashes, name.
 LAWS = {"uniform": (COLORS[1], "--", "uniform rows"), "gaussian": (COLORS[6], ":", "Gaussian, same moments")}
 
+HEAD = ("measure", "value", "compare with")
 LONGEST = 80  # characters of a name above the picture
 
 
@@ -106,8 +107,9 @@ def notes(report: dict[str, Any]) -> list[str]:
 def text(report: dict[str, Any]) -> str:
     """The page for a terminal."""
     verdict = report["verdict"]
-    lines = [title(report), "", f"verdict: {verdict['word'].upper()}", f"  {verdict['why']}.", ""]
-    lines += [f"{name:26} {value:>17}   {meaning}" for name, value, meaning in entries(report)]
+    lines = [title(report), "", f"verdict: {verdict['word'].upper()}", f"  {verdict['why']}."]
+    lines += [f"what to do: {verdict['advice']}.", ""]
+    lines += [f"{name:26} {value:>17}   {meaning}" for name, value, meaning in (HEAD, *entries(report))]
     lines += [f"note: {note}" for note in notes(report)]
     return "\n".join(lines) + "\n"
 
@@ -138,8 +140,11 @@ def draw(audit: Audit) -> Figure:
     _draw_dimensions(panels[0, 0], audit.report)
     _draw_spectrum(panels[0, 1], audit.report["spectrum"])
     _draw_nearest(panels[1, 0], audit.nearest)
-    panels[1, 1].hist(audit.norms, bins=_bins(audit.norms), color=COLORS[0])
-    panels[1, 1].set(title="(d) Norms before scaling to unit length", xlabel="norm of a row", ylabel="sampled rows")
+    wide = 0 < 100 * audit.norms.min() < audit.norms.max()
+    bins = np.geomspace(audit.norms.min(), audit.norms.max(), 41).tolist() if wide else _bins(audit.norms)
+    panels[1, 1].hist(audit.norms, bins=bins, color=COLORS[0])
+    panels[1, 1].set(title="(d) Norms before scaling to unit length", xlabel="norm of a row", ylabel="sampled rows",
+                     xscale="log" if wide else "linear")  # fmt: skip
     figure.legend(*panels[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     name, report = printable(audit.report["name"]), audit.report
     name = name if len(name) <= LONGEST else "..." + name[-LONGEST:]
@@ -206,8 +211,9 @@ def _bins(values: np.ndarray) -> list[float]:
 
 STYLE = """
 body { font: 16px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #111 }
-table { border-collapse: collapse; width: 100% } td { padding: .25rem .6rem; border-top: 1px solid #ccc }
-td:nth-child(2) { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; width: 100% } th { text-align: left }
+td, th { padding: .25rem .6rem; border-top: 1px solid #ccc }
+td:nth-child(2), th:nth-child(2) { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 img { width: 100%; height: auto } .verdict { border-left: .4rem solid #0072B2; padding-left: 1rem }
 """
 
@@ -234,10 +240,14 @@ def page(report: dict[str, Any], picture: bytes) -> str:
 <div class="verdict">
 <h2>{html.escape(verdict["word"].capitalize())}</h2>
 <p>{html.escape(printable(verdict["why"]))}.</p>
+<p><b>What to do:</b> {html.escape(verdict["advice"])}.</p>
 </div>
 <img alt="Dimensions in use, spectrum, nearest neighbours and norms"
  src="data:image/png;base64,{base64.b64encode(picture).decode()}">
 <table>
+<thead>
+<tr>{"".join(f"<th>{cell}</th>" for cell in HEAD)}</tr>
+</thead>
 <tbody>
 {rows}
 </tbody>
