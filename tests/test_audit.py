@@ -244,7 +244,10 @@ def test_zero_rows_are_counted_and_left_out(collapsed):
         for key, value in without[part].items():
             assert report[part][key] == pytest.approx(value, rel=1e-9, abs=1e-12)
     assert report["verdict"]["word"] == ("collapsed" if collapsed else "healthy") + ", without the zero rows"
-    assert report["verdict"]["why"].endswith("; 300 of 600 rows are zero")
+    assert report["verdict"]["why"].startswith("300 of 600 rows are zero; ")
+    some = report_on(with_zeros[250:], sample=600)["verdict"]["why"]
+    assert some.startswith("175 of 350 rows are zero; ")
+    assert report_on(torch.cat([z, with_zeros]))["verdict"]["why"].endswith("; 300 of 900 rows are zero")
 
 
 @pytest.mark.parametrize("bad", [0.0, math.nan])
@@ -442,6 +445,10 @@ def test_views_are_read_beside_unrelated_ones():
     found = report_on(z, views=audit_files.of_rows(other, "other"), sample=500)["views"]
     assert found["alignment"] == pytest.approx(found["unrelated"]["alignment"], rel=0.05)
     assert found["alignment"] < 0.3  # a common mean alone
+    told = "the views are no nearer than unrelated ones: are their rows in the same order?"
+    assert told in report_on(z, views=audit_files.of_rows(other, "other"), sample=500)["notes"]
+    assert told not in report_on(z, views=audit_files.of_rows(z + other, "near"), sample=500)["notes"]
+    assert told not in report_on(torch.ones(50, M), views=audit_files.of_rows(torch.ones(50, M), "same"))["notes"]
     same = report_on(z, views=audit_files.of_rows(z, "same"), sample=500)["views"]
     assert same["alignment"] == pytest.approx(0, abs=1e-12)
     assert same["unrelated"]["alignment"] == pytest.approx(found["unrelated"]["alignment"], rel=0.05)
@@ -466,7 +473,8 @@ def test_equal_rows_have_one_page_without_contradictions(kind, m, monkeypatch):
     assert ("39 of 40 rows repeat an earlier one; the floor is that of 40 rows" in page) == (kind != "zero")
     assert "distinct rows span" not in page
     assert "left out" not in page
-    assert ("(no unit rows lower), 1.4142 if all unit rows are equal" in page) == (kind == "zero")
+    assert ("1 of rows that are all zero\n" in page) == (kind == "zero")
+    assert ("1.4142 if all rows are equal\n" in page) == (kind != "zero")
     assert re.search(r"^dimensions by W2 +0\.0   of \d+, 0 %$", page, re.MULTILINE)
     named = "0, 1, 2, 3, 4, 5, 6, 7" + ("" if m == 8 else ", 8, 9 ...")
     assert f"constant over all rows: {named}\n" in page
@@ -481,8 +489,11 @@ def test_dimensions_are_counted_in_plain_numbers():
 def test_fewer_than_one_dimension_is_said_in_words():
     report = report_on(1e-3 * normal(N, M) + 1)
     assert 0 < report["verdict"]["dimensions"] < 1
-    assert report["verdict"]["why"].startswith(f"less than 1 of {M} dimensions are in use (")
-    assert "uniform rows of less than 1 dimensions" in report["verdict"]["why"]
+    assert report["verdict"]["why"].startswith(f"less than 1 of {M} dimensions is in use (")
+    assert "uniform rows of less than 1 dimension," in report["verdict"]["why"]
+    assert [audit.of(k, "row") for k in (0, 1, 2, 1.0, 0.2, 1.04, 123456)] == [
+        "0 rows", "1 row", "2 rows", "1 row", "less than 1 row", "1.04 rows", "123456 rows",
+    ]  # fmt: skip
     assert audit.percent(1e-30) == "less than 0.01 %"
     figure = audit_report.draw(audit.audit(audit_files.of_rows(1e-3 * normal(N, M) + 1, "x"), sample=64))
     assert any("floor" in text.get_text() and "less than 1 of" in text.get_text() for text in figure.axes[0].texts)
@@ -748,6 +759,7 @@ def test_columns_can_be_left_out_and_the_labels_always_are(tmp_path, capsys):
         (("--drop-columns", *"abcde", "file", "kind"), "holds no numbers beside the columns that are left out"),
     ):
         check_refused(start(table, *options, report=tmp_path / "report"), pattern, tmp_path, capsys)
+    check_refused(start(tmp_path / "no.csv", "--drop-columns", "a"), "there is no ", tmp_path, capsys)
     status = start(tmp_path / "z.npy", "--drop-columns", "a", report=tmp_path / "report")
     check_refused(status, "no column of .* is called a: it holds none with a name", tmp_path, capsys)
 
@@ -886,10 +898,17 @@ def a_run(folder):
 
 
 REFUSED = {
-    "bad rows": (bad_rows, "z.npy", r"2 of 30 rows .* NaN, infinite, gigantic or vanishing values: 3, 17"),
-    "gigantic": (array(np.full((5, 4), 1e200)), "z.npy", "5 of 5 rows"),
-    "one row": (array(np.ones((1, 4))), "z.npy", "1 rows of 4 features"),
-    "one feature": (array(np.ones((4, 1))), "z.npy", "4 rows of 1 features"),
+    "bad rows": (
+        bad_rows, "z.npy",
+        r"2 of 30 rows .* NaN, infinite, gigantic or vanishing values: 3, 17, .*; --drop-bad-rows leaves them out",
+    ),
+    "gigantic": (array(np.full((5, 4), 1e200)), "z.npy", "5 of 5 rows .*: 0, 1, 2, 3, 4, counted from 0$"),
+    "overflow": (
+        array(np.full((5, 4), np.inf, np.float16)), "z.npy", "4, counted from 0; float16 overflows beyond 65504"
+    ),
+    "without a header": (lambda f: np.ones((30, 4)).tofile(f / "z.npy"), "z.npy", "no .npy header: save it with np.sa"),
+    "one row": (array(np.ones((1, 4))), "z.npy", "holds 1 row of 4 features"),
+    "one feature": (array(np.ones((4, 1))), "z.npy", "4 rows of 1 feature:"),
     "a vector": (array(np.ones(5)), "z.npy", r"shape \(5,\): features are a matrix"),
     "images": (array(np.ones((5, 3, 4, 4))), "z.npy", r"shape \(5, 3, 4, 4\)"),
     "no rows": (array(np.ones((0, 4))), "z.npy", r"shape \(0, 4\)"),
@@ -1072,7 +1091,7 @@ def test_bad_rows_of_the_views_are_dropped_with_their_pairs(tmp_path, capsys):
     assert report["views"]["alignment"] == pytest.approx(alone["views"]["alignment"], rel=1e-12)
     capsys.readouterr()
     np.save(tmp_path / "v.npy", np.full((60, 4), np.inf))
-    check_refused(start(*both, "--drop-bad-rows"), "0 finite rows of those sampled are left", tmp_path, capsys)
+    check_refused(start(*both, "--drop-bad-rows"), "0 finite rows of those sampled left", tmp_path, capsys)
 
 
 def test_a_mean_that_decides_is_named_below_half_of_the_length():
@@ -1188,7 +1207,7 @@ def test_bad_rows_can_be_dropped(tmp_path, capsys):
     assert (report["n"], report["sample"], report["rows"]["dropped"]) == (28, 28, 2)
     assert report["verdict"]["why"] == "all rows are equal"
     np.save(tmp_path / "z.npy", np.full((5, 3), np.nan))
-    check_refused(start(tmp_path / "z.npy", "--drop-bad-rows"), "0 finite rows are left", tmp_path, capsys)
+    check_refused(start(tmp_path / "z.npy", "--drop-bad-rows"), "0 finite rows left", tmp_path, capsys)
 
 
 def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path, capsys):
@@ -1369,7 +1388,7 @@ def test_one_finite_row_of_the_views_is_too_few():
     views = np.full_like(z, np.nan)
     views[7] = z[7]
     features, other = (audit_files.of_rows(rows, name) for rows, name in ((z, "z"), (views, "views")))
-    with pytest.raises(UserError, match="1 finite rows of those sampled are left"):
+    with pytest.raises(UserError, match="1 finite row of those sampled left"):
         audit.audit(features, views=other, drop_bad_rows=True)
 
 

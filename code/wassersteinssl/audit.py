@@ -52,6 +52,8 @@ MATCHED, ROUNDS = 4, 8  # of a Gaussian one: sampled rows for each direction tha
 NEAREST = 20  # neighbours that vote on a label
 MEAN = 0.1  # of the squared length: a common mean that may be worth subtracting
 ROGUE = 20  # few features hold half of the squared length if they are no more than this part of all
+SINGULAR = "1", "less than 1"
+UNRELATED = 0.95  # of the A of unrelated views, or more: they are unrelated
 MATRICES = 9  # of m x m numbers that are in memory at once
 LONG = 4096  # features whose eigenvalues take a minute
 LENGTH_LIMIT = 1e150  # length of a row; the square of one that is longer has no float64
@@ -95,7 +97,7 @@ def audit(
     if sample < 2:
         raise UserError(f"a sample of {sample}: an audit needs two rows")
     if n < 2 or m < 2:
-        raise UserError(f"{features.name} holds {n} rows of {m} features: an audit needs two of each")
+        raise UserError(f"{features.name} holds {of(n, 'row')} of {of(m, 'feature')}: an audit needs two of each")
     if fills_memory(size := MATRICES * 8 * m * m):
         raise UserError(f"{m} features need {size / 2**30:.0f} GiB for their covariance: more than half of the memory")
     if features.labels is not None and len(features.labels) != n:
@@ -107,10 +109,12 @@ def audit(
     if rows.bad and not drop_bad_rows:
         raise UserError(
             f"{rows.bad} of {n} rows of {features.name} hold NaN, infinite, gigantic or vanishing values: "
-            f"{_first(rows.first_bad, rows.bad)}; --drop-bad-rows leaves them out"
+            f"{_first(rows.first_bad, rows.bad)}"
+            + ("; float16 overflows beyond 65504" if features.dtype == "float16" else "")
+            + ("; --drop-bad-rows leaves them out" if rows.n > 1 else "")
         )
     if rows.n < 2 or len(rows.sample) < 2:
-        raise UserError(f"{features.name}: {rows.n} finite rows are left; an audit needs two")
+        raise UserError(f"{features.name}: {of(rows.n, 'finite row')} left; an audit needs two")
     z = rows.sample / torch.where(rows.norms == 0, 1, rows.norms).unsqueeze(1)  # unit rows (s, m); zero ones if all are
 
     report: dict[str, Any] = {
@@ -421,15 +425,16 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         word = "too few rows to tell"
         why = (
             f"{directed} rows lie in fewer of the {m} dimensions whatever they are; W2 and effective rank are those of "
-            f"as many uniform rows of {count(used)} dimensions: take several times {m} rows"
+            f"as many uniform rows of {of(used, 'dimension')}: take several times {m} rows"
         )
     elif few:
         word = "too few rows to tell"
         why = f"{directed} uniform rows of {m} features can look collapsed: take several times as many"
     else:
+        verb = "is" if count(used) in SINGULAR else "are"
         why = (
-            f"{count(used)} of {m} dimensions are in use ({percent(used / m)}): W2 is that of uniform rows of "
-            f"{count(w2['dimensions'])} dimensions, the effective rank that of {count(spectrum['dimensions'])}"
+            f"{count(used)} of {m} dimensions {verb} in use ({percent(used / m)}): W2 is that of uniform rows of "
+            f"{of(w2['dimensions'], 'dimension')}, the effective rank that of {count(spectrum['dimensions'])}"
         )
         w2_decides = w2["dimensions"] < min(spectrum["dimensions"], HEALTHY * m)
         if w2["mean_part"] > 0.5 or (w2_decides and w2["mean_part"] > w2["covariance_part"]):  # of unit rows' 1
@@ -452,7 +457,8 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         )
     if 0.01 < zeros < 1 and directed > 1:
         word += ", without the zero rows"
-        why += f"; {report['norms']['zero_rows']} of {report['n']} rows are zero"
+        told = f"{report['norms']['zero_rows']} of {report['n']} rows are zero"
+        why = f"{told}; {why}" if zeros >= 0.5 else f"{why}; {told}"
     return {
         "word": word, "why": why, "advice": advice, "dimensions": used, "share": used / m, "clumped": clumped
     }  # fmt: skip
@@ -558,7 +564,7 @@ def _views(z: Tensor, other: Tensor, name: str, seed: int, drop_bad_rows: bool) 
             "--drop-bad-rows leaves them out"
         )
     if bad > len(other) - 2:
-        raise UserError(f"{name}: {len(other) - bad} finite rows of those sampled are left; an audit needs two")
+        raise UserError(f"{name}: {of(len(other) - bad, 'finite row')} of those sampled left; an audit needs two")
     z, other, norms = z[good], other[good], norms[good]
     other = other / torch.where(norms == 0, 1, norms).unsqueeze(1)  # as z is: not every measure scales rows itself
     functions = {key: record.function for key, record in MEASURES.items() if record.needs_views}
@@ -608,6 +614,8 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
         views = report["views"]
         if views["dropped"]:
             yield f"{views['dropped']} sampled rows, not finite, gigantic or vanishing in the views, are left out there"
+        if views["alignment"] >= UNRELATED * views["unrelated"]["alignment"] > 0:
+            yield "the views are no nearer than unrelated ones: are their rows in the same order?"
         if report["sample"] < n:
             yield f"views are compared on {views['rows']} sampled rows; the others were not looked at"
     beyond = report["beyond"]
@@ -635,6 +643,12 @@ def count(dimensions: float) -> str:
     if dimensions >= 100:
         return f"{dimensions:.0f}"  # not 1.02e+03
     return f"{dimensions:.3g}" if dimensions >= 1 else "less than 1"
+
+
+def of(number: float, what: str) -> str:
+    """2.5 dimensions, 1 row, less than 1 dimension."""
+    told = str(number) if isinstance(number, int) else count(number)
+    return f"{told} {what}" + ("" if told in SINGULAR else "s")
 
 
 def percent(share: float) -> str:

@@ -199,10 +199,14 @@ def check_key(paths: Iterable[Path]) -> None:
         raise UserError(f"--key names an array in a file that holds several, not in {', '.join(UNNAMED)}")
 
 
-def check_columns(path: Path, names: Iterable[str]) -> None:
+def check_columns(path: Path, names: Collection[str]) -> None:
     """UserError if no table at `path` has a column of one of these names."""
+    if not names:
+        return
+    _check_there(path)
     files = [file for file in (path.iterdir() if path.is_dir() else [path]) if _kind(file) in TABLES]
-    found = list(dict.fromkeys(name for file in files for name in _head(file).header))
+    with _reading(path):
+        found = list(dict.fromkeys(name for file in files for name in _head(file).header))
     for name in names:
         if name not in found:
             raise UserError(f"no column of {path} is called {name}: {', '.join(found) or 'it holds none with a name'}")
@@ -248,6 +252,9 @@ def _npy(path: Path, key: str | None, ndim: int) -> Stored:
     def rows(part: slice) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)[part]
 
+    with path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            raise ValueError("no .npy header: save it with np.save")
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     return Stored(array.shape, array.dtype.name, _slices(rows, array.shape))
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wassersteinssl.audit import COLLAPSED, HEALTHY, Audit, count, percent
+from wassersteinssl.audit import COLLAPSED, HEALTHY, Audit, count, of, percent
 from wassersteinssl.files import write_atomically
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
 
@@ -42,9 +42,11 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     floor = max(0.0, w2["floor"] ** 2 - 1 / k)
     unit = "unit rows" if norms["zero_rows"] else "rows"  # zero rows are none, and lie lower
     parts = [percent(part / square) if square else "0 %" for part in (w2["mean_part"], w2["covariance_part"])]
+    least = f"minimum {w2['minimum']:.4f} (no {unit} lower), {w2['collapse']:.4f} if all {unit} are equal"
+    if norms["zero_rows"] == report["n"]:
+        least = "1 of rows that are all zero"
     found = [
-        ("W2", f"{w2['w2']:.4f}", f"floor {w2['floor']:.4f} (so many uniform rows), minimum {w2['minimum']:.4f} "
-         f"(no {unit} lower), {w2['collapse']:.4f} if all {unit} are equal"),
+        ("W2", f"{w2['w2']:.4f}", f"floor {w2['floor']:.4f} (so many uniform rows), {least}"),
         ("W2^2, mean and covariance", f"{w2['mean_part']:.4f} + {w2['covariance_part']:.4f}",
          f"{parts[0]} of W2^2 from the common mean, {parts[1]} from the covariance; uniform rows {1 / k:.4f} + "
          f"{floor:.4f}"),
@@ -52,8 +54,8 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("dimensions by W2", f"{w2['dimensions']:.1f}", f"of {m}, {percent(w2['dimensions'] / m)}"),
         ("dimensions by rank", f"{spectrum['dimensions']:.1f}", f"of {m}, {percent(spectrum['dimensions'] / m)}"),
         ("effective rank", f"{spectrum['effective_rank']:.1f}",
-         f"uniform rows {spectrum['uniform_effective_rank']:.1f}; {spectrum['directions_of_99_percent']} directions "
-         "carry 99 % of the variance"),
+         f"uniform rows {spectrum['uniform_effective_rank']:.1f}; 99 % of the variance "
+         f"in {of(spectrum['directions_of_99_percent'], 'direction')}"),
         ("RankMe", f"{spectrum['rankme']:.1f}", f"not centred, at most {min(report['n'], m)}"),
         ("participation ratio", f"{spectrum['participation_ratio']:.1f}",
          f"from 1 to {m}, uniform rows {spectrum['uniform_participation_ratio']:.1f}"),
@@ -63,7 +65,7 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
          f"nearer than a third of the Gaussian median; uniform rows {percent(beyond['uniform']['near'])}; Gaussian, "
          f"same moments {percent(beyond['gaussian']['near'])}"),
         ("norms", f"{norms['mean']:.4g} ± {norms['std']:.3g}",
-         f"from {norms['min']:.4g} to {norms['max']:.4g}, {norms['zero_rows']} zero rows"),
+         f"from {norms['min']:.4g} to {norms['max']:.4g}, {of(norms['zero_rows'], 'zero row')}"),
         ("dead features", str(features["dead"]),
          "constant over all rows" + _named(features["first_dead"], features["dead"])),
         ("repeated features", str(features["repeated"]),
