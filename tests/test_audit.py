@@ -827,7 +827,7 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("uniform", "nothing; what the rows are worth"),
+        ("uniform", "nothing beyond what the notes say; what the rows are worth"),
         (
             "two directions",
             "subtract a common mean, leave out features that the notes name, and audit again; an encoder",

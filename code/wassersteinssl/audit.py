@@ -66,7 +66,7 @@ ADVICE = {
     + "a task tells if the dimensions in use are enough (--labels); if not, a uniformity term "
     "in the loss spreads them",
     "too few rows to tell": "audit several times as many rows as there are features",
-    "healthy": "nothing; what the rows are worth, a task tells (--labels)",
+    "healthy": "nothing beyond what the notes say; what the rows are worth, a task tells (--labels)",
 }
 ADVICE_CLUMPED = "look at the nearest pairs: leave out repeated inputs; clumps that are classes (--labels) may stay"
 
