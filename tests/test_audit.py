@@ -1395,3 +1395,27 @@ def test_one_finite_row_of_the_views_is_too_few():
 def test_d_prime_needs_draws_that_vary():
     assert audit._d_prime(1.0, torch.tensor([0.5, 0.5 + 1e-12], dtype=torch.float64)) is None
     assert audit._d_prime(1.0, torch.tensor([0.4, 0.6], dtype=torch.float64)) == pytest.approx(0.5 / 0.02**0.5)
+
+
+@pytest.mark.parametrize(
+    ("k", "word"), [(9, "collapsed"), (12, "partly collapsed"), (55, "partly collapsed"), (66, "healthy")]
+)
+def test_the_verdict_turns_at_a_tenth_and_at_six_tenths_of_the_dimensions(k, word):
+    z = torch.zeros(3000, 100, dtype=torch.float64)
+    z[:, :k] = normal(3000, k)
+    assert report_on(z)["verdict"]["word"] == word
+
+
+def test_a_label_is_voted_on_by_many_neighbours():
+    """Of labels that are wrong for three rows in ten a vote is right for seven; the nearest alone for 0.7^2 + 0.3^2."""
+    cluster = np.arange(800) % 2
+    z = sphere(800, M) + 9 * torch.from_numpy(2 * cluster[:, None] - 1)
+    wrong = np.random.default_rng(0).random(800) < 0.3
+    assert report_on(z, labels=cluster ^ wrong, sample=800)["labels"]["knn1"] == pytest.approx(70, abs=5)
+
+
+def test_the_most_frequent_label_s_share_is_of_the_rows_that_are_asked():
+    labels = np.arange(400) % 4 == 0  # three quarters are one class
+    found = report_on(normal(400, 8), labels=labels.astype(int))["labels"]
+    assert found["asked"] == 200
+    assert found["most_frequent"] == pytest.approx(75, abs=8)
