@@ -5,6 +5,7 @@
     python code/audit.py FEATURES --labels L --views F2 --report DIR    and the page as HTML, PNG, JSON and text in DIR
     python code/audit.py --encoder RUN                                  a trained run, on the test images of its data
     python code/audit.py --timm MODEL --data-dir IMAGES                 a pretrained model (needs the package timm)
+    python code/audit.py --compare DIR1 DIR2 ...                        of several --report a line each, side by side
 
 FEATURES is a .npy, .npz, .pt, .safetensors, .csv or .tsv file, or a folder of such shards, of float16 to float64
 (whole numbers are taken as they are). It is read in chunks: ten million rows of 1,024 features need less than 2 GB.
@@ -33,6 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("features", nargs="?", type=given_path, metavar="FEATURES")
     parser.add_argument("--encoder", type=given_path, metavar="RUN", help="instead: the folder of a finished run")
     parser.add_argument("--timm", metavar="MODEL", help="instead: a pretrained model of the package timm")
+    parser.add_argument("--compare", nargs="+", type=given_path, metavar="DIR", help="instead: folders of --report")
     parser.add_argument("--key", metavar="NAME", help="of the array, in a file that holds several")
     parser.add_argument(
         "--labels",
@@ -60,8 +62,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     encoder.add_argument("--split", choices=("test", "train"), help="default: test")
     encoder.add_argument("--layer", choices=("projector", "backbone"), help="of a run (default: projector)")
     options = parser.parse_args(arguments)
-    if sum(source is not None for source in (options.features, options.encoder, options.timm)) != 1:
-        parser.error("give FEATURES or --encoder RUN or --timm MODEL")
+    if sum(x is not None for x in (options.features, options.encoder, options.timm, options.compare)) != 1:
+        parser.error("give FEATURES or --encoder RUN or --timm MODEL or --compare DIR ...")
+    if options.compare is not None and any(
+        value != parser.get_default(name) for name, value in vars(options).items() if name != "compare"
+    ):
+        parser.error("--compare goes with no other option")
     encoded = options.features is None
     for name, value, used, partners in (
         ("--dataset", options.dataset, encoded, "--encoder or --timm"),
@@ -84,6 +90,9 @@ def run(options: argparse.Namespace) -> int:
         check_writable(options.report)
     from wassersteinssl import audit, audit_files, audit_report  # torch and matplotlib take seconds
 
+    if options.compare is not None:
+        print(audit_report.side_by_side(options.compare), end="")
+        return 0
     same = options.labels and options.features and options.labels.resolve() == options.features.resolve()
     drop = [*options.drop_columns, *([options.labels_key] if same else [])]
     images = options.dataset, options.data_dir, options.split

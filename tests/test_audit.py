@@ -1419,3 +1419,30 @@ def test_the_most_frequent_label_s_share_is_of_the_rows_that_are_asked():
     found = report_on(normal(400, 8), labels=labels.astype(int))["labels"]
     assert found["asked"] == 200
     assert found["most_frequent"] == pytest.approx(75, abs=8)
+
+
+def test_audits_are_compared_side_by_side(tmp_path, capsys):
+    program = load(PROGRAM)
+    for name, z in (("a|b", normal(300, 8) + 3), ("after", normal(300, 16))):
+        np.save(tmp_path / f"{name}.npy", z.numpy())
+        assert program.run(program.parse([str(tmp_path / f"{name}.npy"), "--report", str(tmp_path / name)])) == 0
+    capsys.readouterr()
+    assert program.run(program.parse(["--compare", str(tmp_path / "a|b"), str(tmp_path / "after")])) == 0
+    before, after = capsys.readouterr().out.splitlines()[2:]
+    share = 9 / 10  # of the squared length, in the mean
+    assert "/a\\|b | 300 x 8 | collapsed | " in before
+    assert float(before.split(" | ")[4].removesuffix(" %")) == pytest.approx(100 * share, abs=2)
+    assert "/after | 300 x 16 | healthy | " in after
+    with pytest.raises(UserError, match="none holds no audit of --report: No such file"):
+        program.run(program.parse(["--compare", str(tmp_path / "none")]))
+    (tmp_path / "after" / "audit.json").write_text('{"w2": 3}')
+    with pytest.raises(UserError, match=r"audit.json is damaged"):
+        program.run(program.parse(["--compare", str(tmp_path / "after")]))
+
+
+def test_a_comparison_takes_nothing_else(capsys):
+    program = load(PROGRAM)
+    for command in (["z.npy", "--compare", "a"], ["--compare", "a", "--sample", "9"]):
+        with pytest.raises(SystemExit):
+            program.parse(command)
+        assert "--compare" in capsys.readouterr().err

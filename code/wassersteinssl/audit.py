@@ -220,7 +220,8 @@ class _Pass:
         """How many different rows there are but for zero ones, and how many repeat an earlier one; how often the most
         frequent one occurs, and where first. Of two that differ in their length alone, both count."""
         directed = self.directed.numpy()
-        found = np.sort(self.fingerprints[directed])
+        found = self.fingerprints[directed]
+        found.sort()
         same = found[1:] == found[:-1]
         repeated = int(same.sum())
         counts = {"distinct": len(found) - repeated, "repeated": repeated}

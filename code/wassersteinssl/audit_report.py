@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wassersteinssl import results
 from wassersteinssl.audit import COLLAPSED, HEALTHY, Audit, count, of, percent
+from wassersteinssl.cli import UserError
 from wassersteinssl.files import write_atomically
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
 
@@ -21,6 +24,10 @@ from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
 LAWS = {"uniform": (COLORS[1], "--", "uniform rows"), "gaussian": (COLORS[6], ":", "Gaussian, same moments")}
 
 HEAD = ("measure", "value", "compare with")
+COMPARED = (
+    "Embedding", "n x m", "verdict", "W2 (floor)", "common mean", "by W2", "by rank",
+    "nearest neighbour (Gaussian)", "kNN",
+)  # fmt: skip
 LONGEST = 80  # characters of a name above the picture
 
 
@@ -134,6 +141,31 @@ def _named(items: list, number: int) -> str:
 
 
 # ---- the picture -----------------------------------------------------------------------------------------------------
+
+
+def side_by_side(folders: Sequence[Path]) -> str:
+    """A Markdown table of the audits that `save` has written into these folders. UserError if one is damaged."""
+    lines = [COMPARED]
+    for folder in folders:
+        try:
+            report = json.loads((folder / "audit.json").read_text("utf-8"))
+            w2, rank, beyond = report["w2"], report["spectrum"], report["beyond"]
+            lines.append((
+                printable(report["name"]).removesuffix(".npy"),
+                f"{report['n']} x {report['m']}",
+                report["verdict"]["word"],
+                f"{w2['w2']:.3f} ({w2['floor']:.3f})",
+                percent(w2["mean_part"]),
+                f"{w2['dimensions']:.1f}",
+                f"{rank['dimensions']:.1f}",
+                f"{beyond['nearest']:.2f} ({beyond['gaussian']['nearest']:.2f})",
+                f"{report['labels']['knn1']:.1f} %" if "labels" in report else "",
+            ))  # fmt: skip
+        except OSError as error:
+            raise UserError(f"{folder} holds no audit of --report: {error.strerror}") from None
+        except results.DAMAGE as error:
+            raise UserError(f"{folder / 'audit.json'} is damaged: {error!r:.80}") from None
+    return results.markdown(lines)
 
 
 def draw(audit: Audit) -> Figure:
