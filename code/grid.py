@@ -245,13 +245,13 @@ def lockless(folder: Path) -> str:
     """Why files in the folder cannot be locked, on some network file systems; empty if they can."""
     try:
         import fcntl
-
-        with tempfile.TemporaryFile(dir=folder) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
         return "no locks on this system"
-    except OSError as error:
-        return error.strerror or str(error)
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.strerror or str(error)
     return ""
 
 

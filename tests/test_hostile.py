@@ -437,7 +437,7 @@ def test_a_signal_while_torch_loads_is_a_stop_that_the_same_command_continues(co
     )  # fmt: skip
     assert done.returncode == 75
     name = os.path.basename(command[0])
-    assert done.stderr == f"{name}: stopped before it began; the same command starts it\n"
+    assert done.stderr == f"{name}: stopped; the same command goes on\n"
 
 
 def test_ctrl_c_during_an_import_that_swallows_it_is_one_line(tmp_path):

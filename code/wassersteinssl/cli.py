@@ -111,7 +111,7 @@ class Parser(argparse.ArgumentParser):
         if number == signal.SIGINT:
             Parser.interrupted = True
         else:
-            status, told = STOPPED, f"{self.prog}: stopped before it began; the same command starts it\n"
+            status, told = STOPPED, f"{self.prog}: stopped; the same command goes on\n"
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):  # NumPy and torch catch SystemExit there
                 sys.stderr.write(told)
