@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
     @property
     def m(self) -> int:
-        return len(self.mean)
+        return self.mean.shape[0]  # torch 2.10 compiles no len here
 
     @property
     def identity(self) -> Tensor:
