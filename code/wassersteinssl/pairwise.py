@@ -187,19 +187,26 @@ class _LogMeanKernel(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         z, shift, scale, log_sum = ctx.saved_tensors
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            out = torch.zeros(z.shape, dtype=result_dtype(z), device=z.device)
-            for i, j, u, v, exponent in _blocks(z, shift, scale, ctx.t, ctx.normalize):
-                p = exponent.sub_(log_sum.to(exponent.dtype)).exp_()  # each pair's share of the sum
-                # d/du_i sum_j p_ij (-t ||u_i - v_j||^2) = -2 t (u_i sum_j p_ij - sum_j p_ij v_j), and likewise for v
-                out[i] += torch.addmm(u * p.sum(dim=1, keepdim=True), p, v, alpha=-1)
-                if i != j:
-                    out[j] += torch.addmm(v * p.sum(dim=0).unsqueeze(1), p.T, u, alpha=-1)
-            out *= -2 * ctx.t * gradient
-            if ctx.normalize:  # through u = z / ||z||: drop the radial part, divide by the norm
-                for i in _rows(z):
-                    u = _standard_rows(z, i, shift, scale, normalize=True)
-                    out[i] = (out[i] - u * (out[i] * u).sum(dim=1, keepdim=True)) * scale[i]
+            out = _slope(z, shift, scale, log_sum, ctx.t, ctx.normalize).mul_(gradient)
         return FirstDerivative.apply(out.to(z.dtype), z, gradient), None, None
+
+
+def _slope(z: Tensor, shift: Tensor, scale: Tensor, log_sum: Tensor, t: float, normalize: bool) -> Tensor:
+    """The gradient of log sum_{i<j} exp(-t d_ij^2). A function of its own: of such loops within `with` torch 2.14 makes
+    nothing under Python 3.13."""
+    out = torch.zeros(z.shape, dtype=result_dtype(z), device=z.device)
+    for i, j, u, v, exponent in _blocks(z, shift, scale, t, normalize):
+        p = exponent.sub_(log_sum.to(exponent.dtype)).exp_()  # each pair's share of the sum
+        # d/du_i sum_j p_ij (-t ||u_i - v_j||^2) = -2 t (u_i sum_j p_ij - sum_j p_ij v_j), and likewise for v
+        out[i] += torch.addmm(u * p.sum(dim=1, keepdim=True), p, v, alpha=-1)
+        if i != j:
+            out[j] += torch.addmm(v * p.sum(dim=0).unsqueeze(1), p.T, u, alpha=-1)
+    out *= -2 * t
+    if normalize:  # through u = z / ||z||: drop the radial part, divide by the norm
+        for i in _rows(z):
+            u = _standard_rows(z, i, shift, scale, normalize=True)
+            out[i] = (out[i] - u * (out[i] * u).sum(dim=1, keepdim=True)) * scale[i]
+    return out
 
 
 def _standardise(z: Tensor, normalize: bool, wide: torch.dtype) -> tuple[Tensor, Tensor]:
