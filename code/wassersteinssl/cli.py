@@ -107,11 +107,10 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def _interrupted(self, number: int, frame: FrameType | None) -> NoReturn:
-        status, told = 130, f"\n{self.prog}: interrupted\n"
-        if number == signal.SIGINT:
+        status, told = STOPPED, f"{self.prog}: stopped; the same command goes on\n"
+        if number == signal.SIGINT or not self.continues:
+            status, told = 130, f"\n{self.prog}: interrupted\n"
             Parser.interrupted = True
-        else:
-            status, told = STOPPED, f"{self.prog}: stopped; the same command goes on\n"
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):  # NumPy and torch catch SystemExit there
                 sys.stderr.write(told)
