@@ -1433,6 +1433,8 @@ def test_audits_are_compared_side_by_side(tmp_path, capsys):
     assert "/a\\|b | 300 x 8 | collapsed | " in before
     assert float(before.split(" | ")[4].removesuffix(" %")) == pytest.approx(100 * share, abs=2)
     assert "/after | 300 x 16 | healthy | " in after
+    assert program.run(program.parse(["--compare", str(tmp_path / "after"), str(tmp_path / "after")])) == 0
+    assert f"/after ({tmp_path / 'after'}) | 300 x 16" in capsys.readouterr().out
     with pytest.raises(UserError, match="none holds no audit of --report: No such file"):
         program.run(program.parse(["--compare", str(tmp_path / "none")]))
     (tmp_path / "after" / "audit.json").write_text('{"w2": 3}')

@@ -144,8 +144,9 @@ def _named(items: list, number: int) -> str:
 
 
 def side_by_side(folders: Sequence[Path]) -> str:
-    """A Markdown table of the audits that `save` has written into these folders. UserError if one is damaged."""
-    lines = [COMPARED]
+    """A Markdown table of the audits that `save` has written into these folders, which tell those of one name apart.
+    UserError if one is damaged."""
+    lines: list[tuple[str, ...]] = []
     for folder in folders:
         try:
             report = json.loads((folder / "audit.json").read_text("utf-8"))
@@ -165,7 +166,11 @@ def side_by_side(folders: Sequence[Path]) -> str:
             raise UserError(f"{folder} holds no audit of --report: {error.strerror}") from None
         except results.DAMAGE as error:
             raise UserError(f"{folder / 'audit.json'} is damaged: {error!r:.80}") from None
-    return results.markdown(lines)
+    names = [line[0] for line in lines]
+    told = [
+        name if names.count(name) == 1 else f"{name} ({folder})" for name, folder in zip(names, folders, strict=True)
+    ]
+    return results.markdown([COMPARED, *((name, *line[1:]) for name, line in zip(told, lines, strict=True))])
 
 
 def draw(audit: Audit) -> Figure:
