@@ -97,24 +97,24 @@ def test_a_rank_beyond_the_size_and_a_port_that_is_taken_are_told(monkeypatch, r
 def test_who_waits_for_processes_that_nobody_started_says_so_and_heeds_ctrl_c(tmp_path):
     """As with a WORLD_SIZE that is left over in a shell."""
     (tmp_path / "program.py").write_text(
+        "import os, signal, threading\n"
         "from wassersteinssl import distributed\n"
         "from wassersteinssl.cli import Parser\n"
         "Parser().parse_args()\n"
         "distributed.PATIENCE = 0.5\n"
+        "threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "distributed.join()\n"
     )
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py")],
-        env={**environment(), "PYTHONPATH": str(REPOSITORY / "code"), **shared}, stderr=subprocess.PIPE, text=True,
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")], stderr=subprocess.PIPE, text=True, timeout=60,
+        env={**environment(), "PYTHONPATH": str(REPOSITORY / "code"), **shared},
     )  # fmt: skip
-    told = process.stderr.readline()
-    assert told.startswith(f"process 0 still waits for the others at localhost:{port} (WORLD_SIZE is 2;")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == -signal.SIGINT
+    assert done.stderr.startswith(f"process 0 still waits for the others at localhost:{port} (WORLD_SIZE is 2;")
+    assert done.returncode == -signal.SIGINT
 
 
 def refused():

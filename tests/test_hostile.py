@@ -402,42 +402,34 @@ def test_a_name_is_only_a_name(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["code/BYOL/byol.py"],
-        ["code/audit.py", "z.npy"],
-        ["code/grid.py", "status", "--methods", "byol", "--terms", "kl"],
-        ["EmpiricalStudy/Dimensions/AnalysisOnDimension.py"],
-    ],
-    ids=lambda command: command[0],
-)
-def test_ctrl_c_while_torch_loads_is_one_line(command, tmp_path):
-    fake = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
-    (tmp_path / "torch.py").write_text(fake)
+def signalled_while_torch_loads(folder, command, number):
+    (folder / "torch.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(9)\n")
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / command[0]), *command[1:]], cwd=tmp_path, capture_output=True, text=True,
-        env=environment() | {"PYTHONPATH": str(tmp_path)}, timeout=60,
+        [sys.executable, str(REPOSITORY / command[0]), *command[1:]], cwd=folder, capture_output=True, text=True,
+        env=environment() | {"PYTHONPATH": str(folder)}, timeout=60,
     )  # fmt: skip
-    assert done.returncode == 130
-    assert done.stderr.strip() == f"{os.path.basename(command[0])}: interrupted"
+    return done.returncode, done.stderr
+
+
+TRAINS = ["code/BYOL/byol.py"]
+LISTS = ["code/grid.py", "status", "--methods", "byol", "--terms", "kl"]
+
+
+@pytest.mark.parametrize(
+    "command", [TRAINS, LISTS, ["code/audit.py", "z.npy"], ["EmpiricalStudy/Dimensions/AnalysisOnDimension.py"]],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_ctrl_c_while_torch_loads_is_one_line(command, tmp_path):
+    status, told = signalled_while_torch_loads(tmp_path, command, signal.SIGINT)
+    assert (status, told.strip()) == (130, f"{os.path.basename(command[0])}: interrupted")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize(
-    "command", [["code/BYOL/byol.py"], ["code/grid.py", "status", "--methods", "byol", "--terms", "kl"]]
-)
+@pytest.mark.parametrize("command", [TRAINS, LISTS], ids=lambda command: command[0])
 def test_a_signal_while_torch_loads_is_a_stop_that_the_same_command_continues(command, number, tmp_path):
-    fake = f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(9)\n"
-    (tmp_path / "torch.py").write_text(fake)
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / command[0]), *command[1:]], cwd=tmp_path, capture_output=True, text=True,
-        env=environment() | {"PYTHONPATH": str(tmp_path)}, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 75
-    name = os.path.basename(command[0])
-    assert done.stderr == f"{name}: stopped; the same command goes on\n"
+    told = f"{os.path.basename(command[0])}: stopped; the same command goes on\n"
+    assert signalled_while_torch_loads(tmp_path, command, number) == (75, told)
 
 
 def test_ctrl_c_during_an_import_that_swallows_it_is_one_line(tmp_path):

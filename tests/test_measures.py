@@ -415,6 +415,7 @@ def test_a_value_without_a_gradient_leaves_fixed_directions_that_can_have_one():
     ssw(randn(9, 6).requires_grad_()).backward()
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.10."), reason="torch 2.10 exports no random generator")
 @pytest.mark.parametrize("function", [ssw, sigreg])
 def test_fixed_directions_of_a_trace_do_not_stay(function):
     class Module(torch.nn.Module):
@@ -423,10 +424,7 @@ def test_fixed_directions_of_a_trace_do_not_stay(function):
 
     sliced._cached.cache_clear()
     z = randn(9, 6)
-    try:
-        torch.export.export(Module(), (z,))
-    except NotImplementedError as error:  # of torch 2.10
-        pytest.skip(f"torch {torch.__version__} exports no random generator: {error}")
+    torch.export.export(Module(), (z,))
     after = function(z)
     assert type(after) is torch.Tensor
     sliced._cached.cache_clear()
