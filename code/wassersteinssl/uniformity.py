@@ -118,5 +118,5 @@ def of_moments(metric: W2Metric) -> dict[str, float]:
 
 
 def of_metric(name: str, metric: W2Metric) -> float:
-    """One of them."""
+    """One measure that two moments determine, of the rows that `metric` has seen."""
     return metric.compute() if name == "w2" else float(MEASURES[name].function(metric))
