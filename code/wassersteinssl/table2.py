@@ -343,21 +343,22 @@ def to_csv(tables: Iterable[Table]) -> str:
     for table in tables:
         setting = json.dumps(table.setting)
         for row in table.rows:
+            key = [row.method, row.term, row.variant, row.dataset]
             for column in COLUMNS:
-                gains, number = table.gains(row, column), row.published.get(column, "")
-                gain = [mean(gains) if gains else "", stdev(gains) if len(gains) > 1 else ""]
-                floor = row.value("w2_floor") if column == "w2" else ""
-                deviation = row.deviation(column)
-                ours = [row.value(column), "" if deviation is None else deviation, row.seeds, *gain, floor]
-                key = [row.method, row.term, row.variant, row.dataset, column]
-                writer.writerow([*key, *ours, number, setting])
+                ours = [*_mean_and_deviation([run[column] for run in row.runs]), row.seeds]
+                floor, number = row.value("w2_floor") if column == "w2" else "", row.published.get(column, "")
+                gain = _mean_and_deviation(table.gains(row, column))
+                writer.writerow([*key, column, *ours, *gain, floor, number, setting])
             recorded = dict.fromkeys(chain.from_iterable(run["measures"] for run in row.runs))
             for name in (name for name in recorded if name not in COLUMNS):
-                key = [row.method, row.term, row.variant, row.dataset, name]
-                values = row.measured(name)
-                ours = [mean(values) if values else "", stdev(values) if len(values) > 1 else "", row.seeds]
-                writer.writerow([*key, *ours, "", "", "", "", setting])
+                ours = [*_mean_and_deviation(row.measured(name)), row.seeds]
+                writer.writerow([*key, name, *ours, "", "", "", "", setting])
     return out.getvalue()
+
+
+def _mean_and_deviation(values: list[float]) -> list[float | str]:
+    """The cells of the CSV; empty where there are too few values."""
+    return [mean(values) if values else "", stdev(values) if len(values) > 1 else ""]
 
 
 def latex(table: Table) -> str:
