@@ -228,23 +228,36 @@ class Job:
     def evaluate(self) -> bool:
         """Linear evaluation, kNN and Table 2's measures, written to result.json; False if stopped."""
         assert self.state is not None
-        settings, state, start = self.settings, self.state, time.perf_counter()
+        since = time.perf_counter() - self.state["evaluate_seconds"]  # earlier parts count, too
+        probe = self._linear_probe(self.state, since)
+        if not probe["complete"]:
+            return False
+        with tqdm(total=1 + len(MEASURES), desc="measures", disable=None) as bar:
+            measures, embeddings = self.measure()
+            bar.update()
+            self.folder.save_spectrum(embeddings[0])
+            self.folder.save_measures(evaluate.every_measure(*embeddings, on_measure=bar.update))
+        result = self._result(self.state, probe, measures, time.perf_counter() - since)
+        self.folder.finish(result)
+        tell(_told(self.folder.path, result))
+        return True
+
+    def _linear_probe(self, state: dict, since: float) -> dict:
+        """The linear evaluation, continued from `state`, with checkpoints, and a progress bar or lines."""
+        settings, start = self.settings, time.perf_counter()
         with checkpoint.fitting():
-            begun = len(state["probe"]["history"]) if state["probe"] else 0
-        bar = tqdm(total=settings.linear_epochs, initial=begun, desc="linear evaluation", unit="epoch", disable=None)
+            done_before = len(state["probe"]["history"]) if state["probe"] else 0
+        bar = tqdm(total=settings.linear_epochs, initial=done_before, desc="linear evaluation", unit="epoch",
+                   disable=None)  # fmt: skip
         if bar.disable:
-            tell(f"linear evaluation, {settings.linear_epochs - begun} epochs, then kNN and all measures")
-
-        def spent() -> float:
-            return state["evaluate_seconds"] + time.perf_counter() - start
-
+            tell(f"linear evaluation, {settings.linear_epochs - done_before} epochs, then kNN and all measures")
         pace = checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
         told = start
 
         def save(probe: dict) -> None:
             with pace.writing():
                 step = settings.epochs * self.steps() + 1 + probe["probe"]["step"]
-                self.folder.save(step, {**state, "probe": probe, "evaluate_seconds": spent()})
+                self.folder.save(step, {**state, "probe": probe, "evaluate_seconds": time.perf_counter() - since})
 
         def on_epoch(probe: dict) -> None:
             nonlocal told
@@ -254,7 +267,7 @@ class Job:
             bar.set_postfix(acc1=f"{acc1:.2f}")
             bar.update()
             if bar.disable and now - told >= TELL_SECONDS:
-                told, left = now, (now - start) / (done - begun) * (settings.linear_epochs - done)
+                told, left = now, (now - start) / (done - done_before) * (settings.linear_epochs - done)
                 tell(f"linear evaluation, epoch {done - 1}  acc1 {acc1:.2f}  left of it {left / 60:.1f} min")
 
         def should_stop(so_far: Callable[[], dict]) -> bool:
@@ -264,20 +277,16 @@ class Job:
             return stopping
 
         with bar:
-            probe = evaluate.linear_probe(
+            return evaluate.linear_probe(
                 self.method.backbone, self.images, crop=crop_only(self.augmentation),
                 epochs=settings.linear_epochs, seed=settings.seed, device=self.device, precision=settings.precision,
                 state=state["probe"], on_epoch=on_epoch, should_stop=should_stop,
             )  # fmt: skip
-        if not probe["complete"]:
-            return False
-        with tqdm(total=1 + len(MEASURES), desc="measures", disable=None) as bar:
-            measures, embeddings = self.measure()
-            bar.update()
-            self.folder.save_spectrum(embeddings[0])
-            self.folder.save_measures(evaluate.every_measure(*embeddings, on_measure=bar.update))
-        here = hardware(self.device)
-        result = {
+
+    def _result(self, state: dict, probe: dict, measures: dict[str, float], evaluate_seconds: float) -> dict:
+        """The content of result.json."""
+        settings, here = self.settings, hardware(self.device)
+        return {
             "method": type(self.method).__name__,
             "uniformity": settings.uniformity,
             "dataset": settings.dataset_name or settings.dataset,
@@ -288,8 +297,8 @@ class Job:
             "n_test": len(self.images.test),
             "dim": settings.dim,
             "pretrain_seconds": state["pretrain_seconds"],
-            "evaluate_seconds": spent(),
-            "images_per_second": (  # views of one image counted once
+            "evaluate_seconds": evaluate_seconds,
+            "images_per_second": (  # an image counts once, though two views of it are trained on
                 self.steps() * settings.batch_size * settings.epochs / state["pretrain_seconds"]
             ),
             "device": state["device"],  # of pre-training
@@ -297,9 +306,6 @@ class Job:
             "complete": True,
             "config": self.folder.config,
         }
-        self.folder.finish(result)
-        tell(_told(self.folder.path, result))
-        return True
 
     def measure(
         self, train_limit: int | None = None, pairs_limit: int | None = None
@@ -313,7 +319,7 @@ class Job:
             raise FloatingPointError(f"embeddings of the test images: {error}") from None
 
     def steps(self) -> int:
-        """Of an epoch of pre-training."""
+        """Steps of an epoch of pre-training."""
         return len(self.images.unlabeled or self.images.train) // self.settings.batch_size
 
 
