@@ -9,9 +9,8 @@ import pytest
 import scipy.linalg
 import scipy.special
 import torch
-from conftest import PROGRAMS, load
+from conftest import PROGRAMS, NoHostReads, load
 from sklearn.neighbors import NearestNeighbors
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from wassersteinssl import optim, table2
 from wassersteinssl.cli import UserError
@@ -322,9 +321,8 @@ def test_the_whitening_is_chosen_by_the_device_and_has_no_gradient():
     p = module.inverse_root(x, 0.1)
     assert torch.equal(p, module.by_eigh(x, 0.1))
     assert not p.requires_grad
-    with Recorded() as recorded:
+    with NoHostReads():
         module.inverse_root(x.detach().to("meta"), 0.1)
-    assert not [call for call in recorded.names if "linalg_eigh" in call or "svd" in call]
 
 
 def test_a_non_finite_batch_makes_zero_cl_s_loss_nan_instead_of_an_error_of_the_solver():
@@ -334,18 +332,6 @@ def test_a_non_finite_batch_makes_zero_cl_s_loss_nan_instead_of_an_error_of_the_
 
 
 # ---- what every method keeps to ----
-
-
-class Recorded(TorchDispatchMode):
-    """The names of all operations."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        self.names.append(str(function))
-        return function(*arguments, **(keywords or {}))
 
 
 def step(method, view_a, view_b, term=None, bf16=False):
@@ -424,10 +410,10 @@ def test_no_step_waits_for_a_device(name, monkeypatch):
     """On the meta device tensors have no values: reading one, or choosing by one, raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know that device
     method = build(name, **({"instance_weight": 1.0} if name == "ZeroCL" else {})).to("meta")
-    with Recorded() as recorded:
-        step(method, *views().to("meta"), "w2")
+    pair = views().to("meta")
+    with NoHostReads():
+        step(method, *pair, "w2")
         method.after_step(0.5)
-    assert [call for call in recorded.names if "_local_scalar_dense" in call or "linalg_eigh" in call] == []
 
 
 # ---- the slow copy of BYOL and MoCo v2, and the queue of MoCo v2 and NNCLR: what follows a step ----
