@@ -213,21 +213,10 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument("--time", type=count, metavar="MINUTES", help=f"of a job (default: {FOR_SLURM['time']})")
     parser.add_argument("--cpus", type=count, metavar="N", help=f"of a cell (default: {FOR_SLURM['cpus']})")
     options, rest = parser.parse_known_args(arguments)  # not `given`: with None Ctrl-C is one line from here on
-    names = _option_names(parser, rest)
-    for text in names:  # the rest is for the programs, which know their options; a slip of the pen is not
-        if text in SET_HERE:
-            here = f", from {SET_HERE[text]}" if SET_HERE[text] else ""
-            parser.error(f"{text}: the grid gives it to each run by itself{here}")
-        if meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85):
-            parser.error(f"unknown option {text}: {meant[0]}?")
     if "all" in options.methods:
         options.methods = list(FILES)
     options.runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
-    for method in options.methods:
-        known = {"--" + name.replace("_", "-") for name in settings.settings_of(FILES[method]).__dataclass_fields__}
-        for text in names:
-            if text not in known:
-                parser.error(f"{text} is an option neither of the grid nor of {FILES[method]}")
+    _check_rest(parser, options.methods, rest)
     if options.action == "run-one" and options.index is None:
         parser.error("run-one needs --index")
     if options.action != "run-one" and options.index is not None:
@@ -239,6 +228,22 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
             if getattr(options, name) is not None:
                 parser.error(f"--{name} is for --slurm, without which the cells run here")
     return options, rest
+
+
+def _check_rest(parser: Parser, methods: list[str], rest: list[str]) -> None:
+    """End the program unless the options that the grid does not know are options of every method's program."""
+    names = _option_names(parser, rest)
+    for text in names:
+        if text in SET_HERE:
+            here = f", from {SET_HERE[text]}" if SET_HERE[text] else ""
+            parser.error(f"{text}: the grid gives it to each run by itself{here}")
+        if meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85):
+            parser.error(f"unknown option {text}: {meant[0]}?")
+    for method in methods:
+        known = {"--" + name.replace("_", "-") for name in settings.settings_of(FILES[method]).__dataclass_fields__}
+        for text in names:
+            if text not in known:
+                parser.error(f"{text} is an option neither of the grid nor of {FILES[method]}")
 
 
 def lockless(folder: Path) -> str:
@@ -298,11 +303,36 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     """All cells in the order in which they are run; options that the grid does not know go to every program."""
     datasets = options.datasets or (["digits"] if options.preset == "digits" else ["cifar10", "cifar100"])
     preset = PRESETS[options.preset] | ({"epochs": options.epochs} if options.epochs else {})
-    several = options.gpus is not None and options.gpus > 1
-    launcher = f"-m torch.distributed.run --standalone --nproc-per-node {options.gpus}".split() if several else []
+    processes = options.gpus or 1
+    launcher = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split() if processes > 1 else []
     given = settings.shared(rest)
+    folders = _image_folders(options.folder, datasets, given.data_dir)
+    triples = _methods_terms_weights(options, given)
+    chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    found = []
+    for dataset, number, (method, term, weight) in itertools.product(datasets, options.seeds, triples):
+        label = method + ("" if term == "none" else f"+{term}") + ("" if weight is None else f"-{weight:g}")
+        folder = options.runs / dataset / f"{label}-s{number}"
+        images = ["--dataset", dataset]
+        if dataset in folders:
+            path = os.path.abspath(folders[dataset])
+            images = ["--dataset", "folder", "--dataset-name", dataset, "--data-dir", path]
+        arguments = [*chosen, *(rest if term != "none" else _without_weights(rest)), *images, "--uniformity", term]
+        arguments += [] if weight is None else ["--alpha-max", str(weight)]
+        arguments += ["--seed", str(number), "--run-dir", str(folder)]
+        command = [sys.executable, *launcher, str(CODE / FILES[method]), *arguments]
+        values = _settings(method, arguments)
+        found.append(Cell(method, term, dataset, number, folder, values["epochs"], command, values, processes))
+    names = [cell.name for cell in found]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"{repeated[0]} is asked for twice: give each data set, method, term, weight and seed once")
+    return found
+
+
+def _image_folders(entries: list[str], datasets: list[str], data_dir: str) -> dict[str, str]:
+    """Name -> path of each --folder NAME=PATH. UserError unless names and --datasets fit together and all exist."""
     folders: dict[str, str] = {}
-    for entry in options.folder:
+    for entry in entries:
         name, _, path = entry.partition("=")
         if not (name and path):
             raise UserError(f"--folder {entry}: needs NAME=PATH")
@@ -312,12 +342,19 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     for name in datasets:
         if name not in (*DATASETS, *folders):
             raise UserError(f"--datasets {name}: one of {', '.join(DATASETS)}, or a name that --folder NAME=PATH gives")
-    if "folder" in set(datasets) - set(folders) and not os.path.isdir(home(given.data_dir or " ")):
+    if "folder" in set(datasets) - set(folders) and not os.path.isdir(home(data_dir or " ")):
         raise UserError("--datasets folder: give --data-dir, a folder with train/<class>/* and test/<class>/*")
     if unknown := set(folders) - set(datasets):
         raise UserError(f"--folder {sorted(unknown)[0]}: not among the --datasets {', '.join(datasets)}")
     if missing := [f"{name}={path}" for name, path in folders.items() if not os.path.isdir(path)]:
         raise UserError(f"--folder {missing[0]}: there is no such folder")
+    return folders
+
+
+def _methods_terms_weights(
+    options: argparse.Namespace, given: settings.Settings
+) -> list[tuple[str, str, float | None]]:
+    """(method, term, weight) of the cells of one data set and seed, in their order; weight None is the run's own."""
 
     def table2(method: str) -> Sequence[str]:
         return TERMS[:3] if method in TABLE2 else TERMS[:1]
@@ -327,11 +364,13 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
             return table2(method)
         return TERMS if "all" in options.terms else options.terms
 
-    def place(method: str, term: str) -> tuple:
-        """Vanilla and W2 of the four methods first, then L_U, then the further methods."""
+    def place(pair: tuple[str, str]) -> tuple:
+        """Vanilla and W2 of the four methods first, then their other terms, then the further methods."""
+        method, term = pair
         return method not in TABLE2, TERMS.index(term) > 1, list(FILES).index(method), TERMS.index(term)
 
-    with_term = any(set(terms(method)) - {"none"} for method in options.methods)
+    pairs = sorted(((method, term) for method in options.methods for term in terms(method)), key=place)
+    with_term = any(term != "none" for _, term in pairs)
     if options.weights and not with_term:
         raise UserError("--weights are of a term, and no cell has one: --terms")
     if with_term and not options.weights and given.alpha_max is None:
@@ -344,35 +383,7 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     if options.weights and given.alpha_max is not None:
         raise UserError("give --weights or --alpha-max, not both")
     weights = options.weights or [None]
-    triples = [
-        (method, term, weight)
-        for method, term in sorted(((m, t) for m in options.methods for t in terms(m)), key=lambda pair: place(*pair))
-        for weight in (weights if term != "none" else [None])
-    ]
-    found = []
-    for dataset in datasets:
-        for number in options.seeds:
-            for method, term, weight in triples:
-                label = method + ("" if term == "none" else f"+{term}") + ("" if weight is None else f"-{weight:g}")
-                folder = options.runs / dataset / f"{label}-s{number}"
-                images = ["--dataset", dataset]
-                if dataset in folders:
-                    path = os.path.abspath(folders[dataset])
-                    images = ["--dataset", "folder", "--dataset-name", dataset, "--data-dir", path]
-                chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-                command = [sys.executable, *launcher, str(CODE / FILES[method])]
-                command += [*chosen, *(rest if term != "none" else _without_weights(rest))]
-                command += [*images, "--uniformity", term]
-                command += [] if weight is None else ["--alpha-max", str(weight)]
-                command += ["--seed", str(number), "--run-dir", str(folder)]
-                arguments = command[1 + len(launcher) + 1 :]
-                values = _settings(method, arguments)
-                epochs, processes = values["epochs"], options.gpus or 1
-                found.append(Cell(method, term, dataset, number, folder, epochs, command, values, processes))
-    names = [cell.name for cell in found]
-    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise UserError(f"{repeated[0]} is asked for twice: give each data set, method, term, weight and seed once")
-    return found
+    return [(method, term, weight) for method, term in pairs for weight in (weights if term != "none" else [None])]
 
 
 def default_weights(method: str) -> dict:
@@ -440,17 +451,12 @@ def left(grid: list[Cell], parallel: int = 1) -> str:
 class Runner:
     """Runs cells side by side until all are done, failed, or the time is up."""
 
-    def __init__(
-        self,
-        grid: list[Cell],
-        parallel: int,
-        budget: float | None,
-        gpus: Sequence[str] = (),
-    ):
-        self.waiting, self.parallel = [cell for cell in grid if cell.result() is None], parallel
-        self.gpus = gpus
-        self.place: dict[str, str] = {}  # of each cell, of these
-        self.grid, self.running, self.failed = grid, {}, []  # type: ignore[var-annotated]
+    def __init__(self, grid: list[Cell], parallel: int, budget: float | None, gpus: Sequence[str] = ()):
+        self.grid, self.parallel, self.gpus = grid, parallel, gpus
+        self.waiting = [cell for cell in grid if cell.result() is None]
+        self.running: dict[str, subprocess.Popen] = {}  # by the cell's name
+        self.failed: list[Cell] = []
+        self.gpu_of: dict[str, str] = {}  # by the cell's name
         self.end = time.monotonic() + 60 * budget if budget else float("inf")
         self.stopping = False
         self.reserve = RESERVE + (TORCHRUN if any(cell.processes > 1 for cell in grid) else 0)
@@ -514,9 +520,9 @@ class Runner:
             environment.pop(name, None)  # left over in the shell: the cell would wait for other processes
         environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)
         if len(self.gpus) > 1:
-            taken = [self.place[name] for name in self.running]
-            self.place[cell.name] = min(self.gpus, key=taken.count)
-            environment["CUDA_VISIBLE_DEVICES"] = self.place[cell.name]
+            taken = [self.gpu_of[name] for name in self.running]
+            self.gpu_of[cell.name] = min(self.gpus, key=taken.count)
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpu_of[cell.name]
         return environment
 
     def _epochs(self) -> int:
