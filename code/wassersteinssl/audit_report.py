@@ -20,7 +20,7 @@ from wassersteinssl.cli import UserError
 from wassersteinssl.files import write_atomically
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
 
-# Of the laws that the rows are compared with: colour, dashes, name.
+# The laws that the rows are compared with: colour, dashes, name.
 LAWS = {"uniform": (COLORS[1], "--", "uniform rows"), "gaussian": (COLORS[6], ":", "Gaussian, same moments")}
 
 HEAD = ("measure", "value", "compare with")
@@ -89,21 +89,13 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         found.append(("kNN accuracy", f"{labels['knn1']:.1f} %", f"{asked}; {most}"))
     if "views" in report:
         views = report["views"]
-        found.append(
-            (
-                "alignment A",
-                f"{views['alignment']:.4f}",
-                f"0: views agree, {views['unrelated']['alignment']:.2f}: unrelated; {views['name']}",
-            )
-        )
-        found.append(
-            (
-                "LiDAR",
-                f"{views['lidar']:.1f}",
-                f"directions, of {report['m']}, by how the inputs' own spread exceeds that of their views; "
-                f"{views['unrelated']['lidar']:.1f}: unrelated, so read it beside A",
-            )
-        )
+        found += [
+            ("alignment A", f"{views['alignment']:.4f}",
+             f"0: views agree, {views['unrelated']['alignment']:.2f}: unrelated; {views['name']}"),
+            ("LiDAR", f"{views['lidar']:.1f}",
+             f"directions, of {m}, by how the inputs' own spread exceeds that of their views; "
+             f"{views['unrelated']['lidar']:.1f}: unrelated, so read it beside A"),
+        ]  # fmt: skip
     return [(name, value, printable(meaning)) for name, value, meaning in found]
 
 
