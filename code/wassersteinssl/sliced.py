@@ -3,9 +3,9 @@
 z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. The values
 are differentiable, once.
 
-A value belongs to its directions. Without `directions` they are those of seed 0 at every call: values can be compared,
-but what is not uniform between these directions goes unseen, and a network trained on them would learn that. A loss
-needs new ones in each step, which `random_directions` draws.
+A value depends on its directions. Without `directions`, every call uses those of seed 0. Then values can be compared,
+but non-uniformity between these directions goes unseen, and a network trained on them would exploit that: a loss needs
+new directions in each step, drawn by `random_directions`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from wassersteinssl.numerics import result_dtype, wide_rows
 
 SLICES = 256  # random directions, or circles, over which is averaged
-CHUNK = 2**22  # projected numbers at once: 32 MiB in float64
+CHUNK = 2**22  # projected numbers held at once: 32 MiB in float64
 
 
 def ssw(z: Tensor, *, slices: int = SLICES, directions: Tensor | None = None, normalize: bool = True) -> Tensor:
@@ -30,9 +30,9 @@ def ssw(z: Tensor, *, slices: int = SLICES, directions: Tensor | None = None, no
 
         W_2^2 = mean_i x_i^2 - (mean_i x_i)^2 + mean_i x_(i) (n + 1 - 2i) / n + 1/12.
 
-    1/12 when all rows are equal. Only the rows' directions count: `normalize` changes nothing. A row without a
-    projection has angle 0 and no gradient. `directions` (2, m, slices): an orthonormal pair a circle, instead of the
-    `slices` pairs of seed 0. ValueError for m = 1, where there is no circle.
+    1/12 when all rows are equal. Only the directions of the rows count, so `normalize` changes nothing. A row whose
+    projection is zero has angle 0 and no gradient. `directions` (2, m, slices): an orthonormal pair for each circle,
+    instead of the `slices` pairs of seed 0. ValueError for m = 1, where there is no circle.
     Bonet et al., Spherical Sliced-Wasserstein, ICLR 2023.
     """
     rows = wide_rows(z, normalize)
@@ -99,17 +99,17 @@ def random_directions(
         raise ValueError(f"R^{m} has no {count} orthonormal directions")
     normal = torch.randn(slices, m, count, generator=generator, dtype=dtype, device=generator.device)
     q, r = torch.linalg.qr(normal)
-    q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # LAPACK's own choice of the signs is not uniform
+    q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # LAPACK's choice of signs is not uniform
     return q.permute(2, 1, 0).contiguous()
 
 
 def _parts(directions: Tensor, numbers: int) -> tuple[Tensor, ...]:
-    """The directions (m, slices) in parts that need at most CHUNK numbers each; one direction needs `numbers`."""
+    """The directions (m, slices) in parts that need at most CHUNK numbers each, `numbers` for one direction."""
     return directions.split(max(1, CHUNK // numbers), dim=1)
 
 
 def _directions(count: int, slices: int, rows: Tensor, given: Tensor | None) -> Tensor:
-    """(count, m, slices): those given, or those of seed 0. ValueError for another shape."""
+    """Directions (count, m, slices): those given, or those of seed 0. ValueError if the shape is wrong."""
     m = rows.shape[1]
     if given is None:
         return _fixed(count, m, slices, rows.device, rows.dtype)
@@ -120,7 +120,7 @@ def _directions(count: int, slices: int, rows: Tensor, given: Tensor | None) -> 
 
 def _fixed(count: int, m: int, slices: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     found = _cached(count, m, slices, device, dtype)
-    if type(found) is not Tensor:  # a stand-in, made while torch.export traced
+    if type(found) is not Tensor:  # a placeholder, made while torch.export was tracing
         _cached.cache_clear()
     return found
 
