@@ -44,7 +44,7 @@ FEW = (
     "**Drawn from fewer samples.** The text is that of the full size (`code/figures.py --paper`): what rests on many "
     "samples can look otherwise here."
 )
-NUMBERS = {  # of the paper's figures
+NUMBERS = {  # the paper's figures, by number
     2: "DistanceAgainstDimension", 3: "AnalysisOnCollapseLevel", 4: "AnalysisOnDimension", 5: "AnalysisOnProperty4",
     6: "AnalysisOnProperty5", 7: "SingularSpectra", 8: "Density1DPlot", 9: "Density2DPlot",
     10: "AnalysisOnDistributions", 11: "AnalysisOnProperty3", 12: "AnalysisOnCaseStudy", 13: "AnalysisOnCaseStudy",
@@ -53,7 +53,7 @@ NUMBERS = {  # of the paper's figures
 
 
 def numbered(study: Path) -> str:
-    """Its name, and the figures of the paper that it draws."""
+    """The name of a study, with the numbers of the paper's figures that it draws."""
     numbers = [str(number) for number, name in NUMBERS.items() if name == study.name]
     return study.name + (f" ({', '.join(numbers)})" if numbers else "")
 
@@ -84,9 +84,9 @@ def main() -> int:
     if runs := os.environ.get("RUNS"):
         if not any(results.finished(path.parent) for path in Path(runs).rglob("result.json")):
             parser.error(f"RUNS={runs}: no finished run below it")
-        os.environ["RUNS"] = os.path.abspath(runs)  # notebooks run elsewhere
+        os.environ["RUNS"] = os.path.abspath(runs)  # notebooks run in other folders
     else:
-        os.environ.pop("RUNS", None)  # an empty one
+        os.environ.pop("RUNS", None)  # it may be empty
     names = {study: str(study.relative_to(REPOSITORY)) for study in STUDIES}
     for k, part in enumerate(options.studies):
         if part.isdecimal():
@@ -96,7 +96,7 @@ def main() -> int:
         if not any(part in name for name in names.values()):
             parser.error(f"no study is called {part}: {', '.join(study.name for study in STUDIES)}")
     chosen = [study for study in STUDIES if any(part in names[study] for part in options.studies or [""])]
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # so that what runs for a study ends, too
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # so that the processes of a study end, too
     if options.parallel > 1:
         return side_by_side([names[study] for study in chosen], options)
     failed = 0
@@ -104,7 +104,7 @@ def main() -> int:
         tell(f"[{k}/{len(chosen)}] {names[study]}")
         try:
             pictures = make(study, (options.out / names[study]).resolve().parent, paper=options.paper)
-        except Exception as error:  # of a study, a notebook or a kernel; the other figures can still be made
+        except Exception as error:  # from a study, a notebook or a kernel; the other figures can still be made
             tell(f"figures.py: error: {study.name}: {reason(error)}", sys.stderr)
             failed += 1
             continue
@@ -114,19 +114,20 @@ def main() -> int:
 
 
 def side_by_side(names: list[str], options: argparse.Namespace) -> int:
-    """Make the studies by this program, so many folders at a time, and pass on what it says when a folder is done."""
+    """Make the studies by processes of this program, `options.parallel` folders at a time, and print what each has said
+    when its folder is done."""
     from tqdm import tqdm
 
     environment = environment_beside(options.parallel)
     command = [sys.executable, __file__, "--out", str(options.out), *(["--paper"] if options.paper else [])]
-    waiting = [list(group) for _, group in itertools.groupby(names, os.path.dirname)]  # they share a folder for output
+    waiting = [list(group) for _, group in itertools.groupby(names, os.path.dirname)]  # a group writes into one folder
     running: dict[subprocess.Popen, tuple[list[str], Any, Any]] = {}
     number, failed = itertools.count(1), False
     with contextlib.ExitStack() as files, tqdm(total=len(names), unit="study", disable=None) as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < options.parallel:
-                    # Not pipes: a full one would hold up who writes.
+                    # Files, not pipes: a full pipe would block the process that writes.
                     out, err = (files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2))
                     process = subprocess.Popen([*command, *waiting[0]], env=environment, stdout=out, stderr=err)
                     running[process] = waiting.pop(0), out, err
@@ -142,7 +143,7 @@ def side_by_side(names: list[str], options: argparse.Namespace) -> int:
                     failed |= process.returncode != 0
                     bar.update(len(made))
         finally:
-            for process in running:  # after Ctrl-C; each ends what it has started itself
+            for process in running:  # some are left after Ctrl-C; each ends the processes that it has started
                 process.send_signal(signal.SIGINT)
             for process in running:
                 process.wait()
@@ -155,13 +156,13 @@ def _content(file: IO[str]) -> str:
 
 
 def make(study: Path, folder: Path, *, paper: bool) -> list[Path]:
-    """Run a study in `folder`: its script, its notebook; the new pictures (PNG) there. RuntimeError if one fails."""
+    """Run a study's script and notebook in `folder`, and return the new pictures (PNG). RuntimeError if one fails."""
     folder.mkdir(parents=True, exist_ok=True)
     before = _times(folder)
     script, notebook = study.with_suffix(".py"), study.with_suffix(".ipynb")
     if script.exists():
         command = [sys.executable, str(script), "--out", str(folder), *([] if paper else ["--quick"])]
-        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # its progress and errors go where ours go
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # stderr is shared with this program
             raise RuntimeError("the script failed")
     if notebook.exists():
         execute(notebook, folder, "" if paper or not script.exists() else FEW)
@@ -169,8 +170,8 @@ def make(study: Path, folder: Path, *, paper: bool) -> list[Path]:
 
 
 def execute(notebook: Path, folder: Path, remark: str = ""):
-    """Run a notebook from top to bottom on the files in `folder` and write it there, headed by a remark if there is
-    one; the executed notebook."""
+    """Run a notebook from top to bottom on the files in `folder`, write it there, headed by the remark if there is one,
+    and return it."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -181,10 +182,10 @@ def execute(notebook: Path, folder: Path, remark: str = ""):
     if remark:
         content.cells.insert(0, nbformat.v4.new_markdown_cell(remark, id="remark"))
     paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with tempfile.TemporaryDirectory() as scratch:  # of IPython's profile and the kernel's sockets
+    with tempfile.TemporaryDirectory() as scratch:  # for IPython's profile and the kernel's sockets
         kernel = {"connection_file": f"{scratch}/kernel.json"}
-        if os.name == "posix" and len(scratch) < 80:  # of a socket's path, which has 107 characters at most
-            kernel["transport"] = "ipc"  # no open port, and no warning of one
+        if os.name == "posix" and len(scratch) < 80:  # a socket's path has at most 107 characters
+            kernel["transport"] = "ipc"  # no open port, and no warning about one
         client = NotebookClient(
             content, timeout=600, kernel_name="python3", record_timing=False, config=Config(KernelManager=kernel),
             resources={"metadata": {"path": str(folder)}},
@@ -193,7 +194,7 @@ def execute(notebook: Path, folder: Path, remark: str = ""):
             client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": scratch})
         except CellExecutionError as error:
             raise RuntimeError(f"{notebook.name}: {error.ename}: {error.evalue}") from None
-    content.metadata = {  # that of no machine
+    content.metadata = {  # the same on every machine
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }

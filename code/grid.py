@@ -61,17 +61,17 @@ from wassersteinssl.cli import (
 from wassersteinssl.machine import environment_beside
 from wassersteinssl.settings import DATASETS, PRESETS
 
-# The programs by the name of their file; Table 2 has three terms of four of them, vanilla of the rest.
+# The programs by the name of their file. Table 2 has three terms for four of them, and only vanilla for the others.
 FILES = {Path(path).stem: path for path in settings.programs().values()}
 TABLE2 = ("byol", "moco_v2", "barlow_twins", "zero_cl")
 TERMS = ("none", *settings.TERMS)
 RESERVE = 20  # seconds before the end of a time budget at which running cells are asked to stop
-WORTHWHILE = 60  # no cell is started with less time left
-TORCHRUN = 30  # more of them: its processes have groups of their own, which the grid cannot kill at the end
-PATIENCE = "300"  # seconds that torchrun leaves its processes to write a checkpoint, if nobody has set them: 30 are few
-SHOW = 2  # seconds between looks at how far the cells are
-FOR_SLURM: dict[str, Any] = {"partition": None, "account": None, "time": 240, "cpus": 8}  # and their defaults
-# Options of a run that are not for all runs of a grid to share.
+WORTHWHILE = 60  # no cell is started with fewer seconds left
+TORCHRUN = 30  # more seconds of reserve under torchrun, whose process groups the grid cannot kill at the end
+PATIENCE = "300"  # seconds for a checkpoint under torchrun, unless set; its default of 30 is short
+SHOW = 2  # seconds between looks at the progress of the cells
+FOR_SLURM: dict[str, Any] = {"partition": None, "account": None, "time": 240, "cpus": 8}  # with their defaults
+# Options of a run that the runs of a grid cannot share, and the grid's option that sets each.
 SET_HERE = {
     "--dataset": "--datasets", "--dataset-name": "--folder", "--seed": "--seeds", "--uniformity": "--terms",
     "--run-dir": "--runs", "--stage": "", "--resume": "",
@@ -90,17 +90,17 @@ class Cell:
     epochs: int
     command: list[str]
     settings: dict = field(default_factory=dict)
-    processes: int = 1  # under torchrun, if several
+    processes: int = 1  # several run under torchrun
     tries: int = 0
-    log_start: int = 0  # of the last try, in bytes
-    finished: dict | None = field(default=None, compare=False)  # its result, once read: it does not change
+    log_start: int = 0  # where the log of the last try begins, in bytes
+    finished: dict | None = field(default=None, compare=False)  # the result, once read, as it does not change
 
     @property
     def name(self) -> str:
         return f"{self.dataset}/{self.folder.name}"
 
     def progress(self) -> int:
-        """About how many epochs are done, told by the number of lines alone."""
+        """About how many epochs are done, by the number of lines alone."""
         with contextlib.suppress(OSError):
             if (self.folder / "result.json").exists():
                 return self.epochs
@@ -115,7 +115,7 @@ class Cell:
         return self.finished
 
     def other(self) -> str:
-        """In what the run that has begun in the folder differs from this cell, in words."""
+        """How the run that has begun in the folder differs from this cell, in words; empty if it does not."""
         with contextlib.suppress(OSError, *results.DAMAGE):
             if not results.begun(self.folder):
                 return ""
@@ -128,7 +128,7 @@ class Cell:
         return ""
 
     def busy(self) -> bool:
-        """Whether a living process works on it."""
+        """Whether a running process works on it."""
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
@@ -212,37 +212,42 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument("--account", metavar="NAME", help="(default: yours)")
     parser.add_argument("--time", type=count, metavar="MINUTES", help=f"of a job (default: {FOR_SLURM['time']})")
     parser.add_argument("--cpus", type=count, metavar="N", help=f"of a cell (default: {FOR_SLURM['cpus']})")
-    options, rest = parser.parse_known_args(arguments)  # not `given`: with None Ctrl-C is one line from here on
-    names = _option_names(parser, rest)
-    for text in names:  # the rest is for the programs, which know their options; a slip of the pen is not
-        if text in SET_HERE:
-            here = f", from {SET_HERE[text]}" if SET_HERE[text] else ""
-            parser.error(f"{text}: the grid gives it to each run by itself{here}")
-        if meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85):
-            parser.error(f"unknown option {text}: {meant[0]}?")
+    options, rest = parser.parse_known_args(arguments)  # not `given`: for None Ctrl-C is told in a line from here on
     if "all" in options.methods:
         options.methods = list(FILES)
     options.runs = options.runs or CODE.parent / "runs" / "grid" / options.preset
-    for method in options.methods:
-        known = {"--" + name.replace("_", "-") for name in settings.settings_of(FILES[method]).__dataclass_fields__}
-        for text in names:
-            if text not in known:
-                parser.error(f"{text} is an option neither of the grid nor of {FILES[method]}")
+    _check_rest(parser, options.methods, rest)
     if options.action == "run-one" and options.index is None:
         parser.error("run-one needs --index")
     if options.action != "run-one" and options.index is not None:
         parser.error("--index goes with run-one")
-    if options.slurm and given[0] != "run":  # in its place, where the jobs have run-one
+    if options.slurm and given[0] != "run":  # in first place, where the jobs have run-one
         parser.error("--slurm goes with run: grid.py run --slurm ...")
-    if options.action != "run-one" and not options.slurm:  # an array's cell has those of the command that submitted it
+    if options.action != "run-one" and not options.slurm:  # a job's run-one repeats the options of its `run --slurm`
         for name in FOR_SLURM:
             if getattr(options, name) is not None:
                 parser.error(f"--{name} is for --slurm, without which the cells run here")
     return options, rest
 
 
+def _check_rest(parser: Parser, methods: list[str], rest: list[str]) -> None:
+    """End the program unless the options that the grid does not know are options of every method's program."""
+    names = _option_names(parser, rest)
+    for text in names:
+        if text in SET_HERE:
+            here = f", from {SET_HERE[text]}" if SET_HERE[text] else ""
+            parser.error(f"{text}: the grid gives it to each run by itself{here}")
+        if meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85):
+            parser.error(f"unknown option {text}: {meant[0]}?")
+    for method in methods:
+        known = {"--" + name.replace("_", "-") for name in settings.settings_of(FILES[method]).__dataclass_fields__}
+        for text in names:
+            if text not in known:
+                parser.error(f"{text} is an option neither of the grid nor of {FILES[method]}")
+
+
 def lockless(folder: Path) -> str:
-    """Why files in the folder cannot be locked, on some network file systems; empty if they can."""
+    """Why files in the folder cannot be locked, as on some network file systems; empty if they can."""
     try:
         import fcntl
     except ImportError:
@@ -256,7 +261,7 @@ def lockless(folder: Path) -> str:
 
 
 def budget(text: str) -> float:
-    """Minutes in which a cell can be begun."""
+    """Minutes, enough for a cell to be started."""
     minutes = positive(text)
     if 60 * minutes <= WORTHWHILE:
         raise argparse.ArgumentTypeError(f"no cell is begun with less than {WORTHWHILE / 60:g} minute left")
@@ -264,14 +269,14 @@ def budget(text: str) -> float:
 
 
 def _settings(method: str, arguments: list[str]) -> dict:
-    """A cell's settings as its program takes them and its config.json has them."""
+    """A cell's settings, as its program understands them and its config.json holds them."""
     kind = settings.settings_of(FILES[method])
     found = settings.shared(arguments) if kind is settings.Settings else settings.parse(kind, None, arguments)
     return json.loads(json.dumps(vars(found)))
 
 
 def _option_names(parser: Parser, rest: list[str]) -> list[str]:
-    """Of arguments for the programs, whose options all have one value."""
+    """The names of the options in arguments for the programs, whose options all take one value."""
     names, arguments = [], iter(rest)
     for text in arguments:
         name, given, _ = text.partition("=")
@@ -284,7 +289,7 @@ def _option_names(parser: Parser, rest: list[str]) -> list[str]:
 
 
 def _without_weights(rest: list[str]) -> list[str]:
-    """The options of every run but --alpha-max and --alpha-min, which a run without a term does not take."""
+    """The options of every run without --alpha-max and --alpha-min, which a run without a term refuses."""
     kept, options = [], iter(rest)
     for text in options:
         if text.partition("=")[0] not in ("--alpha-max", "--alpha-min"):
@@ -295,14 +300,39 @@ def _without_weights(rest: list[str]) -> list[str]:
 
 
 def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
-    """All cells in the order in which they are run; options that the grid does not know go to every program."""
+    """All cells in the order in which they are run. `rest`, the options that the grid does not know, go to each."""
     datasets = options.datasets or (["digits"] if options.preset == "digits" else ["cifar10", "cifar100"])
     preset = PRESETS[options.preset] | ({"epochs": options.epochs} if options.epochs else {})
-    several = options.gpus is not None and options.gpus > 1
-    launcher = f"-m torch.distributed.run --standalone --nproc-per-node {options.gpus}".split() if several else []
+    processes = options.gpus or 1
+    launcher = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split() if processes > 1 else []
     given = settings.shared(rest)
+    folders = _image_folders(options.folder, datasets, given.data_dir)
+    triples = _methods_terms_weights(options, given)
+    chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    found = []
+    for dataset, number, (method, term, weight) in itertools.product(datasets, options.seeds, triples):
+        label = method + ("" if term == "none" else f"+{term}") + ("" if weight is None else f"-{weight:g}")
+        folder = options.runs / dataset / f"{label}-s{number}"
+        images = ["--dataset", dataset]
+        if dataset in folders:
+            path = os.path.abspath(folders[dataset])
+            images = ["--dataset", "folder", "--dataset-name", dataset, "--data-dir", path]
+        arguments = [*chosen, *(rest if term != "none" else _without_weights(rest)), *images, "--uniformity", term]
+        arguments += [] if weight is None else ["--alpha-max", str(weight)]
+        arguments += ["--seed", str(number), "--run-dir", str(folder)]
+        command = [sys.executable, *launcher, str(CODE / FILES[method]), *arguments]
+        values = _settings(method, arguments)
+        found.append(Cell(method, term, dataset, number, folder, values["epochs"], command, values, processes))
+    names = [cell.name for cell in found]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"{repeated[0]} is asked for twice: give each data set, method, term, weight and seed once")
+    return found
+
+
+def _image_folders(entries: list[str], datasets: list[str], data_dir: str) -> dict[str, str]:
+    """Name -> path of each --folder NAME=PATH. UserError unless names and --datasets fit together and all exist."""
     folders: dict[str, str] = {}
-    for entry in options.folder:
+    for entry in entries:
         name, _, path = entry.partition("=")
         if not (name and path):
             raise UserError(f"--folder {entry}: needs NAME=PATH")
@@ -312,12 +342,19 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     for name in datasets:
         if name not in (*DATASETS, *folders):
             raise UserError(f"--datasets {name}: one of {', '.join(DATASETS)}, or a name that --folder NAME=PATH gives")
-    if "folder" in set(datasets) - set(folders) and not os.path.isdir(home(given.data_dir or " ")):
+    if "folder" in set(datasets) - set(folders) and not os.path.isdir(home(data_dir or " ")):
         raise UserError("--datasets folder: give --data-dir, a folder with train/<class>/* and test/<class>/*")
     if unknown := set(folders) - set(datasets):
         raise UserError(f"--folder {sorted(unknown)[0]}: not among the --datasets {', '.join(datasets)}")
     if missing := [f"{name}={path}" for name, path in folders.items() if not os.path.isdir(path)]:
         raise UserError(f"--folder {missing[0]}: there is no such folder")
+    return folders
+
+
+def _methods_terms_weights(
+    options: argparse.Namespace, given: settings.Settings
+) -> list[tuple[str, str, float | None]]:
+    """(method, term, weight) of the cells of one data set and seed, in their order; weight None is the run's own."""
 
     def table2(method: str) -> Sequence[str]:
         return TERMS[:3] if method in TABLE2 else TERMS[:1]
@@ -327,11 +364,13 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
             return table2(method)
         return TERMS if "all" in options.terms else options.terms
 
-    def place(method: str, term: str) -> tuple:
-        """Vanilla and W2 of the four methods first, then L_U, then the further methods."""
+    def place(pair: tuple[str, str]) -> tuple:
+        """Vanilla and W2 of the four methods first, then their other terms, then the further methods."""
+        method, term = pair
         return method not in TABLE2, TERMS.index(term) > 1, list(FILES).index(method), TERMS.index(term)
 
-    with_term = any(set(terms(method)) - {"none"} for method in options.methods)
+    pairs = sorted(((method, term) for method in options.methods for term in terms(method)), key=place)
+    with_term = any(term != "none" for _, term in pairs)
     if options.weights and not with_term:
         raise UserError("--weights are of a term, and no cell has one: --terms")
     if with_term and not options.weights and given.alpha_max is None:
@@ -344,39 +383,11 @@ def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
     if options.weights and given.alpha_max is not None:
         raise UserError("give --weights or --alpha-max, not both")
     weights = options.weights or [None]
-    triples = [
-        (method, term, weight)
-        for method, term in sorted(((m, t) for m in options.methods for t in terms(m)), key=lambda pair: place(*pair))
-        for weight in (weights if term != "none" else [None])
-    ]
-    found = []
-    for dataset in datasets:
-        for number in options.seeds:
-            for method, term, weight in triples:
-                label = method + ("" if term == "none" else f"+{term}") + ("" if weight is None else f"-{weight:g}")
-                folder = options.runs / dataset / f"{label}-s{number}"
-                images = ["--dataset", dataset]
-                if dataset in folders:
-                    path = os.path.abspath(folders[dataset])
-                    images = ["--dataset", "folder", "--dataset-name", dataset, "--data-dir", path]
-                chosen = [text for key, value in preset.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-                command = [sys.executable, *launcher, str(CODE / FILES[method])]
-                command += [*chosen, *(rest if term != "none" else _without_weights(rest))]
-                command += [*images, "--uniformity", term]
-                command += [] if weight is None else ["--alpha-max", str(weight)]
-                command += ["--seed", str(number), "--run-dir", str(folder)]
-                arguments = command[1 + len(launcher) + 1 :]
-                values = _settings(method, arguments)
-                epochs, processes = values["epochs"], options.gpus or 1
-                found.append(Cell(method, term, dataset, number, folder, epochs, command, values, processes))
-    names = [cell.name for cell in found]
-    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise UserError(f"{repeated[0]} is asked for twice: give each data set, method, term, weight and seed once")
-    return found
+    return [(method, term, weight) for method, term in pairs for weight in (weights if term != "none" else [None])]
 
 
 def default_weights(method: str) -> dict:
-    """Of the terms that the method's file knows one for. Loads torch."""
+    """The default weights of a method: those of the terms for which its file has one. Loads torch."""
     from wassersteinssl.files import load_module
 
     name = next(name for name, path in settings.programs().items() if Path(path).stem == method)
@@ -400,7 +411,7 @@ def status(grid: list[Cell], parallel: int = 1) -> str:
 
 
 def refuse_others(grid: list[Cell]) -> None:
-    """UserError if runs of other settings lie in the cells' folders."""
+    """UserError if a cell's folder holds a run of other settings."""
     if others := [f"{cell.folder}: {other}" for cell in grid if (other := cell.other())]:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise UserError(f"a run of other settings lies in {others[0]}{more}; choose other --runs, or the same options")
@@ -411,9 +422,9 @@ def count_of(grid: list[Cell]) -> str:
 
 
 def left(grid: list[Cell], parallel: int = 1) -> str:
-    """Estimated time for what is left, from the epochs seen so far of the same method, else of any."""
+    """The estimated time for what is left, from the epochs so far of the same method, else of any method."""
     seen: dict[str, list[float]] = {}
-    evaluations, unfinished = [], []  # cells, with the epochs that they have done
+    evaluations, unfinished = [], []  # seconds; cells with the number of their epochs that are done
     for cell in grid:
         lines = results.log(cell.folder)
         seen.setdefault(cell.method, []).extend(line["seconds"] + line.get("monitor_seconds", 0) for line in lines)
@@ -440,17 +451,12 @@ def left(grid: list[Cell], parallel: int = 1) -> str:
 class Runner:
     """Runs cells side by side until all are done, failed, or the time is up."""
 
-    def __init__(
-        self,
-        grid: list[Cell],
-        parallel: int,
-        budget: float | None,
-        gpus: Sequence[str] = (),
-    ):
-        self.waiting, self.parallel = [cell for cell in grid if cell.result() is None], parallel
-        self.gpus = gpus
-        self.place: dict[str, str] = {}  # of each cell, of these
-        self.grid, self.running, self.failed = grid, {}, []  # type: ignore[var-annotated]
+    def __init__(self, grid: list[Cell], parallel: int, budget: float | None, gpus: Sequence[str] = ()):
+        self.grid, self.parallel, self.gpus = grid, parallel, gpus
+        self.waiting = [cell for cell in grid if cell.result() is None]
+        self.running: dict[str, subprocess.Popen] = {}  # by the cell's name
+        self.failed: list[Cell] = []
+        self.gpu_of: dict[str, str] = {}  # by the cell's name
         self.end = time.monotonic() + 60 * budget if budget else float("inf")
         self.stopping = False
         self.reserve = RESERVE + (TORCHRUN if any(cell.processes > 1 for cell in grid) else 0)
@@ -460,7 +466,7 @@ class Runner:
     def run(self) -> int:
         from tqdm import tqdm
 
-        # Slurm sends SIGTERM before it preempts, and before the time is up what a job has asked for.
+        # Slurm sends SIGTERM before it preempts a job, and before the time is up the signal that the job asked for.
         before = {number: signal.signal(number, self._stop) for number in ending_signals()}
         total = sum(cell.epochs for cell in self.grid)
         try:
@@ -493,7 +499,7 @@ class Runner:
                             running = [cell for cell in self.grid if cell.name in self.running]
                             self.measuring = max(self.measuring, self._measuring(running))
         finally:
-            for process in self.running.values():  # only after an error of the grid itself
+            for process in self.running.values():  # some are left only after an error of the grid itself
                 process.terminate()
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -502,21 +508,22 @@ class Runner:
         return 1 if self.failed else 0
 
     def _measuring(self, cells: list[Cell]) -> float:
-        """Seconds in which a cell may not notice that it is to stop, as it takes kNN and the measures of an epoch; at
-        most half of the time."""
+        """Seconds for which a cell may not notice that it should stop, while it computes kNN and the measures of an
+        epoch; at most half of the time."""
         noted = [line.get("monitor_seconds", 0) for cell in cells for line in results.log(cell.folder)]
         return min(1.5 * max(noted, default=0), self.most_measuring)
 
     def _environment(self, cell: Cell) -> dict[str, str]:
-        """Of a cell; with several at a time and several GPUs, on those that the fewest of the running cells have."""
+        """The environment of a cell. With several cells at a time and several GPUs it names the GPU, or group,
+        that the fewest running cells use."""
         environment = environment_beside(self.parallel)
         for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            environment.pop(name, None)  # left over in the shell: the cell would wait for other processes
+            environment.pop(name, None)  # if left over in the shell, the cell would wait for other processes
         environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", PATIENCE)
         if len(self.gpus) > 1:
-            taken = [self.place[name] for name in self.running]
-            self.place[cell.name] = min(self.gpus, key=taken.count)
-            environment["CUDA_VISIBLE_DEVICES"] = self.place[cell.name]
+            taken = [self.gpu_of[name] for name in self.running]
+            self.gpu_of[cell.name] = min(self.gpus, key=taken.count)
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpu_of[cell.name]
         return environment
 
     def _epochs(self) -> int:
@@ -538,9 +545,9 @@ class Runner:
                     cell.log_start = log.tell()
                     self.running[cell.name] = subprocess.Popen(
                         cell.command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(cell),
-                        start_new_session=True,  # Ctrl-C reaches the grid alone, which asks the cells once
+                        start_new_session=True,  # Ctrl-C reaches the grid alone, which then asks each cell once
                     )  # fmt: skip
-            except OSError as error:  # of another user, say
+            except OSError as error:  # the folder may be another user's
                 write(f"{cell.name}: failed ({error.filename}: {error.strerror})")
                 self.failed.append(cell)
                 continue
@@ -563,7 +570,7 @@ class Runner:
                 self.waiting.append(cell)
             else:
                 why = self._why(cell)
-                code = 2 if re.match(r"\S+\.py: error\b", why) else code  # of which torchrun makes 1
+                code = 2 if re.match(r"\S+\.py: error\b", why) else code  # torchrun turns it into 1
                 cell.tries += 1
                 if cell.tries < 2 and code != 2:
                     write(f"{name}: ended with status {code}, will be tried again ({why})")
@@ -573,7 +580,7 @@ class Runner:
                     self.failed.append(cell)
 
     def _why(self, cell: Cell) -> str:
-        """The line in which the program told it, behind which torchrun writes pages, else the last one."""
+        """The line of the log in which the program told why (torchrun may write pages after it), else the last line."""
         with contextlib.suppress(OSError), open(f"{cell.folder}.log", errors="replace") as log:
             log.seek(cell.log_start)
             lines = log.read().strip().splitlines() or ["no output"]
@@ -590,11 +597,12 @@ class Runner:
 
 
 class SlurmJob:
-    """What a Slurm job does: one cell by its own command. Stopped in time or left to another job it is requeued."""
+    """What a Slurm job does: it runs one cell by its command. If the cell was stopped in time, or another process works
+    on it, the job is requeued."""
 
     def __init__(self, command: list[str]):
         self.command = command
-        self.ended = False  # by scancel, or a preemption after which Slurm requeues it by itself
+        self.ended = False  # by scancel, or by a preemption, after which Slurm itself requeues it
 
     def __call__(self) -> None:
         signal.signal(signal.SIGTERM, self._end)  # Slurm sends it to the cell, too
@@ -622,7 +630,8 @@ class SlurmJob:
         return DelayedSubmission(SlurmJob(self.command))
 
     def wait(self) -> None:
-        """Unlike Popen.wait, also from a signal handler that has interrupted the same: no lock is held."""
+        """Wait for the process. Unlike Popen.wait this holds no lock, so that a signal handler may interrupt one wait
+        by another."""
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
 
@@ -639,7 +648,7 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
         return 0
     folder = options.runs / "slurm"
     try:
-        # "Timed out" is also what submitit calls a job that was preempted within its first minutes: no limit on that.
+        # submitit also counts a preemption within the first minutes as "timed out", so do not limit these.
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=10**6)
         minutes = options.time or FOR_SLURM["time"]
         given = {"slurm_partition": options.partition, "slurm_account": options.account, "gpus_per_node": options.gpus}
@@ -661,8 +670,8 @@ def submit(grid: list[Cell], options: argparse.Namespace) -> int:
 
 
 def visible_gpus(each: int) -> list[str]:
-    """The GPUs that may be used, so many in an entry: those of CUDA_VISIBLE_DEVICES, else all that the driver lists. Of
-    a divided GPU (MIG): its parts, of which a process can use one alone."""
+    """The GPUs that may be used, `each` of them in an entry: those of CUDA_VISIBLE_DEVICES, else all that the driver
+    lists. A divided GPU (MIG) counts as its parts, of which a process can use only one."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         names = [name.strip() for name in named.split(",")]
         found = list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # -1 ends the list
@@ -680,7 +689,8 @@ def visible_gpus(each: int) -> list[str]:
 
 
 def gpus_for(parallel: int, rest: list[str], each: int = 1) -> list[str]:
-    """Those to spread so many runs at a time over; none for one at a time, or where their options choose."""
+    """The GPUs over which to spread so many runs at a time; none if there is one run at a time, or if --device is
+    among the options of the runs."""
     chosen = any(text.partition("=")[0] == "--device" for text in rest)
     return visible_gpus(each) if parallel > 1 and not chosen else []
 

@@ -27,7 +27,7 @@ import grid
 from wassersteinssl.cli import STOPPED, Parser, count, given_path, in_a_line, tell
 from wassersteinssl.settings import PRESETS, SEARCH_WEIGHTS
 
-# Options of grid.py that are set here, or make no sense.
+# Options of grid.py that this search sets itself, or that make no sense here.
 NOT_HERE = "--runs --methods --weights --slurm --partition --account --time --cpus --index".split()
 BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol": ["--methods", "byol"]}
 
@@ -35,7 +35,7 @@ BASES = {"mse": ["--methods", "align_uniform", "--uniform-weight", "0"], "byol":
 def cells(
     stage: str, base: str, term: str, weights: Sequence[float], options: argparse.Namespace, rest: list[str]
 ) -> list[grid.Cell]:
-    """Of one term with one base, for each data set, seed and weight."""
+    """The cells of one term with one base: one for each data set, seed and weight."""
     preset = options.search if stage == "search" else options.preset
     arguments = ["run", "--preset", preset, "--terms", term, *BASES[base][:2]]
     arguments += ["--weights", *map(str, weights)] if weights else []
@@ -43,9 +43,9 @@ def cells(
 
 
 def best(searched: list[grid.Cell]) -> list[float]:
-    """The weight with the best kNN accuracy, over the data sets and seeds of the search; none if no run is done.
+    """The weight with the best mean kNN accuracy over the data sets and seeds of the search; none if no run is done.
 
-    A weight with fewer finished runs comes last: it may have diverged on the harder data set, which lifts its mean.
+    A weight with fewer finished runs comes last: it may have diverged on the harder data set, which raises its mean.
     """
     found: dict[float, list[float]] = {}
     for cell in searched:
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     gpus = grid.gpus_for(options.parallel, rest, first.gpus or 1)
 
     def all_of(found: list[grid.Cell]) -> tuple[int, bool]:
-        """Run them; the exit status, and whether to stop, be they all done."""
+        """Run them. Returns the exit status, and whether the search was asked to stop, even if all are done."""
         if not found:
             return 0, False
         grid.refuse_others(found)
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
         final = []
         for pair in pairs:
             weights = best(searches[pair]) if pair in searches else []
-            if weights or pair not in searches:  # else no run of the search is done
+            if weights or pair not in searches:  # otherwise no run of its search is done
                 final += cells("final", *pair, weights, options, rest)
         status = all_of(final)[0] or status
     if status == STOPPED:

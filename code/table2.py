@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def build(options: argparse.Namespace) -> list[Path]:
-    """Print the tables and write all files; their paths. The CSV has the rows that --best leaves out, too."""
+    """Print the tables, write all files and return their paths. The CSV also has the rows that --best leaves out."""
     from wassersteinssl import table2  # torch takes seconds to load
 
     runs, out, best = options.runs, options.out or options.runs[0], options.best
@@ -61,12 +61,12 @@ def build(options: argparse.Namespace) -> list[Path]:
         "table2.tex": "\n\n".join(table2.latex(table) for table in tables),
     }
     for name, content in contents.items():
-        write_atomically(out / name, content.encode("utf-8", "replace"))  # names of folders may be of any bytes
+        write_atomically(out / name, content.encode("utf-8", "replace"))  # names of folders may hold any bytes
     tell(text.rstrip("\n"))
     written = [out / name for name in contents]
     from wassersteinssl import plotting, table2_figures  # matplotlib takes a second to load
 
-    plotting.plt.rcParams["figure.max_open_warning"] = 0  # of many settings
+    plotting.plt.rcParams["figure.max_open_warning"] = 0  # many settings make many figures
 
     suffixes = [f"-{k + 1}" for k in range(len(tables))] if len(tables) > 1 else [""]
     for table, suffix in zip(tables, suffixes, strict=True):

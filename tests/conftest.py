@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings as hypothesis_settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wassersteinssl import settings
 from wassersteinssl.files import load_module as load
@@ -52,6 +53,27 @@ def byol(tmp_path):
         return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, **keywords)
 
     return run
+
+
+class NoHostReads(TorchDispatchMode):
+    """Refuses every operation for whose result a host has to wait, and counts those that compute something."""
+
+    # lift_fresh: a tensor made of Python numbers, which a GPU gets by a copy that waits
+    WAITS = (
+        "_local_scalar_dense item nonzero is_nonzero masked_select _unique _unique2 unique_dim unique_consecutive "
+        "equal lift_fresh _linalg_eigh _linalg_svd"
+    ).split()
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.WAITS, f"{name} waits for the device"
+        view = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
+        self.count += not view and "empty" not in name
+        return function(*args, **(kwargs or {}))
 
 
 def metrics(folder: Path) -> list[dict]:

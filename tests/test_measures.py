@@ -9,13 +9,12 @@ import scipy.cluster.hierarchy
 import scipy.integrate
 import scipy.linalg
 import torch
-from conftest import PROGRAMS, load
+from conftest import PROGRAMS, NoHostReads, load
 from scipy.spatial.distance import cdist
 from scipy.special import gammaln, ive
 from scipy.stats import entropy, multivariate_normal
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
-from test_w2 import NoHostReads
 
 from wassersteinssl import pairwise, sliced
 from wassersteinssl.moments import alpha_req, effective_rank, frobenius, kl, rankme, reverse_kl, tcr, vicreg

@@ -1,75 +1,49 @@
 """Our own studies of all measures: each script as a user starts it, its data, its notebook on them."""
 
-import shutil
-from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
-import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import FIGURES, REPOSITORY, check_executed, load
+from conftest import load
+from study_checks import check_committed_notebook, check_data, check_notebook_on, study
 
 from wassersteinssl import studies
 from wassersteinssl.cli import UserError
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import w2_uniformity
 
-
-class Study(NamedTuple):
-    script: Path
-    suffix: str
-    figures: tuple[str, ...]
-    pictures: int  # in the notebook
-
-    @property
-    def data(self) -> Path:
-        return self.script.with_suffix(self.suffix)
-
-
-def study(path, suffix, pictures, *figures):
-    return Study(REPOSITORY / "EmpiricalStudy" / f"{path}.py", suffix, figures, pictures)
-
-
 STUDIES = {
-    "properties": study("MeasureProperties/AnalysisOnMeasures", ".csv", 1, "MeasureProperties"),
-    "flow": study("GradientFlow/AnalysisOnFlow", ".npz", 4, "Forces", "GradientFlow", "PointClouds", "Simplex"),
-}
+    "properties": study(
+        "EmpiricalStudy/MeasureProperties/AnalysisOnMeasures", "MeasureProperties", samples=512, few=64
+    ),
+    "flow": study(
+        "EmpiricalStudy/GradientFlow/AnalysisOnFlow", "Forces", "GradientFlow", "PointClouds", "Simplex",
+        samples=32, few=16,
+    ),
+}  # fmt: skip
 names = pytest.mark.parametrize("name", STUDIES)
 
 
 @pytest.fixture(scope="module")
 def reduced(few_samples):
-    """reduced(name): the study's folder of data from few samples, by the script as a user starts it."""
-    return lambda name: few_samples(STUDIES[name].script, "--quick").parent
+    """reduced(name): the study's data file from few samples, by the script as a user starts it."""
+    return lambda name: few_samples(STUDIES[name].script, "--quick")
 
 
 @names
 def test_a_file_tells_what_made_it(name, reduced):
-    for path, seed in ((reduced(name) / STUDIES[name].data.name, 5), (STUDIES[name].data, 12)):
-        _, settings = studies.read(path)
-        assert (settings["script"], settings["seed"]) == (STUDIES[name].script.name, seed)
-        assert {"torch", "numpy", "python", "wassersteinssl"} <= set(settings["versions"])
-        assert path.stat().st_size < 1_000_000
+    check_data(STUDIES[name], reduced(name))
 
 
 @names
 def test_committed_notebooks_were_run_from_top_to_bottom(name):
-    assert check_executed(nbformat.read(STUDIES[name].script.with_suffix(".ipynb"), 4)) >= STUDIES[name].pictures
-    for figure in STUDIES[name].figures:
-        for suffix in ("png", "pdf"):
-            assert (STUDIES[name].script.parent / f"{figure}.{suffix}").stat().st_size > 5_000
+    check_committed_notebook(STUDIES[name])
 
 
 @names
 def test_a_notebook_plots_what_its_script_wrote(name, reduced, tmp_path):
-    shutil.copytree(reduced(name), tmp_path, dirs_exist_ok=True)
-    assert check_executed(FIGURES.execute(STUDIES[name].script.with_suffix(".ipynb"), tmp_path)) >= 1
-    for figure in STUDIES[name].figures:
-        assert plt.imread(tmp_path / f"{figure}.png").shape[0] >= 500  # 300 dpi
-        assert (tmp_path / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    check_notebook_on(STUDIES[name], reduced(name), tmp_path)
 
 
 # ---- measures against properties ----
@@ -89,8 +63,8 @@ EXPECTED = {
 
 @pytest.fixture(params=["committed"])
 def properties(request, reduced):
-    folder = STUDIES["properties"].data.parent if request.param == "committed" else reduced("properties")
-    data, settings = studies.read(folder / STUDIES["properties"].data.name)
+    path = STUDIES["properties"].data if request.param == "committed" else reduced("properties")
+    data, settings = studies.read(path)
     settings["how"] = request.param
     keys = zip(data["measure"], data["question"], strict=True)
     return {key: (float(v), str(w)) for key, v, w in zip(keys, data["value"], data["verdict"], strict=True)}, settings
@@ -190,7 +164,7 @@ def test_the_table_is_that_of_the_data():
 def flows(request, reduced):
     """The flows' arrays and settings, once of few rows, once of those that are committed."""
     data = STUDIES["flow"].data
-    return studies.read(reduced("flow") / data.name if request.param == "reduced" else data)
+    return studies.read(reduced("flow") if request.param == "reduced" else data)
 
 
 def test_forces_on_what_is_collapsed_have_their_exponents(flows):

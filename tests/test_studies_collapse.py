@@ -1,44 +1,32 @@
 """The studies of collapse: each script as a user starts it, its data against theory, its notebook on that data."""
 
 import csv
-import shutil
 from argparse import Namespace
-from pathlib import Path
-from typing import NamedTuple
 
-import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import FIGURES, REPOSITORY, check_executed, load
+from conftest import load
+from study_checks import check_committed_notebook, check_data, check_notebook_on, study
 
 from wassersteinssl import studies
 from wassersteinssl.uniformity import lu_uniformity
 from wassersteinssl.w2 import w2_floor, w2_minimum
 
-
-class Study(NamedTuple):
-    script: Path
-    figure: str
-    samples: int  # of the paper, or of ours
-    reduced: int  # here
-    lines: int  # of the data file at its full size
-
-
-def study(path, figure, samples, lines, reduced=300):
-    return Study(REPOSITORY / "EmpiricalStudy" / f"{path}.py", figure, samples, reduced, lines)
-
-
-STUDIES = {
-    "level": study("DimensionalCollapseDegrees/AnalysisOnCollapseLevel", "SensitivityToCollapseLevel", 20_000, 72),
-    "dimension": study("Dimensions/AnalysisOnDimension", "SensitivityToDimensions", 50_000, 34),
-    "fcc": study("FeatureCloningConstraint/AnalysisOnProperty4", "AnalysisOnFCC", 50_000, 33, 1500),
-    "fbc": study("FeatureBabyConstraint/AnalysisOnProperty5", "AnalysisOnFBC", 50_000, 33, 1500),
-    "icc": study("InstanceCloningConstraint/AnalysisOnProperty3", "AnalysisOnICC", 1_000, 11),
-    "floor": study("FiniteSampleFloor/AnalysisOnFloor", "FiniteSampleFloor", 50_000, 85, 100),
-    "batch": study("BatchSize/AnalysisOnBatchSize", "BatchSizeStability", 16_384, 9, 600),
+PATHS = {  # study, figure, samples at the full size and here, lines of the data file at the full size
+    "level": ("DimensionalCollapseDegrees/AnalysisOnCollapseLevel", "SensitivityToCollapseLevel", 20_000, 300, 72),
+    "dimension": ("Dimensions/AnalysisOnDimension", "SensitivityToDimensions", 50_000, 300, 34),
+    "fcc": ("FeatureCloningConstraint/AnalysisOnProperty4", "AnalysisOnFCC", 50_000, 1500, 33),
+    "fbc": ("FeatureBabyConstraint/AnalysisOnProperty5", "AnalysisOnFBC", 50_000, 1500, 33),
+    "icc": ("InstanceCloningConstraint/AnalysisOnProperty3", "AnalysisOnICC", 1_000, 300, 11),
+    "floor": ("FiniteSampleFloor/AnalysisOnFloor", "FiniteSampleFloor", 50_000, 100, 85),
+    "batch": ("BatchSize/AnalysisOnBatchSize", "BatchSizeStability", 16_384, 600, 9),
 }
+STUDIES = {
+    name: study(f"EmpiricalStudy/{path}", figure, samples=samples, few=few)
+    for name, (path, figure, samples, few, _) in PATHS.items()
+}
+LINES = {name: lines for name, (*_, lines) in PATHS.items()}
 WITH_THEORY = ("level", "dimension", "fcc", "fbc", "icc")
 names = pytest.mark.parametrize("name", STUDIES)
 
@@ -46,7 +34,7 @@ names = pytest.mark.parametrize("name", STUDIES)
 @pytest.fixture(scope="module")
 def reduced(few_samples):
     """reduced(name): the study's data file from few samples, by the script as a user starts it."""
-    return lambda name: few_samples(STUDIES[name].script, "--samples", STUDIES[name].reduced)
+    return lambda name: few_samples(STUDIES[name].script, "--samples", STUDIES[name].few)
 
 
 def run(name, folder, samples, seed=12):
@@ -60,10 +48,7 @@ def run(name, folder, samples, seed=12):
 
 @names
 def test_a_file_tells_what_made_it(name, reduced):
-    _, settings = studies.read(reduced(name))
-    assert settings["script"] == STUDIES[name].script.name
-    assert (settings["samples"], settings["seed"], settings["device"]) == (STUDIES[name].reduced, 5, "cpu")
-    assert {"torch", "numpy", "python", "wassersteinssl"} <= set(settings["versions"])
+    check_data(STUDIES[name], reduced(name))
 
 
 @pytest.mark.parametrize("name", WITH_THEORY)
@@ -212,40 +197,33 @@ def test_two_samples_are_enough_and_a_seed_repeats(name, tmp_path):
 @pytest.mark.parametrize("name", WITH_THEORY)
 def test_committed_data_agree_with_theory(name):
     data, settings = studies.read(STUDIES[name].script.with_suffix(".csv"))
-    assert len(data["m"]) == STUDIES[name].lines
+    assert len(data["m"]) == LINES[name]
     assert (np.abs(data["w2"] / data["w2_finite"] - 1)[data["k"] > 0] < 0.02).all()
     assert (np.abs(data["lu"] / data["lu_theory"] - 1)[data["k"] > 0] < 0.01).all()
-    if settings["samples"] == STUDIES[name].samples:  # many rows: also near the limit, where W2 is not near 0
-        far = (data["eta"] >= 0.25) & (16 * data["k"] < settings["samples"]) & (data["k"] > 0)
-        w2, finite, limit = (data[name][far] for name in ("w2", "w2_finite", "w2_theory"))
-        expected = np.abs(finite / limit - 1)  # 2.5 % at m = 4096, 25 % collapsed: there finite n itself is that far
-        assert (np.abs(w2 / limit - 1) < np.maximum(0.02, expected + 1e-3)).all()
-        assert far.sum() > len(far) / 2
+    # many rows: also near the limit, where W2 is not near 0
+    far = (data["eta"] >= 0.25) & (16 * data["k"] < settings["samples"]) & (data["k"] > 0)
+    w2, finite, limit = (data[name][far] for name in ("w2", "w2_finite", "w2_theory"))
+    expected = np.abs(finite / limit - 1)  # 2.5 % at m = 4096, 25 % collapsed: there finite n itself is that far
+    assert (np.abs(w2 / limit - 1) < np.maximum(0.02, expected + 1e-3)).all()
+    assert far.sum() > len(far) / 2
 
 
 def test_committed_floor_and_batches():
     data, settings = studies.read(STUDIES["floor"].script.with_suffix(".csv"))
-    assert len(data["m"]) == STUDIES["floor"].lines
+    assert len(data["m"]) == LINES["floor"]
     assert set(map(tuple, settings["marks"].values())) == {(512, 256), (10_000, 256)}
     bound = np.select([data["m"] >= 128, data["m"] >= 32], [0.01, 0.04], 0.12)  # the law is that of large m
     assert (np.abs(data["w2"] / data["floor"] - 1) < bound).all()
     data, settings = studies.read(STUDIES["batch"].script.with_suffix(".csv"))
-    assert len(data["batch"]) == STUDIES["batch"].lines
+    assert len(data["batch"]) == LINES["batch"]
     assert (np.diff(data["w2"]) < 0).all()
 
 
 @names
 def test_committed_notebooks_were_run_from_top_to_bottom(name):
-    path = STUDIES[name].script.with_suffix(".ipynb")
-    assert check_executed(nbformat.read(path, 4)) >= 1
-    for suffix in ("png", "pdf"):
-        assert (path.parent / f"{STUDIES[name].figure}.{suffix}").stat().st_size > 5_000
+    check_committed_notebook(STUDIES[name])
 
 
 @names
 def test_a_notebook_plots_what_its_script_wrote(name, reduced, tmp_path):
-    script, figure = STUDIES[name].script, STUDIES[name].figure
-    shutil.copy(reduced(name), tmp_path)
-    assert check_executed(FIGURES.execute(script.with_suffix(".ipynb"), tmp_path)) == 1
-    assert plt.imread(tmp_path / f"{figure}.png").shape[0] >= 600  # 300 dpi
-    assert (tmp_path / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    check_notebook_on(STUDIES[name], reduced(name), tmp_path)

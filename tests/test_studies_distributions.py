@@ -1,53 +1,36 @@
 """The studies of distributions: each script as a user starts it, its data against theory, its notebook on that data."""
 
 import os
-import shutil
 import subprocess
 import sys
 from argparse import Namespace
-from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import FIGURES, REPOSITORY, check_executed, environment, load
+from conftest import environment, load
 from scipy import special, stats
+from study_checks import check_committed_notebook, check_data, check_figures, check_notebook_on, study
 
 from wassersteinssl import coordinates, studies
-from wassersteinssl.study_options import study_options
 from wassersteinssl.w2 import W2Metric, w2_floor
 
-
-class Study(NamedTuple):
-    script: Path
-    suffix: str  # of the data file
-    figures: tuple[str, ...]
-    samples: int  # of the paper
-    reduced: int  # here
-
-    @property
-    def data(self) -> Path:
-        return self.script.with_suffix(self.suffix)
-
-
-def study(path, suffix, samples, reduced, *figures):
-    return Study(REPOSITORY / f"{path}.py", suffix, figures, samples, reduced)
-
-
 STUDIES = {
-    "1d": study("DistributionApproximation/Density1DPlot", ".csv", 200_000, 4000, "MergedDistribution-1D"),
-    "2d": study("DistributionApproximation/Density2DPlot", ".npz", 2_000_000, 150_000, "MergedDistribution-2D"),
+    "1d": study("DistributionApproximation/Density1DPlot", "MergedDistribution-1D", samples=200_000, few=4000),
+    "2d": study("DistributionApproximation/Density2DPlot", "MergedDistribution-2D", samples=2_000_000, few=150_000),
     "distance": study(
-        "DistributionApproximation/DistanceAgainstDimension", ".csv", 200_000, 4000, "DistanceAgainstDimension"
+        "DistributionApproximation/DistanceAgainstDimension", "DistanceAgainstDimension", samples=200_000, few=4000
     ),
-    "laws": study("EmpiricalStudy/Distributions/AnalysisOnDistributions", ".csv", 50_000, 2000, "Distributions"),
+    "laws": study("EmpiricalStudy/Distributions/AnalysisOnDistributions", "Distributions", samples=50_000, few=2000),
     "padding": study(
-        "EmpiricalStudy/PaddingCaseStudy/AnalysisOnCaseStudy", ".npz", 400, 300, "PaddingCaseStudy", "PaddingSpectrum"
+        "EmpiricalStudy/PaddingCaseStudy/AnalysisOnCaseStudy",
+        "PaddingCaseStudy",
+        "PaddingSpectrum",
+        samples=400,
+        few=300,
     ),
-    "means": study("LargeMeans/PlotMean2D", ".npz", 300, 400, "largemean_collapse"),
+    "means": study("LargeMeans/PlotMean2D", "largemean_collapse", samples=300, few=400),
 }
 DIMENSIONS = [2, 4, 8, 16, 32, 64, 128, 256]
 names = pytest.mark.parametrize("name", STUDIES)
@@ -57,7 +40,7 @@ with_notebook = pytest.mark.parametrize("name", [name for name in STUDIES if nam
 @pytest.fixture(scope="module")
 def reduced(few_samples):
     """reduced(name): the study's data file from few samples, by the script as a user starts it."""
-    return lambda name: few_samples(STUDIES[name].script, "--samples", STUDIES[name].reduced)
+    return lambda name: few_samples(STUDIES[name].script, "--samples", STUDIES[name].few)
 
 
 def run(name, folder, samples, seed=12):
@@ -80,13 +63,7 @@ def read(request, reduced):
 
 @names
 def test_a_file_tells_what_made_it(name, reduced):
-    for path, samples, seed in ((reduced(name), STUDIES[name].reduced, 5), (STUDIES[name].data, None, 12)):
-        _, settings = studies.read(path)
-        assert settings["script"] == STUDIES[name].script.name
-        assert (settings["seed"], settings["device"]) == (seed, "cpu")
-        assert samples in (None, settings["samples"])
-        assert {"torch", "numpy", "python", "wassersteinssl"} <= set(settings["versions"])
-        assert path.stat().st_size < 300_000
+    check_data(STUDIES[name], reduced(name))
 
 
 def standard_deviations(shares, masses, n):
@@ -282,42 +259,13 @@ def test_two_samples_are_enough_and_a_seed_repeats(name, tmp_path):
     assert any((values != other[key]).any() for key, values in first.items())
 
 
-@names
-def test_mistakes_are_told_in_one_line(name, tmp_path, monkeypatch, capsys):
-    """As `python SCRIPT.py` would, in this process; a process of its own is started below."""
-    (tmp_path / "file").touch()
-    for options, text in (
-        (["--samples", "1"], "at least 2"),
-        (["--device", "nonsense"], "--device nonsense cannot be used"),
-        (["--samples", "2", "--out", str(tmp_path / "file")], f"cannot write into {tmp_path / 'file'}"),
-    ):
-        monkeypatch.setattr(sys, "argv", [str(STUDIES[name].script), *options])
-        module, out = load(STUDIES[name].script), tmp_path / STUDIES[name].data.name
-        with pytest.raises(SystemExit) as caught:
-            studies.main(module.study, study_options(module.__doc__, samples=2, quick=2, out=out))
-        plt.close("all")
-        assert caught.value.code == 2
-        error = capsys.readouterr().err.splitlines()
-        assert text in error[-1]
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_an_absent_gpu_is_told_in_one_line(tmp_path):
-    command = [
-        sys.executable,
-        str(STUDIES["laws"].script),
-        "--device",
-        "cuda",
-        "--samples",
-        "2",
-        "--out",
-        str(tmp_path),
-    ]
+def test_a_script_tells_a_mistake_in_one_line(tmp_path):
+    """Which mistakes there are: test_studies.py."""
+    command = [sys.executable, str(STUDIES["laws"].script), "--device", "nonsense", "--out", str(tmp_path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
-    assert "--device cuda cannot be used" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("AnalysisOnDistributions.py: error: --device nonsense cannot be used")
+    assert done.stderr.count("\n") == 1
     assert not os.listdir(tmp_path)
 
 
@@ -326,30 +274,17 @@ def test_an_absent_gpu_is_told_in_one_line(tmp_path):
 
 @with_notebook
 def test_a_notebook_plots_what_its_script_wrote(name, reduced, tmp_path):
-    shutil.copy(reduced(name), tmp_path)
-    check_executed(FIGURES.execute(STUDIES[name].script.with_suffix(".ipynb"), tmp_path))
-    check_figures(tmp_path, STUDIES[name].figures)
-
-
-def test_large_means_are_drawn_by_the_script(reduced):
-    check_figures(reduced("means").parent, STUDIES["means"].figures)
-
-
-@names
-def test_figures_are_committed(name):
-    check_figures(STUDIES[name].script.parent, STUDIES[name].figures)
-
-
-def check_figures(folder, figures):
-    for figure in figures:
-        assert plt.imread(folder / f"{figure}.png").shape[0] >= 750  # 300 dpi
-        assert (folder / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+    check_notebook_on(STUDIES[name], reduced(name), tmp_path)
 
 
 @with_notebook
 def test_committed_notebooks_were_run_from_top_to_bottom(name):
-    notebook = nbformat.read(STUDIES[name].script.with_suffix(".ipynb"), 4)
-    assert check_executed(notebook) == len(STUDIES[name].figures)
+    check_committed_notebook(STUDIES[name])
+
+
+def test_large_means_are_drawn_by_the_script(reduced):
+    for folder in (reduced("means").parent, STUDIES["means"].script.parent):
+        check_figures(folder, STUDIES["means"].figures)
 
 
 @pytest.mark.parametrize("components", [2, 8, 32])

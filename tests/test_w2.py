@@ -19,6 +19,7 @@ import scipy.optimize
 import torch
 import torch._inductor.metrics
 import torch.distributed as dist
+from conftest import NoHostReads
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -574,17 +575,6 @@ def test_a_second_derivative_raises_also_beside_a_first_one(squared, normalize, 
     (gradient,) = torch.autograd.grad(value, z, create_graph=True)
     with pytest.raises(RuntimeError, match="twice"):
         (value + gradient.square().sum()).backward()
-
-
-class NoHostReads(TorchDispatchMode):
-    """Raises on operations whose result the host has to wait for."""
-
-    names = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in self.names:
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
 
 
 @both_scalings

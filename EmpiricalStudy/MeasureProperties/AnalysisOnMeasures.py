@@ -35,7 +35,7 @@ from wassersteinssl import results, studies
 from wassersteinssl.cli import UserError
 from wassersteinssl.files import write_atomically
 from wassersteinssl.sliced import random_directions
-from wassersteinssl.uniformity import MEASURES, sigreg
+from wassersteinssl.uniformity import MEASURES, of_metric, sigreg
 from wassersteinssl.w2 import W2Metric
 
 DRAWS = 12
@@ -100,11 +100,14 @@ class Sample:
 
 def badness(name: str, sample: Sample, **options) -> float:
     """The measure, turned so that higher is worse."""
-    record = MEASURES.get(name)
-    views = (sample.z, sample.b) if record and record.needs_views else (sample.z,)
+    views = (sample.z, sample.b) if name in MEASURES and MEASURES[name].needs_views else (sample.z,)
     with torch.no_grad():
-        value = float(FUNCTIONS[name](*views, **options))
-    return {"low": value, "high": -value, "near 1": abs(value - 1)}[record.better if record else "low"]
+        return turned(name, float(FUNCTIONS[name](*views, **options)))
+
+
+def turned(name: str, value: float) -> float:
+    better = MEASURES[name].better if name in MEASURES else "low"
+    return {"low": value, "high": -value, "near 1": abs(value - 1)}[better]
 
 
 def collapsed(n: int, m: int, eta: float, random: torch.Generator, *, axes: bool = False) -> Tensor:
@@ -206,9 +209,7 @@ def sensitivity(n: int, m: int, random: torch.Generator) -> Iterator[dict]:
     for question in ("eighth", "half", "half_axes", "eighth_few"):
         healthy = read["healthy_few" if question == "eighth_few" else "healthy"]
         for name in LABELS:
-            yield {
-                "measure": name, "question": question, "value": d_prime(healthy[name], read[question][name])
-            }  # fmt: skip
+            yield {"measure": name, "question": question, "value": d_prime(healthy[name], read[question][name])}
 
 
 def arrangements(n: int, m: int, random: torch.Generator) -> dict[str, Tensor]:
@@ -294,8 +295,7 @@ def population(name: str, m: int) -> float | None:
     many = W2Metric()
     moments = {"mean": torch.zeros(m, dtype=torch.float64), "scatter": torch.eye(m, dtype=torch.float64) * rows / m}
     many.load_state_dict({"normalize": True, "n": rows, **moments})
-    value = many.compute() if name == "w2" else float(MEASURES[name].function(many))
-    return {"low": value, "high": -value, "near 1": abs(value - 1)}[MEASURES[name].better]
+    return turned(name, of_metric(name, many))
 
 
 def bias(n: int, m: int, random: torch.Generator) -> Iterator[dict]:

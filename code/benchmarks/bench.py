@@ -115,7 +115,9 @@ class Report:
 
 
 def in_turns(calls: Mapping[str, Callable[[], Any]], device: Any, *, seconds: float) -> dict[str, float]:
-    """Median seconds of a call of each, taking turns for about `seconds` and three times at least."""
+    """Median seconds of one call of each. They take turns for about `seconds`, and at least three times."""
+    from tqdm import tqdm
+
     repeat = {}
     for name, call in calls.items():
         call()  # the first call chooses kernels and gets memory
@@ -123,10 +125,12 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], device: Any, *, seconds: fl
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     done = 0
-    while done < 3 or time.perf_counter() < end:
-        for name, call in calls.items():
-            times[name].append(clock(call, repeat[name], device))
-        done += 1
+    with tqdm(desc="turns", unit=" turns", leave=False, disable=None) as bar:
+        while done < 3 or time.perf_counter() < end:
+            for name, call in calls.items():
+                times[name].append(clock(call, repeat[name], device))
+            done += 1
+            bar.update()
     return {name: statistics.median(values) for name, values in times.items()}
 
 

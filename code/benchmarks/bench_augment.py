@@ -27,7 +27,6 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from wassersteinssl import augment, data
 from wassersteinssl.files import reason
@@ -154,9 +153,7 @@ def main(args) -> None:
         compiled, compiling = compile_cold(on_device)
         calls["ours, compiled"] = compiled and ours(on_device, compiled)
     calls = {name: call for name, call in calls.items() if call is not None}
-    with tqdm(desc="calls", disable=None, unit=" calls") as bar:
-        counted = {name: (lambda call=call: (call(), bar.update())) for name, call in calls.items()}
-        times = bench.in_turns(counted, device, seconds=0.1 if args.quick else 30)
+    times = bench.in_turns(calls, device, seconds=0.1 if args.quick else 30)
     slowest = times["the paper's, PIL"]
     rows = [
         {"pipeline": name, "two-view images/s": n / t, "x PIL": slowest / t, "compiling, s": None}

@@ -16,7 +16,6 @@ if __name__ == "__main__":
     ARGS = bench.parser(__doc__).parse_args()
 
 import torch
-from tqdm import tqdm
 
 from wassersteinssl import augment, data
 
@@ -42,9 +41,9 @@ def main(args) -> None:
     report = bench.Report("data", args)
     sizes = (BATCH, 2 * BATCH) if args.quick else (5_000, 50_000, 500_000)
     passes = {n: passing(n, report.device) for n in sizes}
-    with tqdm(desc="passes", disable=None, unit=" passes") as bar:
-        counted = {f"{n:,}": (lambda call=call: (call(), bar.update())) for n, (_, call) in passes.items()}
-        times = bench.in_turns(counted, report.device, seconds=0.1 if args.quick else 30)
+    times = bench.in_turns(
+        {f"{n:,}": call for n, (_, call) in passes.items()}, report.device, seconds=0.1 if args.quick else 30
+    )
     rows = [
         {"images": n, "ms a batch": 1000 * (t := times[f"{n:,}"] / passes[n][0]), "two-view images/s": BATCH / t}
         for n in sizes

@@ -1,22 +1,24 @@
-"""Has this embedding collapsed? Everything that the report of code/audit.py says, computed.
+"""Has this embedding collapsed? Computes everything that the report of code/audit.py says.
 
-One pass over any number of rows gathers moments, norms, the range of each feature and a fingerprint of each row; what
+One pass over any number of rows gathers moments, norms, the range of each feature and a fingerprint of each row. What
 needs pairs of rows is measured on a random sample. Legend: n rows, m features, unit rows z; lambda the eigenvalues of
 their covariance.
 
-The verdict counts dimensions in use, in two ways; the smaller count decides.
+The verdict counts the dimensions in use, in two ways; the smaller count decides.
 
-    by W2    of which number k n uniform rows would have this W2: 2 - W2^2 = sqrt(k/m) (2 - floor(n, k)^2). It sees a
-             common mean, too.
-    by rank  of which number k n uniform rows would have this effective rank: it sees the spectrum's shape.
+    by W2    the number k for which n uniform rows in R^k, padded to R^m, would have the same W2:
+             2 - W2^2 = sqrt(k/m) (2 - floor(n, k)^2). This also sees a common mean.
+    by rank  the number k for which n uniform rows in R^k would have the same effective rank. This sees the shape of
+             the spectrum.
 
-    collapsed  under 10 % of m, or one alone: for many rows W2 above 1.17    healthy  60 % or more: W2 below 0.67
-    partly     between: half of the dimensions lost is W2 = 0.77
+    collapsed  under 10 % of m, or a single one; with many rows, W2 above 1.17
+    partly     in between; with half of the dimensions lost, W2 is 0.77
+    healthy    60 % or more; W2 below 0.67
 
-No more than m rows cannot fill the dimensions: if at least a third as many are in use as there are different rows (as
-of uniform rows always, but for one draw in forty of four rows, and fewer of five), the verdict is that there are too
-few to tell; as it is of fewer than twelve rows of still fewer features. Otherwise they are collapsed, or partly. Zero
-rows have no direction: they are counted and left out.
+At most m rows cannot fill m dimensions. If they use at least a third as many dimensions as there are different rows,
+the verdict is "too few rows to tell" (uniform rows always do, except for one draw in forty of four rows, and fewer of
+five); otherwise they are collapsed, or partly. Fewer than twelve rows of still fewer features are too few, too.
+Zero rows have no direction: they are counted and left out.
 """
 
 from __future__ import annotations
@@ -41,23 +43,23 @@ from wassersteinssl.pairwise import distance, lu_calibrated, nearest_rows
 from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import W2Metric, eigenvalue_noise, w2_floor, w2_minimum
 
-COLLAPSED, HEALTHY = 0.1, 0.6  # shares of the dimensions
-ONE = 1.1  # fewer dimensions in use are one, and noise
-FEWEST = 12  # fewer rows of two to four features would often be called collapsed though they are uniform
-FEW = 3  # of no more than m rows, those with more dimensions in use than this part of them may be uniform
-CLUMPED = 1 / 3  # nearest neighbours nearer than this share of what the two moments let expect
-NEAR = 0.05  # more rows with so near a neighbour than the two moments let expect are noted
+COLLAPSED, HEALTHY = 0.1, 0.6  # collapsed below, healthy from this share of the dimensions on
+ONE = 1.1  # fewer dimensions in use than this are one dimension and noise
+FEWEST = 12  # with two to four features, fewer uniform rows than this would often be called collapsed
+FEW = 3  # at most m rows may be uniform if they use at least 1/FEW as many dimensions as there are distinct rows
+CLUMPED = 1 / 3  # rows are clumped if neighbours are nearer than this share of what their two moments let expect
+NEAR = 0.05  # noted: more rows with such a near neighbour than the two moments let expect, by this share
 DRAWS = 12  # of each law that the sample is compared with
-MATCHED, ROUNDS = 4, 8  # of a Gaussian one: sampled rows for each direction that is put right, in so many rounds
+MATCHED, ROUNDS = 4, 8  # Gaussian draws: sampled rows for each direction whose moments are matched; rounds of matching
 NEAREST = 20  # neighbours that vote on a label
-MEAN = 0.1  # of the squared length: a common mean that may be worth subtracting
-ROGUE = 20  # few features hold half of the squared length if they are no more than this part of all
+MEAN = 0.1  # a common mean with a larger share of the squared length may be worth subtracting
+ROGUE = 20  # "few features hold half of the squared length": at most 1/ROGUE of all
 SINGULAR = "1", "less than 1"
-UNRELATED = 0.95  # of the A of unrelated views, or more: they are unrelated
-MATRICES = 9  # of m x m numbers that are in memory at once
-LONG = 4096  # features whose eigenvalues take a minute
-LENGTH_LIMIT = 1e150  # length of a row; the square of one that is longer has no float64
-NAMED = 10  # of many rows or features, the first ones are named
+UNRELATED = 0.95  # views are unrelated if their A is at least this share of the A of shuffled views
+MATRICES = 9  # m x m matrices that are in memory at once
+LONG = 4096  # with more features than this the eigenvalues take a minute
+LENGTH_LIMIT = 1e150  # the square of a longer row has no float64
+NAMED = 10  # at most so many rows or features are named
 COPY = 1e-10  # 1 - |cosine| of two features that are multiples of each other
 AGAIN = "subtract a common mean, leave out features that the notes name, and audit again; "
 ADVICE = {
@@ -73,7 +75,7 @@ ADVICE_CLUMPED = "look at the nearest pairs: leave out repeated inputs; clumps t
 
 @dataclass
 class Audit:
-    """What the page shows: `report` is plain numbers and text, ready for JSON; the arrays are drawn."""
+    """What the page shows. `report` holds plain numbers and text, ready for JSON; the arrays are drawn."""
 
     report: dict[str, Any]
     norms: np.ndarray  # of the sampled rows
@@ -88,33 +90,15 @@ def audit(
     seed: int = 12,
     drop_bad_rows: bool = False,
 ) -> Audit:
-    """The report on an embedding. `views`: features of the same inputs, seen differently, row for row.
+    """The report on an embedding. `views` are features of the same inputs, seen differently, row for row.
 
     UserError, one line, for rows that are not finite (unless they are to be dropped), and for fewer than two rows or
     features.
     """
-    n, m = features.n, features.m
-    if sample < 2:
-        raise UserError(f"a sample of {sample}: an audit needs two rows")
-    if n < 2 or m < 2:
-        raise UserError(f"{features.name} holds {of(n, 'row')} of {of(m, 'feature')}: an audit needs two of each")
-    if fills_memory(size := MATRICES * 8 * m * m):
-        raise UserError(f"{m} features need {size / 2**30:.0f} GiB for their covariance: more than half of the memory")
-    if features.labels is not None and len(features.labels) != n:
-        raise UserError(f"{len(features.labels)} labels for {n} rows of features")
-    if views is not None and (views.n, views.m) != (n, m):
-        raise UserError(f"the views are {views.n} x {views.m}, the features {n} x {m}")
-
+    m = features.m
+    _check_sizes(features, views, sample)
     rows = _Pass(features, sample, np.random.default_rng(seed))
-    if rows.bad and not drop_bad_rows:
-        raise UserError(
-            f"{rows.bad} of {n} rows of {features.name} hold NaN, infinite, gigantic or vanishing values: "
-            f"{_first(rows.first_bad, rows.bad)}"
-            + ("; float16 overflows beyond 65504" if features.dtype == "float16" else "")
-            + ("; --drop-bad-rows leaves them out" if rows.n > 1 else "")
-        )
-    if rows.n < 2 or len(rows.sample) < 2:
-        raise UserError(f"{features.name}: {of(rows.n, 'finite row')} left; an audit needs two")
+    _check_rows(features, rows, drop_bad_rows)
     z = rows.sample / torch.where(rows.norms == 0, 1, rows.norms).unsqueeze(1)  # unit rows (s, m); zero ones if all are
 
     report: dict[str, Any] = {
@@ -124,13 +108,13 @@ def audit(
     repeats, directed = rows.repeats(), rows.n - rows.zero
     distinct = repeats["distinct"]
     flat = distinct <= 1 or not bool(moments_of(rows.metric, normalize=False).covariance.any())
-    if flat:  # what rounding may have left of their covariance are no directions
+    if flat:  # what rounding may have left in the covariance is no direction
         moments = rows.metric.state_dict()
         rows.metric.load_state_dict(moments | {"scatter": torch.zeros_like(moments["scatter"])})
     report["rows"] = repeats | {"dropped": rows.bad, "one_direction": flat, "first_zero": rows.first_zero}
     report["norms"] = rows.norm_statistics()
     report["features"] = rows.feature_statistics() | {"code": _code(rows.sample)}
-    # Repeated rows count once, but for a code of few values: of many rows that is what collapsed.
+    # Repeated rows count once, except where many rows take few values: there the repetition is the collapse.
     counted = distinct if not flat and (distinct > m or directed <= m) else rows.metric.n
     report["rows"]["in_floor"] = counted
     present, second = _eigenvalues(rows.metric, z)
@@ -151,11 +135,37 @@ def audit(
     return Audit(report, rows.norms.numpy(), nearest)
 
 
+def _check_sizes(features: Features, views: Features | None, sample: int) -> None:
+    n, m = features.n, features.m
+    if sample < 2:
+        raise UserError(f"a sample of {sample}: an audit needs two rows")
+    if n < 2 or m < 2:
+        raise UserError(f"{features.name} holds {of(n, 'row')} of {of(m, 'feature')}: an audit needs two of each")
+    if fills_memory(size := MATRICES * 8 * m * m):
+        raise UserError(f"{m} features need {size / 2**30:.0f} GiB for their covariance: more than half of the memory")
+    if features.labels is not None and len(features.labels) != n:
+        raise UserError(f"{len(features.labels)} labels for {n} rows of features")
+    if views is not None and (views.n, views.m) != (n, m):
+        raise UserError(f"the views are {views.n} x {views.m}, the features {n} x {m}")
+
+
+def _check_rows(features: Features, rows: _Pass, drop_bad_rows: bool) -> None:
+    if rows.bad and not drop_bad_rows:
+        raise UserError(
+            f"{rows.bad} of {features.n} rows of {features.name} hold NaN, infinite, gigantic or vanishing values: "
+            f"{_first(rows.first_bad, rows.bad)}"
+            + ("; float16 overflows beyond 65504" if features.dtype == "float16" else "")
+            + ("; --drop-bad-rows leaves them out" if rows.n > 1 else "")
+        )
+    if rows.n < 2 or len(rows.sample) < 2:
+        raise UserError(f"{features.name}: {of(rows.n, 'finite row')} left; an audit needs two")
+
+
 # ---- one pass over the rows ------------------------------------------------------------------------------------------
 
 
 class _Pass:
-    """What a single look at every row gathers; rows that are not finite are counted and left out of the rest."""
+    """What one pass over all rows gathers. Rows that are not finite are counted and otherwise left out."""
 
     def __init__(self, features: Features, size: int, random: np.random.Generator):
         index = _draw(features.n, size, random)
@@ -189,11 +199,11 @@ class _Pass:
                 bar.update(len(rows))
         self.sample, self.index = sample[kept], index[kept]  # (s, m) as they are, (s,)
         self.norms = torch.linalg.vector_norm(self.sample, dim=1)
-        if self.n - self.zero < 2 and self.zero:  # all are zero, as it were: equal rows
+        if self.n - self.zero < 2 and self.zero:  # (nearly) all are zero: treated as equal rows
             self.metric.update(torch.zeros(1, features.m, dtype=torch.float64).expand(self.zero, -1))
             return
         present = self.norms > 0
-        if 2 * int(present.sum()) <= min(size, int(self.directed.sum())):  # most of the drawn rows are none to compare
+        if 2 * int(present.sum()) <= min(size, int(self.directed.sum())):  # most drawn rows are zero: draw again
             among = self.directed.nonzero().flatten()
             self.index = among[_draw(len(among), size, random)]
             self.sample = pick(features.chunks(), self.index)
@@ -217,8 +227,8 @@ class _Pass:
         self.mean_norm += step * share
 
     def repeats(self) -> dict[str, int]:
-        """How many different rows there are but for zero ones, and how many repeat an earlier one; how often the most
-        frequent one occurs, and where first. Of two that differ in their length alone, both count."""
+        """How many distinct rows there are, zero ones apart, and how many repeat an earlier one; how often the most
+        frequent one occurs, and where first. Rows that differ in their length only are distinct."""
         directed = self.directed.numpy()
         found = self.fingerprints[directed]
         found.sort()
@@ -239,9 +249,11 @@ class _Pass:
         }  # fmt: skip
 
     def feature_statistics(self) -> dict[str, Any]:
-        """Features that are constant over all rows, those that are a multiple of an earlier one in every row (with the
-        mean and without it, as features that hardly vary beside their mean all look alike), and the fewest that hold
-        more than half of the squared length."""
+        """Features that are constant; features that are multiples of an earlier one; and the fewest features that
+        together hold more than half of the squared length.
+
+        A multiple must be one both with the mean and without it: features that hardly vary beside their mean all look
+        alike with it."""
         dead = self.low == self.high
         covariance = self.metric.covariance
         second = covariance + torch.outer(self.metric.mean, self.metric.mean)
@@ -269,8 +281,8 @@ def _draw(n: int, size: int, random: np.random.Generator) -> Tensor:
 
 
 def _usable(rows: Tensor, norms: Tensor) -> Tensor:
-    """Rows that are finite, not gigantic, and not so short that their squares vanish though they are not zero."""
-    good = norms < LENGTH_LIMIT  # not so for NaN
+    """Rows that are finite, not gigantic, and either zero or long enough that their squares do not vanish."""
+    good = norms < LENGTH_LIMIT  # false for NaN
     short = norms < 1 / LENGTH_LIMIT
     return good & ~(short & rows.any(dim=1)) if bool(short.any()) else good
 
@@ -283,8 +295,9 @@ def _cosines(gram: Tensor, dead: Tensor) -> Tensor:
 
 
 def fingerprints(rows: np.ndarray) -> np.ndarray:
-    """(k,) 64-bit numbers, the same for equal rows of (k, m) float64; two different rows share one with probability of
-    about 2^-64. Vectorised: a cryptographic hash of ten million rows would take longer than all else."""
+    """A 64-bit number (k,) for each row of (k, m) float64. Equal rows have equal numbers; two different rows share one
+    with a probability of about 2^-64. Vectorised: a cryptographic hash of ten million rows would take longer than the
+    rest of the audit."""
     factors = np.random.default_rng(0).integers(0, 2**63, rows.shape[1], dtype=np.uint64) * 2 + 1
     found = np.empty(len(rows), np.uint64)
     step = max(1, 2**16 // rows.shape[1])  # numbers that stay in the cache
@@ -303,8 +316,8 @@ def fingerprints(rows: np.ndarray) -> np.ndarray:
 
 
 def _eigenvalues(metric: W2Metric, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of the covariance and of the second moment, descending, without what rounding left of 0. Fewer unit rows
-    than features that are all in z have them in common, but for zeros, with their smaller Gram matrices."""
+    """The eigenvalues of the covariance and of the second moment, descending; what rounding left of 0 is 0. With fewer
+    unit rows than features, all of them in z, the smaller Gram matrices have the same eigenvalues, zeros apart."""
     x = moments_of(metric, normalize=False)
     grams = [x.covariance, x.second]
     if len(z) == x.n < x.m and bool(x.covariance.any()):
@@ -323,9 +336,9 @@ def _of_gram(gram: Tensor, m: int) -> Tensor:
 
 
 def _w2(metric: W2Metric, values: Tensor, n: int) -> dict[str, float]:
-    """W2^2 = ||mu||^2 + ||S^(1/2) - I / sqrt m||_F^2: what the mean and what the covariance, of these eigenvalues,
-    contribute. The floor is that of n rows, the distinct ones: repeating them changes nothing in W2. The minimum is
-    that of all, as repeats are weights."""
+    """W2^2 = ||mu||^2 + ||S^(1/2) - I / sqrt m||_F^2, and the parts that the mean and the covariance, with these
+    eigenvalues, contribute. The floor is that of the n distinct rows, as repeating all rows does not change W2. The
+    minimum is that of all rows, as repeated rows act as weights."""
     m, mean = metric.dim, float(metric.mean.square().sum())
     covariance = _covariance_part(values)
     square, floor = mean + covariance, w2_floor(n, m)
@@ -341,7 +354,7 @@ def _covariance_part(eigenvalues: Tensor) -> float:
 
 
 def _dimensions_by_w2(square: float, n: int, m: int) -> float:
-    """Squares, because these grow about linearly with k."""
+    """`_dimensions` by W2; squared, because that grows about linearly with k."""
     return _dimensions((2 - square) ** 2, lambda k: k / m * (2 - w2_floor(n, k) ** 2) ** 2, m)
 
 
@@ -350,7 +363,7 @@ def _dimensions_by_rank(rank: float, n: int, m: int) -> float:
 
 
 def _centred(sample: Tensor, n: int) -> float:
-    """Dimensions in use of the sampled rows minus their mean: what an audit of the centred rows would say."""
+    """Dimensions in use once the mean is subtracted from the sampled rows: what an audit of the rest would say."""
     z = unit_rows(sample - sample.mean(dim=0))
     n, m = min(n, len(z)), z.shape[1]
     mean = z.mean(dim=0)
@@ -361,7 +374,7 @@ def _centred(sample: Tensor, n: int) -> float:
 
 
 def _code(sample: Tensor) -> str | None:
-    """What the rows hold, if they are a code of two values, or whole numbers that are never negative."""
+    """What the rows hold, if that is a code: two values only, or whole numbers that are never negative."""
     low, high = sample.min(), sample.max()
     if bool(((sample == low) | (sample == high)).all()):
         return f"only {low:g} and {high:g}"
@@ -387,14 +400,14 @@ def _spectrum(metric: W2Metric, values: Tensor, second: Tensor, n: int) -> dict[
 
 
 def _uniform_rank(n: int, m: int) -> float:
-    """Effective rank of n uniform rows in R^m, by Page's entropy: of n - 1 centred Gaussian rows it is log(small) -
-    small / (2 large), to first order."""
+    """The effective rank of n uniform rows in R^m, by Page's entropy: to first order that of n - 1 centred Gaussian
+    rows is log(small) - small / (2 large), where small and large are the two of n - 1 and m."""
     small, large = sorted((n - 1, m))
     return max(1.0, small * math.exp(-small / (2 * large)))
 
 
 def _dimensions(value: float, expected: Callable[[int], float], m: int) -> float:
-    """The k from 0 to m with expected(k) = value, of a function that grows from 0 at k = 0; linear between integers."""
+    """The k in [0, m] with expected(k) = value, for a function that grows from 0 at k = 0; linear between integers."""
     least, most, below, above = 0, m, 0.0, expected(m)
     if value >= above:
         return float(m)
@@ -409,7 +422,7 @@ def _dimensions(value: float, expected: Callable[[int], float], m: int) -> float
 
 
 def _verdict(report: dict[str, Any]) -> dict[str, Any]:
-    """The word, and the sentence that says why; see the head of this file."""
+    """The verdict in a word, and the sentence that says why; see the head of this file."""
     m, w2, spectrum, beyond = report["m"], report["w2"], report["spectrum"], report["beyond"]
     directed, zeros = report["n"] - report["norms"]["zero_rows"], report["norms"]["zero_rows"] / report["n"]
     used = min(w2["dimensions"], spectrum["dimensions"])
@@ -446,7 +459,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         if different <= m and different < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
     advice = ADVICE[word]
-    clumped = beyond["clumped"] and word != "collapsed" and not few  # a few directions are no place to look for clumps
+    clumped = beyond["clumped"] and word != "collapsed" and not few  # clumps mean nothing in a few directions
     if clumped:
         advice = ADVICE_CLUMPED if word == "healthy" else f"{ADVICE_CLUMPED}; {advice}"
         word += " in two moments, but clumped" if word == "healthy" else ", and clumped"
@@ -466,10 +479,11 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What two moments cannot see, on the sampled rows z (s, m): calibrated L_U, and the distances to the nearest
-    neighbour, beside draws of as many rows of two laws: i.i.d. uniform ones, and Gaussian ones of the rows' own mean
-    and covariance, scaled to unit length like them. d' is (value - mean over draws) / their deviation; `near` the share
-    of rows whose neighbour is nearer than CLUMPED of the Gaussian median."""
+    """What two moments cannot see, on the sampled rows z (s, m): calibrated L_U, and distances to nearest neighbours.
+
+    They are compared with draws of as many rows from two laws: i.i.d. uniform rows, and Gaussian rows with the mean and
+    covariance of z, scaled to unit length like z. d' is (value - mean over the draws) / deviation of the draws; `near`
+    is the share of rows with a neighbour nearer than CLUMPED times the Gaussian median."""
     random = studies.generator(seed)
     laws: dict[str, Callable[[], Tensor]] = {
         "uniform": lambda: studies.sphere(len(z), z.shape[1], random).double(),
@@ -497,11 +511,13 @@ def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str,
 
 
 def _gaussian(z: Tensor, flat: bool, random: torch.Generator) -> Callable[[], Tensor]:
-    """Draws of Gaussian rows, scaled to unit length, with the mean and the covariance of the unit rows z (s, m) in its
-    s / MATCHED strongest directions. A plain draw of N(mean, covariance) would add noise of its own to that of z in
-    these moments, and scaling it would even its spectrum: its moments are put right and it is scaled, in turn."""
+    """A function that draws Gaussian rows, scaled to unit length, with the mean and covariance of the unit rows z
+    (s, m) in the s / MATCHED strongest directions of z.
+
+    A plain draw of N(mean, covariance) would have noise of its own in these moments, and scaling its rows would flatten
+    its spectrum. Therefore matching the moments and scaling the rows alternate, for some rounds."""
     mean, s = z.mean(dim=0), len(z)
-    centred = torch.zeros_like(z) if flat else z - mean  # what rounding left there are no directions
+    centred = torch.zeros_like(z) if flat else z - mean  # what rounding left there is no direction
     tall = s >= z.shape[1]
     values, vectors = torch.linalg.eigh(centred.T @ centred if tall else centred @ centred.T)
     order = (values > eigenvalue_noise(values)).nonzero().flatten().flip(0)  # of the present ones, descending
@@ -520,7 +536,7 @@ def _gaussian(z: Tensor, flat: bool, random: torch.Generator) -> Callable[[], Te
             covariance = strongest.T @ strongest / s
             factor, failed = torch.linalg.cholesky_ex(covariance)
             if failed or (y is not z and bool(((covariance - identity).abs() < 1e-3).all())):
-                break  # failed: scaled to unit length a few rows may all be alike
+                break  # failed: a few rows, scaled to unit length, may all be alike
             g[:, :k] = torch.linalg.solve_triangular(factor.T, strongest, upper=True, left=False)
             y = unit_rows(mean + g @ from_g)
             strongest = (y - y.mean(dim=0)) @ to_g
@@ -541,11 +557,11 @@ def _d_prime(value: float, draws: Tensor) -> float | None:
 
 
 def _labels(z: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
-    """Do the sampled rows' neighbours know the label? A random half is asked, the other votes."""
+    """Do neighbours share the label? A random half of the sampled rows is asked, the other half votes."""
     from wassersteinssl.evaluate import knn_accuracy
 
     order = torch.randperm(len(z), generator=studies.generator(seed))
-    found, labels = labels[order].unique(return_inverse=True)  # of the sample: the whole may have a label a row
+    found, labels = labels[order].unique(return_inverse=True)  # the sample's own labels only
     z, classes, asked = z[order], len(found), labels[1::2]
     accuracy = knn_accuracy(z[::2], labels[::2], z[1::2], asked, k=NEAREST, classes=classes)
     return {
@@ -555,7 +571,7 @@ def _labels(z: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
 
 
 def _views(z: Tensor, other: Tensor, name: str, seed: int, drop_bad_rows: bool) -> dict[str, Any]:
-    """Every measure of two views, on the sampled rows; and of `unrelated` ones, the second shuffled."""
+    """Every measure of two views, on the sampled rows; and as `unrelated` the same with the second view shuffled."""
     norms = torch.linalg.vector_norm(other, dim=1)
     good = _usable(other, norms)
     bad = int((~good).sum())
@@ -567,7 +583,7 @@ def _views(z: Tensor, other: Tensor, name: str, seed: int, drop_bad_rows: bool) 
     if bad > len(other) - 2:
         raise UserError(f"{name}: {of(len(other) - bad, 'finite row')} of those sampled left; an audit needs two")
     z, other, norms = z[good], other[good], norms[good]
-    other = other / torch.where(norms == 0, 1, norms).unsqueeze(1)  # as z is: not every measure scales rows itself
+    other = other / torch.where(norms == 0, 1, norms).unsqueeze(1)  # like z, as not every measure scales its rows
     functions = {key: record.function for key, record in MEASURES.items() if record.needs_views}
     order = torch.randperm(len(other), generator=studies.generator(seed))
     shuffled = torch.empty_like(other)
@@ -577,7 +593,7 @@ def _views(z: Tensor, other: Tensor, name: str, seed: int, drop_bad_rows: bool) 
 
 
 def _cautions(report: dict[str, Any]) -> Iterator[str]:
-    """What a reader has to keep in mind with these numbers."""
+    """What a reader of these numbers has to keep in mind."""
     n, m, rows = report["n"], report["m"], report["rows"]
     if report["norms"]["max"] - report["norms"]["min"] > 1e-3 * report["norms"]["max"]:
         yield "rows differ in length; everything but the norms is of rows scaled to unit length"

@@ -1,4 +1,4 @@
-"""Features to audit, made from images by a trained run or by a pretrained model of timm."""
+"""Features to audit, computed from images by the encoder of a trained run or by a pretrained model of timm."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from wassersteinssl.table2 import TERM_LABELS
 
 
 def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, layer: str) -> Features:
-    """What a finished run's encoder makes of a split's images, not augmented: of the data set that it was trained on,
-    unless another is named, and all of them, whatever its --limit-train was.
+    """Features of a split's images, not augmented, by the encoder of a finished run. The images are those of the data
+    set that it was trained on, unless another is named, and all of them, whatever its --limit-train was.
 
-    `layer`: "projector" for z, whose uniformity is trained, or "backbone" for the h that tasks use.
+    `layer`: "projector" for z, whose uniformity is trained, or "backbone" for h, which tasks use.
     """
     file = folder / "encoder.safetensors" if folder.is_dir() else folder
     if not file.exists():
@@ -31,7 +31,7 @@ def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, 
         encoder = load_encoder(file)
         settings, method = encoder.config["settings"], encoder.config["method"]
         term = TERM_LABELS.get(settings["uniformity"], f" + {settings['uniformity']}")
-        if dataset in (None, settings["dataset"]):  # its folder holds no other data set
+        if dataset in (None, settings["dataset"]):  # only then is the run's --data-dir the right one
             dataset, data_dir = settings["dataset"], data_dir or settings["data_dir"]
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -50,7 +50,7 @@ def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, 
 
 
 def of_timm(model: str, dataset: str | None, data_dir: str | None, split: str) -> Features:
-    """What a pretrained model of the package timm, without its classifier, makes of images, resized to its size."""
+    """Features of images, resized to its input size, by a pretrained model of the package timm without classifier."""
     try:
         import timm
     except ImportError:
@@ -58,7 +58,7 @@ def of_timm(model: str, dataset: str | None, data_dir: str | None, split: str) -
     try:
         network = timm.create_model(model, pretrained=True, num_classes=0)
         config = timm.data.resolve_model_data_config(network)
-    except Exception as error:  # of many libraries: unknown name, no network, no disk
+    except Exception as error:  # from many libraries: unknown name, no network, full disk
         raise UserError(f"timm cannot load {model}: {reason(error)[:300]}") from None
     images, part = _images(dataset or "folder", data_dir, split)
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))

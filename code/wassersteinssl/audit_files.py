@@ -1,8 +1,8 @@
 """Features to audit, read chunk by chunk from files of many kinds.
 
-A mapped file (.npy, .pt, .safetensors) is opened anew for every chunk, so that its pages are given back, and others are
-read as a stream: memory does not grow with the number of rows. Nothing that is read can run code: pickles and object
-arrays are refused.
+Memory does not grow with the number of rows: a mapped file (.npy, .pt, .safetensors) is opened anew for every chunk, so
+that its pages are given back, and others are read as a stream. No file can run code: pickles and object arrays are
+refused.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from torch import Tensor
 from wassersteinssl.cli import UserError
 from wassersteinssl.files import reason
 
-CHUNK = 2**21  # numbers at once: 16 MiB in float64
-TEXT = "utf-8-sig"  # spreadsheets put a mark before the first number
+CHUNK = 2**21  # numbers read at once: 16 MiB in float64
+TEXT = "utf-8-sig"  # spreadsheets put a byte-order mark before the first number
 TABLES = (".csv", ".tsv")
-INDEX = ("", "Unnamed: 0")  # heads of the column that pandas writes unasked
+INDEX = ("", "Unnamed: 0")  # heads of the index column that pandas writes by default
 NO_FEATURES = ("label", "labels", "class", "target", "y", "id", "index", "image_id", "split", "epoch")
-COUNTED = 1000  # lines of a table that are looked at for an index
+COUNTED = 1000  # lines of a table that are searched for an index
 CODE = "which could run code when read: save a plain array"
 
 
 @dataclass(frozen=True)
 class Features:
-    """n rows of m features. `chunks()` gives them in order, as floating (k, m) tensors; it may raise UserError."""
+    """n rows of m features. `chunks()` yields them in order, as floating (k, m) tensors; it may raise UserError."""
 
     name: str
     n: int
@@ -58,7 +58,7 @@ class Stored(NamedTuple):
 
 
 def of_rows(rows: np.ndarray | Tensor, name: str, labels: Any = None) -> Features:
-    """Features that are in memory, a row a sample: (n, m), with n labels if there are any. UserError for others."""
+    """Features in memory: (n, m), a row for each sample, and n labels if given. UserError for anything else."""
     if not isinstance(rows, np.ndarray | Tensor) or rows.ndim != 2 or 0 in rows.shape:
         what = f"shape {tuple(rows.shape)}" if isinstance(rows, np.ndarray | Tensor) else f"type {type(rows).__name__}"
         raise UserError(f"{name}: features are an array or tensor (rows, features), not one of {what}")
@@ -78,8 +78,8 @@ def of_rows(rows: np.ndarray | Tensor, name: str, labels: Any = None) -> Feature
 
 
 def pick(chunks: Iterable[Tensor], index: Tensor) -> Tensor:
-    """Rows `index` (ascending) of all chunks together, in float64. One block of memory: small ones, kept from many
-    chunks, would keep the allocator from using that of the chunks again."""
+    """Rows `index` (ascending) of all chunks together, in float64. They are copied into one block of memory, as small
+    blocks, kept from many chunks, would prevent the allocator from reusing the chunks' memory."""
     found, start = torch.empty(0), 0
     for chunk in chunks:
         if not start:
@@ -91,7 +91,7 @@ def pick(chunks: Iterable[Tensor], index: Tensor) -> Tensor:
 
 
 def within(index: Tensor, start: int, rows: int) -> slice:
-    """Where the ascending `index` names one of so many rows from `start` on."""
+    """The part of the ascending `index` that falls into so many rows from `start` on."""
     return slice(*torch.searchsorted(index, torch.tensor([start, start + rows])).tolist())
 
 
@@ -103,10 +103,10 @@ def with_labels(features: Features, path: Path | None, key: str | None = None) -
 
 
 def read(path: Path, key: str | None = None, drop: Collection[str] = ()) -> Features:
-    """The features in a file, or in a folder's files one after another in natural order (2 before 10).
+    """The features in a file, or in the files of a folder, one after another in natural order (2 before 10).
 
-    `key` names the array in a file that holds several, `drop` columns of a table that are left out where they are
-    there. UserError, one line, for what is no matrix of numbers.
+    `key` names the array in a file that holds several. `drop` names columns of a table to leave out, if they exist.
+    UserError, one line, for anything but a matrix of numbers.
     """
     _check_there(path)
     if not path.is_dir():
@@ -132,8 +132,8 @@ def read(path: Path, key: str | None = None, drop: Collection[str] = ()) -> Feat
 
 def read_labels(path: Path, n: int, key: str | None = None) -> Tensor:
     """Classes 0, 1, ... of n rows, (n,) int64, from n numbers or, in .csv, .tsv and .txt, n lines of text. `key` names
-    one of several arrays, or the column of a table with a header. Of a table of one column, a line more is its header,
-    if it is neither a number nor one of the classes; a first column that pandas wrote as an index is left out."""
+    one of several arrays, or the column of a table with a header. If a table of one column has one line too many, the
+    first is a header, unless it is a number or one of the classes. An index column written by pandas is left out."""
     _check_there(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder: labels are one file")
@@ -156,14 +156,14 @@ def _check_labels(shape: tuple[int, ...], n: int, source: str) -> None:
 
 
 def _classes(values: np.ndarray, n: int, source: str) -> Tensor:
-    """0, 1, ... of n labels, (n,) int64. UserError if some are missing."""
+    """n labels as classes 0, 1, ..., (n,) int64. UserError if some are missing."""
     _check_labels(values.shape, n, source)
     values, empty = values.reshape(-1), 0
     if values.dtype.kind == "f":
         empty = int(np.isnan(values).sum())
     elif values.dtype.kind in "US":
         empty = int(np.isin(values, np.array(["", "nan", "NaN"], values.dtype.kind)).sum())
-    elif values.dtype.kind == "O":  # as of pandas
+    elif values.dtype.kind == "O":  # as pandas has them
         empty = sum(value is None or value != value or value == "" for value in values)
     if empty:
         raise UserError(f"{source} holds no label for {empty} of {n} rows")
@@ -174,7 +174,7 @@ def _classes(values: np.ndarray, n: int, source: str) -> Tensor:
 
 
 def _column(path: Path, lines: list[str], n: int, key: str | None) -> list[str]:
-    """The n cells of a table of one column, without its header and its index, or of the column called `key`."""
+    """The n cells of the column called `key`, or of a table's only column without its header and its index."""
     rows = [row for row in csv.reader(lines, delimiter=_delimiter("".join(lines[:1]))) if row]
     if key is not None:
         names = [name.strip() for name in rows[0]] if rows else []
@@ -193,7 +193,7 @@ def _column(path: Path, lines: list[str], n: int, key: str | None) -> list[str]:
 
 
 def check_key(paths: Iterable[Path]) -> None:
-    """UserError if a key chooses nothing, because each of the files holds one array without a name."""
+    """UserError if a key has nothing to choose from, because every file holds one array without a name."""
     files = [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
     if all(_kind(file) in UNNAMED for file in files if _kind(file) in KNOWN):
         raise UserError(f"--key names an array in a file that holds several, not in {', '.join(UNNAMED)}")
@@ -235,7 +235,7 @@ def _check_type(dtype: str, source: str) -> None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What goes wrong with a file, as one line."""
+    """Turns whatever goes wrong with a file into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -297,7 +297,7 @@ def _safetensors(path: Path, key: str | None, ndim: int) -> Stored:
 
 
 def _npz(path: Path, key: str | None, ndim: int) -> Stored:
-    """Unpacked on the way: a packed array can only be read from its beginning."""
+    """Unpacked while it is read, as a compressed array can only be read from its beginning."""
 
     def header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
         version = np.lib.format.read_magic(file)
@@ -333,19 +333,20 @@ class _Head(NamedTuple):
     delimiter: str
     columns: int
     header: list[str]  # names of the columns; none without a header
-    numbered: bool  # these names are 0, 1, 2, ...
-    lines: int  # before its numbers
+    numbered: bool  # the names are 0, 1, 2, ...
+    lines: int  # before the numbers begin
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """From 1, without empty ones; a tab may separate what is missing."""
+    """Lines with their numbers, from 1, without empty ones. A line of tabs is not empty: it separates missing cells."""
     with path.open(encoding=TEXT) as file:
         yield from ((number, line) for number, line in enumerate(file, 1) if line.strip(" \r\n"))
 
 
 def _head(path: Path) -> _Head:
-    """A first line without a number is a header; and one that counts 0, 1, 2, ... further than 0,1, which may be a
-    code, or behind a name. Lines before it that begin with # and have not the cells of the next one are comments."""
+    """The head of a table. Its first line is a header if it has no number, or if it counts 0, 1, 2, ... (further than
+    0,1, which may be a code), perhaps after a name. Lines before it are comments if they begin with # and have another
+    number of cells than the next line."""
     head = [line for _, line in itertools.islice(_numbered_lines(path), COUNTED)]
     comments = 0
     for line, following in itertools.pairwise(head):
@@ -363,13 +364,13 @@ def _head(path: Path) -> _Head:
 
 
 def _table(path: Path, drop: Collection[str]) -> Stored:
-    """Numbers separated by comma, semicolon or tab, a row a line. A first column without a name, or that counts the
-    rows, is an index and left out; and so are the columns that `drop` names and those that by their name are no
-    features, whatever they hold."""
+    """Numbers separated by comma, semicolon or tab, a line for each row. Left out are a first column that has no name
+    or counts the rows (an index), the columns that `drop` names, and those whose name says that they are not features.
+    """
     delimiter, columns, names, numbered, before = _head(path)
 
     def numbered_rows() -> Iterator[tuple[int, str]]:
-        """Those below the header."""
+        """The lines below the header."""
         return itertools.islice(_numbered_lines(path), before, None)
 
     def lines() -> Iterator[str]:
@@ -404,7 +405,7 @@ def _table(path: Path, drop: Collection[str]) -> Stored:
 
     def chunks() -> Iterator[np.ndarray]:
         remaining = lines()
-        for part in _parts(shape, share=4):  # as text, numbers are larger
+        for part in _parts(shape, share=4):  # numbers take more room as text
             text = list(itertools.islice(remaining, part.stop - part.start))
             whole = all(line.count(delimiter) == columns - 1 or len(cells_of(line)) == columns for line in text)
             try:
@@ -429,7 +430,7 @@ FORMATS: dict[str, Callable[[Path, str | None, int], Stored]] = {
     ".npy": _npy, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".safetensors": _safetensors,
 }  # fmt: skip
 KNOWN = (*FORMATS, *TABLES)
-UNNAMED = (".npy", *TABLES)  # one array, without a name
+UNNAMED = (".npy", *TABLES)  # hold one array, without a name
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -451,7 +452,7 @@ def _format(path: Path) -> Callable[[Path, str | None, int], Stored]:
 
 
 def _choose(dimensions: dict[str, int], key: str | None, ndim: int) -> tuple[str, tuple[str, ...]]:
-    """The name that `key` asks for, or of the only array with so many dimensions; and a note if others were left."""
+    """The name of the array that `key` asks for, or of the only one with `ndim` dimensions; a note if others remain."""
     found = [name for name, number in dimensions.items() if number == ndim]
     if key is not None:
         if key not in dimensions:
@@ -462,12 +463,12 @@ def _choose(dimensions: dict[str, int], key: str | None, ndim: int) -> tuple[str
         raise ValueError(f"several arrays: choose one with {option}: {', '.join(found)}")
     if not dimensions:
         raise ValueError("it holds no array")
-    name = found[0] if found else next(iter(dimensions))  # of another shape, which will be told
+    name = found[0] if found else next(iter(dimensions))  # its shape is wrong, which the caller will tell
     return name, (f"of the arrays {', '.join(dimensions)}, {name} was taken",) if len(dimensions) > 1 else ()
 
 
 def _parts(shape: tuple[int, ...], share: int = 1) -> Iterator[slice]:
-    """Slices of rows that hold CHUNK / share numbers."""
+    """Slices of rows that hold CHUNK / share numbers each."""
     rows = max(1, CHUNK // share // max(1, int(np.prod(shape[1:]))))
     return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
 
@@ -477,11 +478,11 @@ def _slices(rows: Callable[[slice], Any], shape: tuple[int, ...]) -> Callable[[]
 
 
 def _floating(rows: np.ndarray | Tensor) -> Tensor:
-    """Rows in memory, in their own floating type; whole numbers in one that holds them."""
+    """Rows in memory, in their own floating type; whole numbers in a floating type that can hold them."""
     if isinstance(rows, np.ndarray):
         small = rows.dtype.kind in "iub" and rows.dtype.itemsize <= 2
         native = np.float32 if small else np.float64 if rows.dtype.kind in "iub" else rows.dtype.newbyteorder("=")
-        rows = torch.from_numpy(rows.astype(native))  # a copy: a memory map must not be written to
+        rows = torch.from_numpy(rows.astype(native))  # a copy, as a memory map must not be written to
     return rows if rows.is_floating_point() else rows.to(torch.float32 if rows.itemsize <= 2 else torch.float64)
 
 
@@ -507,5 +508,5 @@ def _is_number(text: str) -> bool:
 
 
 def _natural(path: Path) -> list:
-    """Sorts shard-2 before shard-10: labels and views follow this order."""
+    """A key that sorts shard-2 before shard-10. Labels and views must be in the same order."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

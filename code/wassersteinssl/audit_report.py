@@ -20,7 +20,7 @@ from wassersteinssl.cli import UserError
 from wassersteinssl.files import write_atomically
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
 
-# Of the laws that the rows are compared with: colour, dashes, name.
+# The laws that the rows are compared with: colour, dashes, name.
 LAWS = {"uniform": (COLORS[1], "--", "uniform rows"), "gaussian": (COLORS[6], ":", "Gaussian, same moments")}
 
 HEAD = ("measure", "value", "compare with")
@@ -28,7 +28,7 @@ COMPARED = (
     "Embedding", "n x m", "verdict", "W2 (floor)", "common mean", "by W2", "by rank",
     "nearest neighbour (Gaussian)", "kNN",
 )  # fmt: skip
-LONGEST = 80  # characters of a name above the picture
+LONGEST = 80  # characters of the name above the picture, at most
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
@@ -89,21 +89,13 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         found.append(("kNN accuracy", f"{labels['knn1']:.1f} %", f"{asked}; {most}"))
     if "views" in report:
         views = report["views"]
-        found.append(
-            (
-                "alignment A",
-                f"{views['alignment']:.4f}",
-                f"0: views agree, {views['unrelated']['alignment']:.2f}: unrelated; {views['name']}",
-            )
-        )
-        found.append(
-            (
-                "LiDAR",
-                f"{views['lidar']:.1f}",
-                f"directions, of {report['m']}, by how the inputs' own spread exceeds that of their views; "
-                f"{views['unrelated']['lidar']:.1f}: unrelated, so read it beside A",
-            )
-        )
+        found += [
+            ("alignment A", f"{views['alignment']:.4f}",
+             f"0: views agree, {views['unrelated']['alignment']:.2f}: unrelated; {views['name']}"),
+            ("LiDAR", f"{views['lidar']:.1f}",
+             f"directions, of {m}, by how the inputs' own spread exceeds that of their views; "
+             f"{views['unrelated']['lidar']:.1f}: unrelated, so read it beside A"),
+        ]  # fmt: skip
     return [(name, value, printable(meaning)) for name, value, meaning in found]
 
 
@@ -124,7 +116,7 @@ def text(report: dict[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """No character that could steer a terminal: names of files may hold any."""
+    """The text without control characters, which could steer a terminal: names of files may hold any."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
@@ -195,7 +187,7 @@ def draw(audit: Audit) -> Figure:
 
 
 def _draw_dimensions(axes: Axes, report: dict[str, Any]) -> None:
-    """The two counts behind the verdict, over its three zones."""
+    """The two counts behind the verdict, over the verdict's three zones."""
     m, w2, spectrum = report["m"], report["w2"], report["spectrum"]
     zones = {"collapsed": (0, COLLAPSED, "0.75"), "partly": (COLLAPSED, HEALTHY, "0.88"), "healthy": (HEALTHY, 1, "1")}
     for name, (left, right, grey) in zones.items():
@@ -219,7 +211,7 @@ def _draw_dimensions(axes: Axes, report: dict[str, Any]) -> None:
 def _draw_spectrum(axes: Axes, spectrum: dict[str, Any]) -> None:
     values, law = np.array(spectrum["eigenvalues"]), np.array(spectrum["marchenko_pastur"])
     index = np.arange(1, len(values) + 1)
-    bottom = max(1e-12, 1e-9 * law.max())  # what lies below is rounding
+    bottom = max(1e-12, 1e-9 * law.max())  # smaller values are rounding
     axes.plot(index, values.clip(bottom), color=COLORS[0])
     color, dashes, _ = LAWS["uniform"]  # that of Marchenko and Pastur
     axes.plot(index, np.where(law > 0, law, np.nan), color=color, linestyle=dashes)
@@ -240,7 +232,7 @@ def _draw_nearest(axes: Axes, nearest: dict[str, np.ndarray]) -> None:
 
 
 def _bins(values: np.ndarray) -> list[float]:
-    """40 bins over the values; one unit wide around them if they are all the same."""
+    """40 bins over the values; over one unit around them if all are the same."""
     low, high = float(values.min()), float(values.max())
     spread = high - low > 1e-6 * max(abs(high), 1e-30)
     return np.linspace(low, high, 41).tolist() if spread else np.linspace(low - 0.5, high + 0.5, 41).tolist()
@@ -258,7 +250,7 @@ img { width: 100%; height: auto } .verdict { border-left: .4rem solid #0072B2; p
 
 
 def page(report: dict[str, Any], picture: bytes) -> str:
-    """HTML that needs no other file and runs no script; whatever came from outside is escaped."""
+    """HTML that needs no other file and runs no script; everything from outside is escaped."""
     verdict = report["verdict"]
     rows = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in entry) + "</tr>" for entry in entries(report)
@@ -300,7 +292,7 @@ def page(report: dict[str, Any], picture: bytes) -> str:
 
 
 def save(audit: Audit, folder: Path) -> list[Path]:
-    """audit.json, .txt, .png and .html in `folder`, which is made if need be; the paths."""
+    """Write audit.json, .txt, .png and .html into `folder`, which need not exist yet, and return their paths."""
     figure, picture = draw(audit), io.BytesIO()
     figure.savefig(picture, format="png", dpi=200)
     plt.close(figure)

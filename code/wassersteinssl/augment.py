@@ -1,12 +1,12 @@
 """Two-view augmentation of a whole batch at once, on whatever device the images live.
 
-The random numbers are drawn on the CPU (`draw`), so that every device sees the same augmentation; `apply` then runs
-without a host synchronisation or a data-dependent shape and can be captured in a CUDA graph.
+Random numbers are drawn on the CPU (`draw`), so that every device sees the same augmentation. `apply` then runs without
+a host synchronisation or a data-dependent shape, and can be captured in a CUDA graph.
 
-Crop, resize, flip and blur are linear and separable: each is a pair of small matrices a sample, applied by batched
-matrix products, which resizes with antialiasing exactly as PIL does.
+Crop, resize, flip and blur are linear and separable: each is a pair of small matrices for each sample, applied by
+batched matrix products. This resizes with antialiasing exactly as PIL does.
 
-Legend: n images, H x W their size, h x w the output size; pixels are on the scale 0..255 until they are normalised.
+Legend: n images of size H x W, output size h x w; pixels are on the scale 0..255 until they are normalised.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from wassersteinssl.augmentation import Augmentation
 from wassersteinssl.device import moved
 
 GREY = (0.299, 0.587, 0.114)  # luma of R, G, B
-CHUNK_PIXELS = 64 * 32 * 32  # on a CPU, so many pixels a thread at a time stay in its second-level cache
+CHUNK_PIXELS = 64 * 32 * 32  # pixels per thread at a time on a CPU, so that they stay in its second-level cache
 
 
 def _field(first: int, number: int = 1) -> property:
-    """Row `first` of the table, or so many rows from it on."""
+    """Row `first` of the table, or `number` rows from there on."""
     if number == 1:
         return property(lambda self: self.table[first])
     return property(lambda self: self.table[first : first + number])
@@ -34,15 +34,15 @@ def _field(first: int, number: int = 1) -> property:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What one `draw` chose: a row of `table` a quantity, a column a sample, so that one copy moves all of it.
+    """What one `draw` chose. `table` has a row per quantity and a column per sample, so that one copy moves all of it.
 
     Blend k of a sample is x <- f x + (1 - f) (a mean(g) + b g), g the grey image: brightness, contrast and saturation
-    in the sample's own order; hue is shifted before blend k = `place`, or after them all where `place` is 3. `order`
-    sorts the samples by `place`: those that share one lie together, and hue is computed once a sample.
+    in the sample's own order. Hue is shifted before blend k = `place`, or after all three if `place` is 3. `order`
+    sorts the samples by `place`, so that hue is computed only once for each sample.
     """
 
     table: Tensor  # (20, n) float32
-    cuts: tuple[int, ...] | None = None  # place k is at cuts[k]..cuts[k + 1] of the order; None: quarter k
+    cuts: tuple[int, ...] | None = None  # place k is at cuts[k]..cuts[k + 1] of the order; None: its quarter k
 
     box = _field(0, 4)  # top, left, height, width of the crop, in pixels
     flip = _field(4)  # 1: mirrored
@@ -60,7 +60,7 @@ class Parameters:
         return Parameters(moved(self.table, device), self.cuts)
 
     def share(self, rank: int, size: int) -> "Parameters":
-        """Those of the rank-th of `size` equal shares of the samples. On the CPU."""
+        """The parameters of the rank-th of `size` equal shares of the samples. On the CPU."""
         if size == 1:
             return self
         table = self.table.chunk(size, dim=1)[rank].clone()
@@ -69,19 +69,20 @@ class Parameters:
 
 
 def joined(views: Sequence[Parameters]) -> list[Parameters]:
-    """Parameters of several views of n images as those of one set, the images repeated for each view: one `apply` for
-    all of them, which on a GPU halves the launches. Left apart where four does not divide n, and in shares."""
+    """The parameters of several views of n images joined into one set, for the images repeated for each view: then one
+    `apply` serves all views, which on a GPU halves the launches. If four does not divide n, and for shares, they are
+    returned as they are."""
     n = views[0].table.shape[1]
     if n % 4 or any(view.cuts is not None for view in views):
         return list(views)
     table = torch.cat([view.table for view in views], dim=1)
-    # a quarter of each view after the other, then the next quarters
+    # the first quarter of every view, then the second ones, ...
     table[19] = torch.cat([(view.order + k * n).view(4, -1) for k, view in enumerate(views)], dim=1).flatten()
     return [Parameters(table)]
 
 
 def generator(seed: int, epoch: int, step: int, stream: int | str) -> torch.Generator:
-    """A CPU generator whose state is a pure function of the arguments; `stream` tells the views of a step apart."""
+    """A CPU generator whose state is a pure function of the arguments; `stream` distinguishes the views of a step."""
     digest = hashlib.sha256(f"{seed} {epoch} {step} {stream}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -89,9 +90,9 @@ def generator(seed: int, epoch: int, step: int, stream: int | str) -> torch.Gene
 def _draw_boxes(augmentation: Augmentation, size: tuple[int, int], u: Tensor) -> list[Tensor]:
     """Crop boxes (top, left, height, width), each (n,), from u (22, n) uniform in [0, 1).
 
-    RandomResizedCrop's distribution: of ten tries of area ~ U(scale) H W and log ratio ~ U(log ratio), the first with
-    w = round(sqrt(area ratio)) <= W and h = round(sqrt(area / ratio)) <= H; else the largest central box with a ratio
-    in the range. The position is uniform over the integers that keep the box inside.
+    RandomResizedCrop's distribution: of ten tries with area ~ U(scale) H W and log ratio ~ U(log ratio), the first that
+    has w = round(sqrt(area ratio)) <= W and h = round(sqrt(area / ratio)) <= H; if none has, the largest central box
+    with a ratio in the range. The position is uniform over the integers that keep the box inside.
     """
     H, W = size
     (scale_low, scale_high), (ratio_low, ratio_high) = augmentation.crop_scale, augmentation.crop_ratio
@@ -110,8 +111,8 @@ def _draw_boxes(augmentation: Augmentation, size: tuple[int, int], u: Tensor) ->
 def draw(augmentation: Augmentation, n: int, size: tuple[int, int], generator: torch.Generator) -> Parameters:
     """Draw the augmentation of n images of `size` (H, W), with torchvision's distributions, on the CPU.
 
-    The order of brightness, contrast, saturation and hue is uniform over the 24 for every sample. Across the batch the
-    place of hue is stratified, a quarter of the samples each; what four does not divide is given out at random.
+    For every sample the order of brightness, contrast, saturation and hue is uniform over the 24 orders. Across the
+    batch the place of hue is stratified: each place gets a quarter of the samples, and the remainder is random.
     """
     u = torch.rand(35, n, dtype=torch.float64, generator=generator)
     order = torch.randperm(n, generator=generator)
@@ -184,7 +185,7 @@ def _rows_times(x: Tensor, matrix: Tensor) -> Tensor:
 
 def _columns_times(x: Tensor, matrix: Tensor) -> Tensor:
     """Every column of pixels by its sample's matrix: x (n, 3, H, W), matrix (n, h, H) -> (n, 3, h, W)."""
-    matrix = matrix[:, None].expand(-1, 3, -1, -1)  # copying a matrix thrice is cheaper than moving the pixels
+    matrix = matrix[:, None].expand(-1, 3, -1, -1)  # copying a matrix three times is cheaper than moving the pixels
     return torch.bmm(matrix.flatten(0, 1), x.flatten(0, 1)).unflatten(0, (-1, 3))
 
 
@@ -231,7 +232,7 @@ def _solarize(x: Tensor, chosen: Tensor, threshold: float) -> None:
 
 def _normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """In place, (x / 255 - mean) / std; x (n, 3, h, w) float."""
-    for channel in range(3):  # with Python numbers: a tensor made of them on a GPU is a copy that waits
+    for channel in range(3):  # with Python numbers: to make a tensor of them on a GPU is a copy that waits
         x[:, channel].mul_(1 / (255 * std[channel])).sub_(mean[channel] / std[channel])
     return x
 
@@ -242,10 +243,10 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def _augment(x: Tensor, p: Parameters, a: Augmentation, size: tuple[int, int], quarters: list[slice]) -> Tensor:
-    """x (n, 3, H, W) float -> (n, 3, h, w), both on the scale 0..255; all samples of place k lie in quarters[k]."""
+    """x (n, 3, H, W) float -> (n, 3, h, w), both on the scale 0..255; quarters[k] contains all samples of place k."""
     (H, W), (h, w) = x.shape[2:], size
     top, left, height, width = p.box
-    # As PIL does: rows first, and both results cut to the range of a pixel.
+    # As PIL does: rows first, and both results clamped to the range of a pixel.
     x = _rows_times(x, _resize_matrix(left, width, p.flip if a.flip > 0 else None, W, w)).clamp_(0, 255)
     x = _columns_times(x, _resize_matrix(top, height, None, H, h)).clamp_(0, 255)
     if a.jitter > 0:
@@ -277,8 +278,8 @@ def apply(
 ) -> Tensor:
     """Augment and normalise: images (n, 3, H, W) uint8 -> (n, 3, h, w) float32 on their device.
 
-    `parameters` come from `draw` with the same augmentation, n and (H, W), moved to that device. The output has the
-    size of the images unless another is given.
+    `parameters` come from `draw` with the same augmentation, n and (H, W), moved to that device. Without `output_size`
+    the output has the size of the images.
     """
     columns = parameters.table.shape[1]
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or len(images) != columns:

@@ -1,4 +1,4 @@
-"""What is drawn for a view of an image: ranges and probabilities, and which data sets have others than the paper's.
+"""What is drawn for a view of an image: ranges and probabilities, and the data sets whose differ from the paper's.
 Loads no torch."""
 
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn: ranges and probabilities. The defaults are the paper's, the same for both views."""
+    """Ranges and probabilities of what is drawn. The defaults are the paper's, the same for both views."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the crop box / area of the image
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of the crop box
@@ -35,33 +35,34 @@ class Augmentation:
                 raise ValueError(f"{name} must be 0 < low <= high, got {(low, high)}")
 
     def record(self) -> dict[str, Any]:
-        """As a run notes it."""
+        """The augmentation as a run records it."""
         return json.loads(json.dumps(asdict(self)))
 
 
 CROP_AND_FLIP = Augmentation(jitter=0, gray=0, blur=0, solarize=0)  # linear evaluation
 
-# A mirrored digit is another sign, a blurred one of 8 x 8 pixels is gone, and grey images have no hue.
+# A mirrored digit is another sign, a blurred digit of 8 x 8 pixels is gone, and grey images have no hue.
 DIGITS = Augmentation(crop_scale=(0.4, 1.0), flip=0, saturation=0, hue=0, gray=0, blur=0, solarize=0)
 
-# Data sets, by the name that --dataset takes, for which the paper's augmentation makes no sense: a line each.
+# Data sets, by their name for --dataset, for which the paper's augmentation makes no sense: one line each.
 FOR_DATASET = {
     "digits": DIGITS,
 }
 
 
 def crop_only(augmentation: Augmentation) -> Augmentation:
-    """The crop and flip of an augmentation without its colours: linear evaluation."""
+    """The crop and flip of an augmentation, without the rest: for linear evaluation."""
     kept = {name: getattr(augmentation, name) for name in ("crop_scale", "crop_ratio", "flip")}
     return replace(CROP_AND_FLIP, **kept)
 
 
 def usual(dataset: str) -> Augmentation:
-    """That of a data set: its own, else the paper's."""
+    """The augmentation of a data set: its own, else the paper's."""
     return FOR_DATASET.get(dataset, Augmentation())
 
 
 def unusual(noted: Any, dataset: str) -> dict[str, Any]:
-    """In what it differs from the one of this repository, of what a run has noted."""
+    """The values in a run's record that differ from this repository's. A line that the user has added to FOR_DATASET
+    counts as different, too: tables name it."""
     noted, ours = noted if isinstance(noted, dict) else {}, (DIGITS if dataset == "digits" else Augmentation()).record()
     return {key: noted[key] for key, value in ours.items() if noted.get(key, value) != value}

@@ -17,8 +17,8 @@ BasicBlock = torchvision.models.resnet.BasicBlock
 
 
 class _Uncounted(_BatchNorm):
-    """Batch-norm that leaves the count of its batches alone: only an average over all of them would need it, and one
-    by one the counters were 90 of the 1,015 operations that a step of BYOL dispatches."""
+    """Batch-norm that does not count its batches: only a cumulative average would need the count, and the counters made
+    up 90 of the 1,015 operations that a step of BYOL dispatches."""
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
@@ -104,8 +104,8 @@ def resnet18(width: int = 64) -> ResNet18:
 def projector(in_dim: int, hidden_dim: int = 2048, out_dim: int = 256, layers: int = 3) -> nn.Sequential:
     """Linear-BN-ReLU, (layers - 1) times, then Linear with bias: (b, in_dim) -> (b, out_dim).
 
-    The paper's is 512-2048-2048-256. Hidden linear layers keep PyTorch's default bias, since the paper does not say
-    otherwise; the batch-norm that follows removes it, so that in training it changes nothing.
+    The paper's is 512-2048-2048-256. Hidden linear layers keep PyTorch's default bias, as the paper does not say
+    otherwise; in training it changes nothing, because the batch-norm that follows removes it.
     """
     if layers < 1:
         raise UserError(f"a projector has at least 1 layer, not {layers}")

@@ -27,8 +27,8 @@ _NAME = re.compile(r"checkpoint-(\d+)-([0-9a-f]{16})\.pt")
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
-    """Write a checkpoint and drop all but the newest two. With the disk full: a line on stderr, what there was is
-    kept, and False."""
+    """Write a checkpoint and drop all but the newest two. If the disk is full, tell so on stderr, keep the earlier ones
+    and return False."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -38,7 +38,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(folder).free if error.errno == errno.ENOSPC else 0  # what a quota leaves is unknown
+        free = shutil.disk_usage(folder).free if error.errno == errno.ENOSPC else 0  # what a quota leaves is not known
         tell(
             f"no checkpoint written: the disk of {folder} is full, {max(0, len(content) - free) / 2**20:.1f} MiB more "
             f"are needed; {'an earlier checkpoint is kept' if _found(folder) else 'there is no earlier one'}",
@@ -51,14 +51,14 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> bool:
 
 
 class Pace:
-    """How often a run writes checkpoints: every so many epochs (None: each, but for at most SHARE of the time), and
-    after so many minutes (0: never) in any case."""
+    """How often a run writes checkpoints: every so many epochs (None: as often as costs at most SHARE of the time), and
+    in any case after so many minutes (0: never)."""
 
     SHARE = 0.02
 
     def __init__(self, epochs: int | None, minutes: float):
         self.epochs, self.seconds = epochs, 60 * minutes
-        self.last, self.cost = time.monotonic(), 0.0  # when one was written last, and how long that took
+        self.last, self.cost = time.monotonic(), 0.0  # when the last one was written, and how long that took
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -79,7 +79,7 @@ class Pace:
 
 @contextmanager
 def fitting() -> Iterator[None]:
-    """UserError where the state that the block loads is another program's or another run's."""
+    """UserError if the state that the block loads does not fit: it is another program's or another run's."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -89,8 +89,8 @@ def fitting() -> Iterator[None]:
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint, on the CPU; None if there is none. A damaged one is named on stderr, renamed to
-    NAME.damaged, and the one before it used; UserError if all are damaged. Sweeps what a killed writer left."""
+    """The newest undamaged checkpoint, on the CPU; None without any checkpoint. Damaged ones are named on stderr, and
+    renamed to NAME.damaged if an older one is whole; UserError if none is. Removes what a killed writer left."""
     sweep(folder)
     found = _found(folder)
     damaged: list[Path] = []
@@ -98,16 +98,16 @@ def load(folder: Path) -> dict[str, Any] | None:
         content, why = b"", "its SHA-256 differs from its name"
         try:
             content = path.read_bytes()
-        except PermissionError:  # which the user can mend
+        except PermissionError:  # the user can put that right
             raise
         except OSError as error:  # a bad sector, say
             why = reason(error)
         if hashlib.sha256(content).hexdigest().startswith(digest):
             try:
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            except Exception as error:  # a whole file that no run has written
+            except Exception as error:  # undamaged, but not written by a run
                 raise UserError(f"{path} is no checkpoint: {reason(error)[:200]}") from None
-            for other in damaged:  # else it would be counted among the newest
+            for other in damaged:  # else they would count among the newest
                 other.rename(f"{other}.damaged")
             return state
         damaged.append(path)
@@ -123,7 +123,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def _found(folder: Path) -> list[tuple[str, Path]]:
-    """(digest, path), newest first. A run that is stopped twice before its next step has two of the same step."""
+    """(digest, path), newest first. A run that is stopped twice within a step has two checkpoints of the same step."""
     matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     matches.sort(key=lambda found: (int(found[0][1]), found[1].stat().st_mtime_ns), reverse=True)
     return [(match[2], path) for match, path in matches]

@@ -1,6 +1,6 @@
-"""What the command line of any program here needs: its parser, the checks of numbers, mistakes told in one line.
+"""What every program's command line needs: the parser, checks of numbers, mistakes told in one line.
 
-Imports nothing heavy: --help and a wrong option answer before torch is loaded.
+Imports nothing heavy: --help and a wrong option are answered before torch is loaded.
 """
 
 import argparse
@@ -21,15 +21,15 @@ LARGEST, LARGEST_FLOAT = 2**53, 3e38  # whole numbers of a float64, numbers of a
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line; a program that meets it exits with status 2."""
+    """A user's mistake, told in one line; the program then exits with status 2."""
 
 
 def tell(text: str, stream: TextIO | None = None) -> None:
-    """Print a line, in one piece: other processes may write to the same pipe or terminal. A reader that has gone costs
-    the line and not the program."""
+    """Print a line in one piece, as other processes may write to the same pipe or terminal. If the reader has gone, the
+    line is lost, but the program goes on."""
     stream = stream or sys.stdout
     try:
-        stream.write(f"{text}\n")  # print would write the end of the line by itself
+        stream.write(f"{text}\n")  # print would write the end of the line separately
         stream.flush()
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
@@ -38,16 +38,17 @@ def tell(text: str, stream: TextIO | None = None) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Let what is still to be written vanish; Python itself would try again at its end."""
+    """Discard what is still to be written; Python would try again to write it when it ends."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def in_a_line(function: Callable[..., int], *arguments: Any) -> int:
-    """A program's function and its exit status; mistakes, and files that cannot be used, are one line and status 2."""
+    """Call a program's function and return its exit status. A mistake, or a file that cannot be used, is told in one
+    line, with status 2."""
     try:
         status = function(*arguments)
-        sys.stdout.flush()  # while a reader that has gone can still be told
+        sys.stdout.flush()  # now, as a reader that has gone is an error that can still be handled
         return 130 if Parser.interrupted else status
     except UserError as error:
         why = str(error)
@@ -61,7 +62,7 @@ def in_a_line(function: Callable[..., int], *arguments: Any) -> int:
 
 
 def last_words(text: str) -> None:
-    """Why a program ends, on stderr. Where nothing can be written, a full disk say, its exit status has to do."""
+    """Tell on stderr why a program ends. If nothing can be written (a full disk), the exit status has to do."""
     try:
         tell(text, sys.stderr)
     except OSError:
@@ -73,11 +74,11 @@ def last_words(text: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A program's command line: --help shows the description as it stands, a mistake is told in one line, and so is
-    Ctrl-C from then on, unless the program has something better to do. If the same command `continues` the program, so
-    are the other signals that ask it to stop, with status STOPPED."""
+    """A program's command line. --help shows the description as it stands; a mistake is told in one line. From parsing
+    on so is Ctrl-C, unless the program handles it otherwise. If the same command `continues` the program, so are the
+    other signals that ask it to stop, with status STOPPED."""
 
-    interrupted = False  # a library may swallow Ctrl-C, in a callback say
+    interrupted = False  # remembered, as a library may swallow Ctrl-C, for instance in a callback
 
     def __init__(self, description: str | None = None, *, continues: bool = False):
         self.continues = continues
@@ -88,9 +89,9 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for name in ("stdout", "stderr"):
-            if getattr(sys, name) is None:  # closed, as some daemons do
+            if getattr(sys, name) is None:  # some daemons close it
                 setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        for stream in (sys.stdout, sys.stderr):  # tables have arrows, which not every terminal can show
+        for stream in (sys.stdout, sys.stderr):  # tables contain arrows, which not every terminal can show
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
 
@@ -98,7 +99,7 @@ class Parser(argparse.ArgumentParser):
         if args is None and threading.current_thread() is threading.main_thread():
             for number in ending_signals() if self.continues else [signal.SIGINT]:
                 signal.signal(number, self._interrupted)
-            if hasattr(signal, "SIGQUIT"):  # ignored by what a script starts in the background
+            if hasattr(signal, "SIGQUIT"):  # what a script starts in the background ignores it
                 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         found = super().parse_known_args(args, namespace)
         if args is None and importlib.util.find_spec("torch") is None:  # --help has answered
@@ -124,9 +125,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def ending_signals() -> list[int]:
-    """Those that ask a program for checkpoints and an end; SIGHUP, of a closed terminal, not where nohup ignores it."""
+    """Signals that ask a program to write a checkpoint and end; without SIGHUP (a closed terminal) under nohup."""
     names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
-    found = {name: getattr(signal, name) for name in names if hasattr(signal, name)}  # Windows has two of them
+    found = {name: getattr(signal, name) for name in names if hasattr(signal, name)}  # on Windows two of them
     return [number for name, number in found.items() if (name, signal.getsignal(number)) != ("SIGHUP", signal.SIG_IGN)]
 
 
@@ -155,7 +156,7 @@ def whole(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A whole number that a random generator takes."""
+    """A whole number that a random generator accepts."""
     return _number(text, int, 0, above=False, most=2**63 - 1)
 
 
@@ -178,7 +179,7 @@ def share(text: str) -> float:
 
 
 def plain_name(text: str) -> str:
-    """What may be part of a path without leading elsewhere, and of a table."""
+    """A name that can be part of a path, without leading elsewhere, and of a table."""
     if text in (".", "..") or not text.isprintable() or any(mark in text for mark in ("/", "|", os.sep)):
         raise argparse.ArgumentTypeError(f"{text!r} is no name: no slashes, bars or line breaks")
     return text
@@ -186,11 +187,11 @@ def plain_name(text: str) -> str:
 
 def given_path(text: str) -> Path:
     """A path of the command line, its ~ resolved."""
-    if not text:  # what an unset variable of the shell leaves; else it would be the current folder
+    if not text:  # as an unset shell variable leaves it; it would stand for the current folder
         raise argparse.ArgumentTypeError("an empty path")
     return home(text)
 
 
 def home(text: str | Path) -> Path:
-    """A path, its ~ resolved, as not every shell does it behind an equals sign."""
+    """A path, its ~ resolved, which not every shell does behind an equals sign."""
     return Path(os.path.expanduser(text))

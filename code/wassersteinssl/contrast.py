@@ -30,10 +30,10 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
 
 class Queue(nn.Module):
-    """The last `size` unit rows that were put in, oldest overwritten first; it starts with random directions.
+    """The last `size` unit rows that were put in; the oldest are overwritten first. It starts with random directions.
 
-    The rows are a buffer: saved and loaded with the method, never trained. A put that passes the end goes on at the
-    start; `step`, the rows that a step of training puts in, may not exceed `size`.
+    The rows are a buffer: saved and loaded with the method, never trained. A `put` that reaches the end continues at
+    the start. `step`, the number of rows that a training step puts in, may not exceed `size`.
     """
 
     rows: Tensor
@@ -41,14 +41,14 @@ class Queue(nn.Module):
 
     def __init__(self, size: int, dim: int, step: int = 1):
         super().__init__()
-        if step > size:  # told before a run's folder is written
+        if step > size:  # refused before a run's folder is written
             raise UserError(f"--queue-size {size} is less than the {step} rows that a step puts in")
         self.register_buffer("rows", F.normalize(torch.randn(size, dim)))
-        self.register_buffer("next", torch.zeros((), dtype=torch.long))  # on the device: no step waits for it
+        self.register_buffer("next", torch.zeros((), dtype=torch.long))  # on the device, so that no step waits for it
 
     @torch.no_grad()
     def put(self, z: Tensor) -> None:
-        """Put unit rows z (k, dim) in, k <= size. Not between a forward and its backward pass, which needs the rows."""
+        """Put in unit rows z (k, dim), k <= size. Not between a forward and its backward pass, which needs the rows."""
         size = len(self.rows)
         if len(z) > size:
             raise ValueError(f"a queue of {size} rows cannot take {len(z)} at once")

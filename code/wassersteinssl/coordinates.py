@@ -12,7 +12,7 @@ CENTRES = (EDGES[:-1] + EDGES[1:]) / 2
 
 
 def sphere_law(m: int) -> stats.distributions.rv_frozen:
-    """Of one coordinate Y: density Gamma(m/2) / (sqrt(pi) Gamma((m-1)/2)) (1 - y^2)^((m-3)/2) on (-1, 1).
+    """The law of one coordinate Y: density Gamma(m/2) / (sqrt(pi) Gamma((m-1)/2)) (1 - y^2)^((m-3)/2) on (-1, 1).
 
     (Y + 1) / 2 follows Beta((m-1)/2, (m-1)/2). At m = 2 it is the arcsine law, which is infinite at the ends.
     """
@@ -31,7 +31,7 @@ def sphere_samples(n: int, m: int, random: torch.Generator, *, columns: int = 1)
 
 
 def gaussian_samples(n: int, m: int, random: torch.Generator, *, columns: int = 1) -> np.ndarray:
-    """As many of n rows of N(0, I/m)."""
+    """The first `columns` coordinates of n rows of N(0, I/m): (n, columns) float64."""
     return (torch.randn(n, columns, generator=random, device=random.device) / m**0.5).double().cpu().numpy()
 
 
@@ -41,6 +41,7 @@ def bin_shares(x: np.ndarray) -> np.ndarray:
 
 
 def bin_masses(law: stats.distributions.rv_frozen) -> np.ndarray:
-    """Exact mass of a law symmetric about 0 in each bin: of the lower tail, where no digit cancels, and mirrored."""
+    """Exact mass in each bin of a law that is symmetric about 0: computed below 0, where no digit cancels, and
+    mirrored."""
     masses = np.diff(law.cdf(EDGES))
     return np.where(CENTRES < 0, masses, masses[::-1])

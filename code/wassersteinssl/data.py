@@ -4,11 +4,11 @@
     for pixels, labels in images.train.batches(index_batches, device): ...
 
 Every set is decoded once. Decoded images are kept beside the data, in `<data_dir>/.wassersteinssl`, with checksums, and
-read from there afterwards (delete that folder at any time). A set too large for the memory is streamed from its files
-by worker processes instead: the same images in the same order. Order never depends on the machine.
+read from there afterwards (that folder may be deleted at any time). A set that is too large for the memory is streamed
+from its files by worker processes instead: the same images in the same order. The order never depends on the machine.
 
-This page is what the training loop sees. Where images come from: data_files.py (folders), data_archives.py (CIFAR,
-STL-10), data_cache.py (what is kept of them).
+This module is what the training loop sees. The images come from data_files.py (folders), data_archives.py (CIFAR,
+STL-10) and data_cache.py (decoded images that were kept).
 
 Shapes: n images, b of them in a batch, H x W pixels, channels r, g, b first.
 """
@@ -38,15 +38,15 @@ from wassersteinssl.device import moved
 from wassersteinssl.machine import cpus, local_processes
 from wassersteinssl.settings import DATASETS
 
-# Mean and standard deviation of the training pixels, in 0..1. CIFAR-10's are the paper's, which used them everywhere.
+# Mean and standard deviation of the training pixels, in 0..1. The paper used those of CIFAR-10 for all its data sets.
 STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
     "tinyimagenet": ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
 }
-SHARED = Path("/dev/shm")  # what processes share; 64 MB in a container, unless its --shm-size says more
-MEASURED = 50_000  # images at most, where the statistics are measured
+SHARED = Path("/dev/shm")  # memory that processes share; 64 MB in a container without --shm-size
+MEASURED = 50_000  # images, at most, from which statistics are measured
 
 Channels = tuple[float, ...]  # one value for each of r, g, b
 Images = np.ndarray | data_files.Files | data_archives.Stl10Rows  # decoded (n, 3, H, W) uint8, or to be streamed
@@ -54,7 +54,7 @@ Images = np.ndarray | data_files.Files | data_archives.Stl10Rows  # decoded (n, 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split: labels (n,) int64 and images (n, 3, H, W) uint8, or `images` None when they stream from files."""
+    """One split: labels (n,) int64 and images (n, 3, H, W) uint8; `images` is None if they stream from files."""
 
     labels: Tensor
     size: tuple[int, int]  # (H, W)
@@ -72,9 +72,9 @@ class Split:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def batches(self, index_batches: Sequence[Tensor], device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (b, 3, H, W) uint8 and labels (b,) on `device`, one pair for each index tensor (b,) int64, in order.
+        """Images (b, 3, H, W) uint8 and labels (b,) on `device`, a pair for each index tensor (b,) int64, in order.
 
-        Raises UserError when a streamed file cannot be read.
+        UserError if a streamed file cannot be read.
         """
         if len(index_batches) == 0:
             return
@@ -88,9 +88,9 @@ class Split:
             yield moved(images, device), moved(self.labels[index], device)
 
     def take(self, n: int) -> "Split":
-        """The split cut to n images, spread evenly over the classes: always the same ones, in their old order.
+        """The split reduced to n images, evenly over the classes: always the same ones, in their order.
 
-        Raises UserError when n is larger than the split or smaller than its number of classes.
+        UserError if n is larger than the split or smaller than its number of classes.
         """
         _, labels = self.labels.cpu().unique(return_inverse=True)
         classes = int(labels.max()) + 1
@@ -106,7 +106,7 @@ class Split:
         """Decode each batch of rows in worker processes, a few batches ahead."""
         assert self.reader is not None
         assert self.rows is not None
-        batch = 3 * math.prod(self.size) * max(map(len, indices))  # bytes, which workers hand over in shared memory
+        batch = 3 * math.prod(self.size) * max(map(len, indices))  # bytes that a worker hands over in shared memory
         processes = local_processes()
         shared = shutil.disk_usage(SHARED).free // processes if SHARED.is_dir() else sys.maxsize
         loader = DataLoader(
@@ -118,14 +118,15 @@ class Split:
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else each epoch would draw a number from the global generator
         )
-        for images in _begin(loader):  # and no name for it: it ends its processes when it is dropped
+        for images in _begin(loader):  # the iterator gets no name: it ends its processes when it is dropped
             if isinstance(images, UserError):
                 raise images
             yield images
 
 
 def _begin(loader: DataLoader) -> Iterator:
-    """iter(loader), whose processes get no signal that asks a run to end; what comes meanwhile this one gets then."""
+    """iter(loader), with the signals that ask a run to end blocked in its processes. One that arrives meanwhile reaches
+    this process afterwards."""
     if not hasattr(signal, "sigwaitinfo"):  # Windows, macOS
         return iter(loader)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
@@ -136,8 +137,8 @@ def _begin(loader: DataLoader) -> Iterator:
 
 
 def _heed_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal, SIGTERM those of a group or a job, and PyTorch's workers die of it,
-    whoever sends it. The parent alone ends these."""
+    """Let only the parent end this worker. Ctrl-C reaches all processes of a terminal, and SIGTERM may reach those of a
+    group or a job; PyTorch's workers would die of it, whoever sends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_await_the_parent, daemon=True).start()
@@ -151,7 +152,7 @@ def _await_the_parent() -> None:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A named set. `unlabeled` (STL-10 only; every label -1) is what pre-training uses instead of `train`."""
+    """A named set. Pre-training uses `unlabeled` (STL-10 only; every label -1) instead of `train`, if given."""
 
     name: str
     classes: tuple[str, ...]
@@ -162,7 +163,7 @@ class ImageSet:
     unlabeled: Split | None = None
 
     def record(self) -> dict[str, Any]:
-        """What tells these images from others, wherever they lie: counts, classes, labels, statistics."""
+        """What distinguishes these images from others, wherever they lie: counts, classes, labels, statistics."""
         splits = {"train": self.train, "test": self.test} | ({"unlabeled": self.unlabeled} if self.unlabeled else {})
         labels = hashlib.sha256(b"".join(split.labels.numpy().tobytes() for split in splits.values())).hexdigest()[:16]
         return {
@@ -183,15 +184,15 @@ def load(
     normalization: str = "dataset",
     stream: bool | None = None,
 ) -> ImageSet:
-    """Load an image set by name; `data_dir` holds its archive, its official folder, or train/ and test/ ("folder"); the
+    """Load an image set by name. `data_dir` holds its archive, its official folder, or train/ and test/ ("folder"); the
     default is data/ of the repository.
 
     `limit_train` keeps that many training images, evenly over the classes (STL-10: it limits the unlabelled images,
-    and the labelled ones where it is smaller). `normalization`: "dataset" gives the set's own mean and standard
-    deviation (for "folder" and "digits" measured: on every k-th training image, k = 1 up to 50,000 of them, 2 up to
-    100,000, ...), "cifar10" the paper's. `stream`: None streams what would fill more than half of the available
-    memory; True and False decide for "folder", "tinyimagenet" and "stl10" (the others are small and stay in memory).
-    Raises UserError, one line, for everything that a user can put right.
+    and the labelled ones too if it is smaller than their number). `normalization`: "dataset" gives the set's own mean
+    and standard deviation (for "folder" and "digits" measured on every k-th training image: k = 1 up to 50,000 of them,
+    2 up to 100,000, ...), "cifar10" the paper's. `stream`: None streams what would fill more than half of the available
+    memory; True or False decides for "folder", "tinyimagenet" and "stl10" (the others are small and stay in memory).
+    UserError, one line, for everything that a user can put right.
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
@@ -201,7 +202,7 @@ def load(
         raise UserError("--dataset folder needs --data-dir, the folder that holds train/<class>/* and test/<class>/*")
     try:
         classes, splits = _read(name, home(data_dir or DEFAULT_FOLDER), stream)
-    except OSError as error:  # a folder without permission, a link to nowhere, a broken disk
+    except OSError as error:  # no permission, a link to nowhere, a broken disk
         raise UserError(f"cannot read the data set {name}: {error}") from None
     mean, std = STATISTICS.get(name if normalization == "dataset" else "cifar10") or _statistics(splits["train"])
     if limit_train is not None:
@@ -213,7 +214,7 @@ def load(
 
 
 def _read(name: str, folder: Path, stream: bool | None) -> tuple[list[str], dict[str, Split]]:
-    """The classes, in the order of the labels, and the splits."""
+    """The classes, in the order of their labels, and the splits."""
     splits: Mapping[str, tuple[Images, np.ndarray]]
     if name == "digits":
         classes, splits = _digits()
@@ -227,7 +228,7 @@ def _read(name: str, folder: Path, stream: bool | None) -> tuple[list[str], dict
 
 
 def _split(images: Images, labels: np.ndarray) -> Split:
-    """In memory for an array (n, 3, H, W), streaming for a reader."""
+    """A split in memory for an array (n, 3, H, W), a streaming one for a reader."""
     if isinstance(images, np.ndarray):
         return Split(torch.from_numpy(labels), (images.shape[2], images.shape[3]), torch.from_numpy(images))
     return Split(torch.from_numpy(labels), images.size, reader=images, rows=torch.arange(len(labels)))
@@ -235,7 +236,7 @@ def _split(images: Images, labels: np.ndarray) -> Split:
 
 def _digits() -> tuple[list[str], Arrays]:
     """scikit-learn's 1,797 digits, 8 x 8, three equal channels; every fifth image of each class is a test image."""
-    # Its file, read here because importing scikit-learn takes a second; where it has none, it must help.
+    # Read from its file, as importing scikit-learn takes a second; if the file is not found, scikit-learn loads it.
     package = importlib.util.find_spec("sklearn")
     path = Path(package.origin or "").parent / "datasets/data/digits.csv.gz" if package else None
     if path and path.exists():
@@ -254,9 +255,9 @@ def _digits() -> tuple[list[str], Arrays]:
 
 
 def _statistics(split: Split) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel, from exact counts of its grey levels; std is never 0.
+    """Mean and standard deviation of each channel, from exact counts of its 256 levels; std is never 0.
 
-    Of every k-th image, k = ceil(n / 50,000): the same ones in memory and streaming, so the same constants.
+    From every k-th image, k = ceil(n / 50,000): the same images, and so the same numbers, in memory and streaming.
     """
     rows = torch.arange(0, len(split), -(-len(split) // MEASURED))
     counts, levels = np.zeros((3, 256), np.int64), np.arange(256) / 255
@@ -265,12 +266,12 @@ def _statistics(split: Split) -> tuple[Channels, Channels]:
             counts[channel] += np.bincount(images[:, channel].numpy().ravel(), minlength=256)
     share = counts / counts[0].sum()
     mean = share @ levels
-    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # at least one grey level
+    std = np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)).clip(1 / 255)  # at least one level
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _rank_in_class(labels: Tensor) -> Tensor:
-    """For each of labels (n,), how many equal labels stand before it."""
+    """For each of labels (n,), how many equal labels precede it."""
     order = torch.argsort(labels, stable=True)
     _, counts = labels[order].unique_consecutive(return_counts=True)
     starts = (counts.cumsum(0) - counts).repeat_interleave(counts)

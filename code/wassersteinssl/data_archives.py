@@ -1,4 +1,4 @@
-"""Published archives: CIFAR-10, CIFAR-100 and STL-10, downloaded, their SHA-256 checked, read by torchvision."""
+"""Published archives: CIFAR-10, CIFAR-100 and STL-10 are downloaded, checked by SHA-256 and read by torchvision."""
 
 import hashlib
 import os
@@ -42,7 +42,7 @@ def read_cifar(name: str, folder: Path) -> tuple[list[str], Arrays]:
         if not archive.exists() and unpacked.is_dir():
             return read(folder, download=False)
         archive = _archive(name, folder)
-        # Unpacked elsewhere for the moment: the folder may be read-only, and the cache makes the files superfluous.
+        # Unpacked to a temporary place: the folder may be read-only, and the cache makes the files superfluous.
         with tempfile.TemporaryDirectory(prefix="wassersteinssl-") as scratch:
             os.symlink(archive.resolve(), Path(scratch, archive.name))
             return read(Path(scratch), download=True)
@@ -62,7 +62,7 @@ def read_cifar(name: str, folder: Path) -> tuple[list[str], Arrays]:
 
 
 def _source(name: str, folder: Path) -> dict:
-    """What the cache was made from. With the archive deleted since, the SHA-256 alone vouches for the cache."""
+    """What the cache was made from. If the archive has been deleted since, its SHA-256 has to do."""
     archive, source = folder / _published(name).filename, {"archive_sha256": ARCHIVES[name][1]}
     if not archive.exists():
         return source
@@ -74,7 +74,7 @@ def _source(name: str, folder: Path) -> dict:
 
 
 class Stl10Rows(Dataset):
-    """The images of one of STL-10's binary files, opened where they are read (a worker must not copy gigabytes)."""
+    """The images of one of STL-10's binary files, opened only when read (a worker must not copy gigabytes)."""
 
     size = (96, 96)
 
@@ -92,7 +92,7 @@ class Stl10Rows(Dataset):
 def read_stl10(
     folder: Path, stream: bool | None
 ) -> tuple[list[str], Mapping[str, tuple[np.ndarray | Stl10Rows, np.ndarray]]]:
-    """STL-10: 5,000 training, 8,000 test and 100,000 unlabelled images. Its own files are uint8: no cache is made."""
+    """STL-10: 5,000 training, 8,000 test and 100,000 unlabelled images. Its own files are uint8 and need no cache."""
     published = _published("stl10")
     base = folder / published.base_folder
     has_archive = (folder / published.filename).exists() or not base.is_dir()
@@ -116,14 +116,14 @@ def read_stl10(
 
 
 def _published(name: str) -> Any:
-    """torchvision's class for the set: where its archive lies, and how to unpack and read it."""
+    """torchvision's class for the set, which knows where its archive is and how to unpack and read it."""
     from wassersteinssl.vision import torchvision
 
     return getattr(torchvision.datasets, ARCHIVES[name][0])
 
 
 def _read_published(name: str, root: Path, **options: Any) -> Any:
-    """torchvision's reading of the set in `root`; it checks the MD5 of every unpacked file before reading."""
+    """The set in `root` as torchvision reads it, which checks the MD5 of every unpacked file first."""
     published = _published(name)
     try:
         return published(root, **options)
@@ -134,7 +134,7 @@ def _read_published(name: str, root: Path, **options: Any) -> Any:
 
 
 def _archive(name: str, folder: Path) -> Path:
-    """The set's archive in `folder`, downloaded where it is missing, its SHA-256 checked before anything reads it."""
+    """The set's archive in `folder`, downloaded if missing; its SHA-256 is checked before anything reads it."""
     published, expected = _published(name), ARCHIVES[name][1]
     archive = folder / published.filename
     if archive.exists():
@@ -155,7 +155,7 @@ def _archive(name: str, folder: Path) -> Path:
 
 
 def _download(url: str, archive: Path, expected: str) -> None:
-    """Download and verify; only then the archive gets its name."""
+    """Download and verify; only then does the archive get its name."""
 
     def receive(file: BinaryIO) -> None:
         digest = hashlib.sha256()

@@ -1,6 +1,6 @@
 """The cache of decoded images, `<data_dir>/.wassersteinssl`, and the lock on the folder of a data set.
 
-NAME-SPLIT-images.npy and NAME-SPLIT-labels.npy hold the arrays; NAME.json, written last, makes them valid: it tells
+NAME-SPLIT-images.npy and NAME-SPLIT-labels.npy hold the arrays. NAME.json, written last, makes them valid: it holds
 what they were made from and the SHA-256 of each.
 """
 
@@ -26,7 +26,7 @@ Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split name -> images (n, 3,
 def cached(
     folder: Path, name: str, source: Callable[[], dict], build: Callable[[], tuple[list[str], Arrays]]
 ) -> tuple[list[str], Arrays]:
-    """Classes and arrays from the cache where it was made from the same source, else built and then cached.
+    """Classes and arrays: from the cache if it was made from the same source, else built and then cached.
 
     `source` is asked again after building, which may have downloaded it.
     """
@@ -43,10 +43,10 @@ def cached(
 
 @contextmanager
 def alone(folder: Path) -> Iterator[bool]:
-    """Of several runs started together one prepares the folder, the others wait; yields whether this one waited.
+    """Of several runs started together one prepares the folder while the others wait. Yields whether this one waited.
 
-    The lock is on the folder itself: it leaves no file and works where nothing can be written. Where locking is not
-    possible everyone prepares for himself; all writes are atomic.
+    The lock is on the folder itself: it leaves no file behind and works where nothing can be written. Where locking is
+    impossible, each run prepares the folder by itself; all writes are atomic.
     """
     handle, waited = None, False
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -68,7 +68,7 @@ def alone(folder: Path) -> Iterator[bool]:
     finally:
         if handle is not None:
             os.close(handle)
-        for path in made:  # if nothing came into it
+        for path in made:  # removed again if it is still empty
             with suppress(OSError):
                 path.rmdir()
 
@@ -80,7 +80,7 @@ def _sha256(array: np.ndarray) -> str:
 
 
 def _read(folder: Path, name: str, source: dict) -> tuple[list[str], Arrays] | None:
-    """The cached arrays, their checksums verified; None when there are none, or of another source, or damaged."""
+    """The cached arrays, with verified checksums; None if there are none, or they are damaged or of another source."""
     path = folder / CACHE / f"{name}.json"
     try:
         if not path.exists():
@@ -109,7 +109,7 @@ def _read(folder: Path, name: str, source: dict) -> tuple[list[str], Arrays] | N
 
 
 def _write(folder: Path, name: str, source: dict, classes: list[str], arrays: Arrays) -> None:
-    """Write the arrays and then the record. A folder that cannot be written costs only a note."""
+    """Write the arrays and then the record. If the folder cannot be written to, tell so and go on."""
     cache = folder / CACHE
     record: dict = {"version": 1, "source": source, "classes": classes, "sha256": {}}
     try:

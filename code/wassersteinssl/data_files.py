@@ -1,6 +1,6 @@
 """Image sets that are files in folders: image-folder trees and Tiny ImageNet.
 
-Order is the sorted order of the names, whatever the machine; a class's place among the sorted classes is its label.
+Images are in the sorted order of their names, on every machine; a class's label is its place among the sorted classes.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Listing(NamedTuple):
 def read(
     name: str, folder: Path, stream: bool | None
 ) -> tuple[list[str], Mapping[str, tuple["np.ndarray | Files", np.ndarray]]]:
-    """The classes, and of each split the labels (n,) int64 and the images (n, 3, H, W), decoded or to be streamed."""
+    """The classes, and for each split the images (n, 3, H, W), decoded or to be streamed, and the labels (n,) int64."""
     classes, listings = _list_tinyimagenet(folder) if name == "tinyimagenet" else _list_folder(folder)
     first = listings["train"].files[0]
     with _opened(first) as image:
@@ -63,7 +63,7 @@ def read(
 
 
 def _scan(folder: Path, expected: str, wanted: Callable[[os.DirEntry], bool]) -> list[str]:
-    """Names of the wanted entries of a folder, hidden ones left out, sorted; at least one."""
+    """Names of the wanted entries of a folder, without hidden ones, sorted. UserError if there is none."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and wanted(entry))
     if not names:
@@ -76,7 +76,7 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _listing(folders: Sequence[Path]) -> Listing:
-    """The images of one folder a class; a folder's place is its label."""
+    """The images in one folder for each class; the label is the folder's place in the list."""
     expected = f"images ({', '.join(EXTENSIONS)})"
     files: list[str] = []
     labels: list[int] = []
@@ -84,7 +84,7 @@ def _listing(folders: Sequence[Path]) -> Listing:
 
     def image(entry: os.DirEntry) -> bool:
         known = entry.name.lower().endswith(EXTENSIONS)
-        if known and not (entry.is_file() or entry.is_dir()) and os.path.exists(entry):  # opening it may never end
+        if known and not (entry.is_file() or entry.is_dir()) and os.path.exists(entry):  # opening it may block
             raise UserError(f"{entry.path} is a pipe or a device, no file")
         if entry.is_dir():
             others["folder(s)"] += 1
@@ -136,7 +136,7 @@ def _list_tinyimagenet(folder: Path) -> tuple[list[str], dict[str, Listing]]:
 
 
 def _fingerprint(folder: Path, classes: list[str], listings: dict[str, Listing]) -> dict:
-    """What tells that a tree has changed: the name, label, size and modification time of every file."""
+    """What shows whether a tree has changed: the name, label, size and modification time of every file."""
     digest, count, size, newest = hashlib.sha256(json.dumps(classes).encode()), 0, 0, 0
     for split, listing in listings.items():
         for file, label in zip(listing.files, listing.labels, strict=True):
@@ -152,7 +152,7 @@ def _fingerprint(folder: Path, classes: list[str], listings: dict[str, Listing])
 
 @contextmanager
 def _opened(file: str) -> Iterator[Image.Image]:
-    """An opened image; whatever goes wrong with it is told as a UserError that names the file."""
+    """An opened image; whatever goes wrong with it becomes a UserError that names the file."""
     try:
         with Image.open(file) as image:
             yield image
@@ -163,13 +163,13 @@ def _opened(file: str) -> Iterator[Image.Image]:
 
 
 class Files(Dataset):
-    """Image files, which must all have the size (H, W) of `first`, the first training image."""
+    """Image files that must all have the size (H, W) of `first`, the first training image."""
 
     def __init__(self, files: Sequence[str], size: tuple[int, int], first: str) -> None:
         self.files, self.size, self.first = files, size, first
 
     def __getitems__(self, rows: list[int]) -> Tensor | UserError:
-        """Rows (b,) -> (b, 3, H, W). Returns the error: raised in a worker it would come back as a long traceback."""
+        """Rows (b,) -> (b, 3, H, W). An error is returned: raised in a worker it would arrive as a long traceback."""
         try:
             return torch.from_numpy(np.stack([self._decode(row) for row in rows]))
         except UserError as error:
@@ -186,7 +186,7 @@ class Files(Dataset):
         return images
 
     def check(self, title: str) -> None:
-        """Read every header, so that a wrong size is told before the training and not within it."""
+        """Read every header, so that a wrong size is told before the training and not during it."""
 
         def look(row: int) -> None:
             with self._checked(row):
@@ -214,7 +214,7 @@ class Files(Dataset):
             return np.asarray(opaque.convert("RGB")).transpose(2, 0, 1)
 
     def _each(self, work: Callable[[int], None], title: str) -> None:
-        """Do `work` for every row, in threads; the first error in the order of the rows is raised."""
+        """Do `work` for every row, in threads. Of several errors that of the first row is raised."""
 
         def chunk(rows: range) -> int:
             for row in rows:
@@ -223,7 +223,7 @@ class Files(Dataset):
 
         rows = range(len(self.files))
         with ThreadPoolExecutor(cpus()) as pool, tqdm(total=len(rows), desc=title, disable=None) as bar:
-            if bar.disable and len(rows) >= 10_000:  # seconds
+            if bar.disable and len(rows) >= 10_000:  # takes seconds
                 tell(f"{title}: {len(rows)} images", sys.stderr)
             for done in pool.map(chunk, [rows[start : start + 256] for start in rows[::256]]):
                 bar.update(done)

@@ -1,4 +1,4 @@
-"""The device that computes: to find it, to name it, what it holds and what was used of it."""
+"""The device that computes: how to find and name it, what fits into its memory, and how much was used."""
 
 import platform
 import re
@@ -19,7 +19,7 @@ except ImportError:  # Windows
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name, made ready; "auto": the best that there is. UserError if it cannot be used."""
+    """The device of this name, ready for use; "auto" is the best there is. UserError if it cannot be used."""
     several = distributed.size() > 1
     if name == "auto":
         mps = torch.backends.mps.is_available() and not several
@@ -36,8 +36,8 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here: {reason(error)[:200]}") from None
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where CUDA graphs, NCCL and the wrapper of the networks look
-        # No TF32, which convolutions would use by default: W2's solver and the paper's fp32 need the digits.
+        torch.cuda.set_device(device)  # CUDA graphs, NCCL and DistributedDataParallel use the current device
+        # No TF32, which convolutions use by default: W2's solver and the paper's fp32 need all digits.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
@@ -45,7 +45,7 @@ def find_device(name: str) -> torch.device:
 
 
 def hardware(device: torch.device) -> str:
-    """The device in words, for results: a number without its hardware means little."""
+    """The device in words, for results: a time without its hardware means little."""
     processes = f"{distributed.size()} processes, each " if distributed.size() > 1 else ""
     if device.type == "cuda":
         return processes + torch.cuda.get_device_name(device)
@@ -61,14 +61,14 @@ def hardware(device: torch.device) -> str:
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on `device`. On the way to a CUDA GPU through pinned memory, so that the host does not wait; elsewhere
-    it waits, since the tensor may be gone before a copy that it does not wait for has read it."""
+    """The tensor on `device`. A copy to a CUDA GPU goes through pinned memory, and the host does not wait for it. Other
+    copies are waited for, as the tensor might be freed before an asynchronous copy has read it."""
     device = torch.device(device)
     return _pinned(tensor, device).to(device, non_blocking=device.type == "cuda")
 
 
 def move_into(target: Tensor, tensor: Tensor) -> None:
-    """Overwrite `target` with the tensor; waits as `moved` does."""
+    """Overwrite `target` with the tensor, waiting only where `moved` does."""
     target.copy_(_pinned(tensor, target.device), non_blocking=target.is_cuda)
 
 
@@ -83,7 +83,7 @@ def fits(size: int, device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes so far: of tensors on a GPU, else of the whole process; 0 where the system does not tell."""
+    """The peak memory so far in bytes: of tensors on a GPU, else of the process; 0 where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if resource is None:
@@ -92,7 +92,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on a CPU, where torch has no class for it."""
+    """Whether an allocation failed, on a GPU or on a CPU, for which torch has no exception class."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         words in str(error) for words in ("allocate memory", "Storage size calculation overflowed")
     )

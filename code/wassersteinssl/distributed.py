@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 4 code/BYOL/byol.py --batch-size 256
 
---batch-size is that of all processes together; each takes its share of every batch, of the same order and the same
-augmentation as one process would take. The networks' batch-norm is synchronised and embeddings are gathered, so that
-every process computes the losses of the whole batch and no method knows how many processes there are. Up to rounding
-the weights are those of one process. Process 0 alone writes, prints and evaluates.
+--batch-size is that of all processes together. Each takes its share of every batch, with the order and the augmentation
+that a single process would use. The networks' batch-norm is synchronised and embeddings are gathered, so that every
+process computes the losses of the whole batch and no method needs to know how many processes there are. Up to rounding
+the weights are those of a single process. Only process 0 writes, prints and evaluates.
 """
 
 import gc
@@ -29,13 +29,13 @@ from wassersteinssl.machine import environment_number
 
 T = TypeVar("T")
 
-PATIENCE = 20  # seconds to meet in, before it is said who waits
-PREPARATION = timedelta(hours=12)  # for which the others wait while process 0 downloads and decodes
-_patient: Any = None  # the group that waits so long; for all else torch's time of minutes is right
+PATIENCE = 20  # seconds for all processes to meet, before one says that it still waits
+PREPARATION = timedelta(hours=12)  # how long the others wait while process 0 downloads and decodes
+_patient: Any = None  # the group with this timeout; for everything else torch's default of minutes is right
 
 
 def size() -> int:
-    """Processes of this run, as torchrun started them."""
+    """The number of processes of this run, as torchrun started them."""
     return max(1, environment_number("WORLD_SIZE", 1))
 
 
@@ -44,22 +44,22 @@ def rank() -> int:
 
 
 def first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this process is the one that writes and prints."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """Of this machine's processes; which GPU to take."""
+    """The rank among this machine's processes, which tells the GPU to take."""
     return environment_number("LOCAL_RANK", 0)
 
 
 def join() -> None:
-    """Meet the other processes; they can talk to each other from here to `leave`, which all call together."""
+    """Meet the other processes. They can communicate from here until `leave`, which all call together."""
     global _patient
     if os.environ.get("WORLD_SIZE") and not environment_number("WORLD_SIZE", 0):
         raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r}: start several processes with torchrun")
     if size() > 1:
-        if rank() >= size():  # the others would wait for this one, and this one for them
+        if rank() >= size():  # all would wait for each other
             raise UserError(f"RANK is {rank()}, WORLD_SIZE {size()}: start several processes with torchrun")
         missing = threading.Timer(PATIENCE, _tell_waiting)
         missing.daemon = True
@@ -83,19 +83,19 @@ def _tell_waiting() -> None:
 
 def leave() -> None:
     if size() > 1:
-        gc.collect()  # a DistributedDataParallel that outlives the group can wait for gloo's thread for ever
+        gc.collect()  # a DistributedDataParallel that outlives its group may wait for gloo's thread for ever
         dist.destroy_process_group()
 
 
 def lost(error: Exception) -> bool:
-    """Whether the error says that another process has ended or cannot be reached; it has no class of its own."""
+    """Whether the error says that another process has ended or cannot be reached; there is no class for that."""
     words = "connection|broken pipe|remote process|timed? ?out|peer"
     return size() > 1 and re.search(words, str(error), re.IGNORECASE) is not None
 
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """The block runs in process 0, then in the others; an error in process 0 ends all, told by process 0 alone."""
+    """The block runs in process 0 first, then in the others. An error in process 0 ends all, told once."""
     done = [False]
     if first():
         try:
@@ -123,7 +123,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether it is true in any process: all agree. Waits for the other hosts, never for a GPU."""
+    """Whether `flag` is true in any process; all get the same answer. Waits for the other hosts, never for a GPU."""
     if size() == 1:
         return flag
     flags = torch.tensor(int(flag))
@@ -132,15 +132,15 @@ def any_of(flag: bool) -> bool:
 
 
 def share(rows: Tensor) -> Tensor:
-    """This process's rows of a batch that `size()` divides: (b, ...) -> (b / size, ...)."""
+    """This process's rows of a batch whose length `size()` divides: (b, ...) -> (b / size, ...)."""
     return rows.chunk(size())[rank()]
 
 
 def gather(rows: Tensor) -> Tensor:
     """The rows of all processes in the order of their ranks: (b / size, ...) -> (b, ...).
 
-    The loss that follows is computed in every process alike. Its gradient arrives here multiplied by size(), which
-    DistributedDataParallel's averaging over the processes undoes: the parameters get the gradient of the one loss.
+    Every process then computes the same loss. The backward pass multiplies the gradient by size(), which
+    DistributedDataParallel's averaging over the processes undoes: the parameters get the gradient of that one loss.
     """
     return _Gather.apply(rows) if size() > 1 else rows
 
@@ -159,7 +159,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes, and in the backward pass that of their gradients."""
+    """The sum over the processes; in the backward pass the sum of their gradients."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -173,15 +173,15 @@ class _Sum(torch.autograd.Function):
 
 
 def network(method: nn.Module) -> nn.Module:
-    """What computes the method's embeddings: the method itself, or with several processes a wrapper that averages
-    gradients, over networks whose batch-norm is synchronised. Parameters, and names in the state dict, stay."""
+    """What computes the method's embeddings: the method itself or, with several processes, a wrapper that averages the
+    gradients; the networks' batch-norm is then synchronised. Parameters and their names in the state dict stay."""
     if size() == 1:
         return method
     device = next(method.parameters()).device
     for name, child in method.named_children():
-        if not isinstance(child, _BatchNorm):  # a batch-norm of the method's own: its loss sees the whole batch
+        if not isinstance(child, _BatchNorm):  # a batch-norm of the method itself is in its loss, of the whole batch
             setattr(method, name, _synchronised(child, device))
-    # In each forward pass it also gives all processes the first one's buffers, the queue among them.
+    # Each forward pass also copies the buffers of the first process, such as a queue, to all others.
     return nn.parallel.DistributedDataParallel(method, device_ids=[device] if device.type == "cuda" else None)
 
 
@@ -195,7 +195,7 @@ def _synchronised(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _SyncBatchNorm(_BatchNorm):
-    """What nn.SyncBatchNorm, which is for GPUs only, computes: batch-norm by the moments of all processes' rows."""
+    """nn.SyncBatchNorm for CPUs: batch-norm with the moments of all processes' rows."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass

@@ -1,4 +1,4 @@
-"""A trained encoder as a run exports it, encoder.safetensors: weights, the run's config and the images' statistics.
+"""A trained encoder as a run exports it: encoder.safetensors, with the run's config and the images' statistics.
 
     encoder = load_encoder("runs/digits/byol")  # or the file in it
     h, z = encoder(images), encoder.embed(images)
@@ -19,16 +19,16 @@ from wassersteinssl.backbones import projector, resnet18
 from wassersteinssl.cli import home
 from wassersteinssl.files import reason, write_atomically
 
-SAVED = ("backbone.", "projector.")  # of a method's networks
+SAVED = ("backbone.", "projector.")  # the networks of a method that are saved
 
 
 class Encoder(nn.Module):
-    """images (n, 3, H, W), uint8 or floats from 0 to 1, un-normalised -> features h (n, 8 width); `embed`: z (n, dim),
-    in the type of the weights.
+    """images (n, 3, H, W), uint8 or floats from 0 to 1, not normalised -> features h (n, 8 width); `embed`: z (n, dim).
+    Both are in the type of the weights.
 
-    ValueError, with the shape or the type, for other images, and for floats beyond 0..1 (on a GPU, which would have to
-    wait, and in torch.export these are not looked at); TypeError for what is no tensor. `config` is that of the run:
-    method, settings, versions, command.
+    ValueError, with the shape or the type, for other images, and for floats outside 0..1 (not checked on a GPU, which
+    would have to wait, nor in torch.export); TypeError for anything but a tensor. `config` is that of the run: method,
+    settings, versions, command.
     """
 
     def __init__(self, config: dict, mean: list[float], std: list[float]):
@@ -77,14 +77,14 @@ def save_encoder(path: Path, method: nn.Module, config: dict, mean: tuple[float,
 
 
 def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encoder:
-    """The encoder of a finished pre-training, from the run's folder or the file in it, in evaluation mode and without
-    gradients (`requires_grad_()` brings them back). ValueError, one line, if there is no such encoder. Nothing in the
-    file is executed."""
+    """The encoder that a finished pre-training has exported, from the run's folder or the file in it. It is in
+    evaluation mode and without gradients (`requires_grad_()` brings them back). ValueError, one line, if there is none.
+    Nothing in the file is executed."""
     path = home(path)
     try:
         if path.is_dir():
             path /= "encoder.safetensors"
-        open(path, "rb").close()  # says of an unreadable file that it is one, as safetensors does not
+        open(path, "rb").close()  # its error tells that a file is unreadable; that of safetensors does not
         with safetensors.safe_open(path, framework="pt") as file:
             stored = file.metadata() or {}
             metadata = {key: json.loads(stored[key]) for key in ("config", "mean", "std")}

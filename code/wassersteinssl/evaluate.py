@@ -1,6 +1,6 @@
 """How good a representation is: features, nearest neighbours, the linear probe, Table 2's measures, the spectrum.
 
-Everything runs on the device of its inputs, in chunks of bounded memory, and reads a number back only at the end.
+Everything runs on the device of its inputs, in chunks of bounded memory, and reads numbers back only at the end.
 Accuracies are percentages. Legend of shapes: n rows, d features h of the backbone, m features z of the projector,
 C classes.
 """
@@ -26,7 +26,7 @@ from wassersteinssl.files import reason
 from wassersteinssl.uniformity import MEASURES, alignment, lu_uniformity, of_metric
 from wassersteinssl.w2 import W2Metric, w2_floor
 
-CHUNK_ELEMENTS = 2**25  # of the largest temporary matrix: 128 MiB of float32
+CHUNK_ELEMENTS = 2**25  # size of the largest temporary matrix: 128 MiB of float32
 
 
 # ---- features --------------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ CHUNK_ELEMENTS = 2**25  # of the largest temporary matrix: 128 MiB of float32
 def frozen(module: Any) -> Iterator[None]:
     """No gradients, and evaluation mode for a network: batch-norm uses its running statistics and leaves them alone.
 
-    The mode of every submodule is restored. A plain function is called as it is.
+    Afterwards the mode of every submodule is restored. `module` may also be a plain function.
     """
     modes = [(m, m.training) for m in module.modules()] if isinstance(module, nn.Module) else []
     try:
@@ -50,7 +50,7 @@ def frozen(module: Any) -> Iterator[None]:
 
 
 def _encode(encoder_fn: Callable[[Tensor], Tensor], images: Tensor, precision: str) -> Tensor:
-    """(b, 3, H, W) -> float32 (b, d); the forward pass alone may run in bfloat16."""
+    """(b, 3, H, W) -> float32 (b, d); only the forward pass may run in bfloat16."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return encoder_fn(images).float()
 
@@ -74,7 +74,7 @@ def extract(
 ) -> tuple[Tensor, Tensor]:
     """Features (n, d) in float32 and labels (n,) of a split's images, un-augmented, in the split's order.
 
-    A network runs in evaluation mode. Without a batch_size, one that suits the image size and the device is taken.
+    A network runs in evaluation mode. The default batch_size suits the image size and the device.
     """
     if len(split) == 0:
         raise UserError("no images to extract features from")
@@ -93,7 +93,7 @@ def extract(
 
 @torch.no_grad()
 def knn_predict(train_h: Tensor, train_y: Tensor, test_h: Tensor, *, k: int = 200, classes: int) -> Tensor:
-    """The class (n',) that wins the weighted vote of the k nearest training rows; k counts at most n.
+    """The class (n',) that wins the weighted vote of the k nearest training rows (of all, if k > n).
 
     vote(c) = sum over the k largest s_i with y_i = c of exp(s_i), s_i the cosine similarity (Wu et al., arXiv
     1805.01978, at temperature 1, as the paper has it). train_h (n, d), test_h (n', d), rows of a length of 1e-12 to
@@ -118,7 +118,7 @@ def knn_accuracy(
 
 @torch.no_grad()
 def topk_accuracy(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> tuple[float, ...]:
-    """Percent of rows whose label is among the k largest of (n, C) logits, for each k; k counts at most C."""
+    """Percent of rows whose label is among the k largest of (n, C) logits, for each k (of all C, if k > C)."""
     best = logits.topk(min(max(ks), logits.shape[1])).indices  # (n, max k)
     hits = (best == labels[:, None]).sum(0).cumsum(0).tolist()  # hits[k-1]: rows whose label is among the first k
     return tuple(100 * hits[min(k, len(hits)) - 1] / len(labels) for k in ks)
@@ -132,7 +132,7 @@ class LinearProbe:
 
     logits = W h + b, W (C, d) drawn from N(0, 0.01^2), b = 0; mean cross-entropy in float32; SGD with momentum. The
     learning rate falls along half a cosine, step by step: lr_t = lr (1 + cos(pi t / T)) / 2, T = epochs * batches.
-    `state_dict` holds all there is: a probe that loads it goes on bitwise as if it had never stopped.
+    `state_dict` is complete: a probe that loads it continues bitwise as if it had never stopped.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class LinearProbe:
         self.optimizer = torch.optim.SGD(self.linear.parameters(), lr, momentum=0.9, weight_decay=weight_decay)
 
     def learn(self, h: Tensor, y: Tensor) -> Tensor:
-        """SGD over the rows of h (n, d) in their order, batch by batch; the losses' sum over rows, on the device."""
+        """SGD over the rows of h (n, d) in order, batch by batch. Returns the sum of their losses, on the device."""
         loss_sum = torch.zeros((), device=h.device)
         for h_batch, y_batch in zip(h.split(self.batch_size), y.split(self.batch_size), strict=True):
             for group in self.optimizer.param_groups:
@@ -199,15 +199,16 @@ def linear_probe(
     should_stop: Callable[[Callable[[], dict]], bool] | None = None,
 ) -> dict:
     """Linear evaluation of a frozen backbone on an ImageSet: {"acc1", "acc5", "best_acc1", "best_epoch", "history",
-    "complete"}, percent, of the last epoch; `best_*` is over epochs and chosen on the test set, hence flattering.
+    "complete"}. Accuracies are percentages of the last epoch; `best_*` is the best of all epochs, which flatters, as it
+    is chosen on the test set.
 
-    Training images are cropped and flipped anew every epoch, as `crop` says; test images are encoded once, as they
-    are. The backbone's batch-norm statistics are frozen. Because the backbone is, too, `forward_batch` images go
-    through it at once, a matter of speed alone: order and crops are functions of (seed, epoch, step).
+    Training images are cropped and flipped anew every epoch, as `crop` says; test images are encoded once, unchanged.
+    The backbone is frozen, with its batch-norm statistics. Therefore the number of images that go through it at once,
+    `forward_batch`, affects speed alone: order and crops are functions of (seed, epoch, step).
 
-    on_epoch(state) is called after every epoch with all that a continuation needs, loadable with weights_only=True;
-    `state` continues from there, and on CPU ends bitwise equal. should_stop(f), where f() gives such a state, is asked
-    before what each forward batch gives is learned: if it says so, the result so far is returned with "complete" False.
+    on_epoch(state) is called after every epoch with all that a continuation needs, loadable with weights_only=True.
+    Continuing from `state` ends bitwise equal on a CPU. should_stop(f), where f() returns such a state, is called
+    before each forward batch is learned; if it returns true, the result so far is returned, with "complete" False.
     """
     if epochs < 1:
         raise UserError(f"the linear evaluation needs at least 1 epoch, not {epochs}")
@@ -287,9 +288,9 @@ def _augmented_features(
     device: torch.device | str,
     precision: str,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(features, labels) of augmented images of a split, some batches at a time. The i-th of `generators` draws the
-    augmentation of the i-th batch; `forward_batch` images go through the network at once, a matter of speed and memory
-    alone."""
+    """(features, labels) of augmented images of a split, several batches at a time. The i-th of `generators` draws the
+    augmentation of the i-th batch. `forward_batch` images go through the network at once, which affects only speed and
+    memory."""
     forward_batch = forward_batch or forward_batch_size(split.size, device)
     batches_at_once = max(1, forward_batch // batch_size)
     for images, y in split.batches(order.split(batches_at_once * batch_size), device):
@@ -300,7 +301,7 @@ def _augmented_features(
 
 
 def forward_batch_size(size: tuple[int, int], device: torch.device | str) -> int:
-    """Images a forward pass of the frozen backbone: many fill a GPU, few stay in a CPU's caches."""
+    """Images in a forward pass of the frozen backbone: many, to fill a GPU; few, to stay in a CPU's caches."""
     at_32 = 512 if torch.device(device).type == "cpu" else 2048
     return max(1, at_32 * 32 * 32 // (size[0] * size[1]))
 
@@ -327,19 +328,19 @@ def _result(history: list[dict], epochs: int) -> dict:
 def spectrum(z: Tensor) -> Tensor:
     """Singular values of the covariance of the rows of z (n, m), descending, float64 (m,): the paper's figure 7.
 
-    S = (1/n) sum_i (z_i - mu)(z_i - mu)^T is positive semi-definite, so its singular values are its eigenvalues; those
-    that rounding made negative are 0. The rows are taken as they are: normalise first if unit rows are meant.
+    S = (1/n) sum_i (z_i - mu)(z_i - mu)^T is positive semi-definite, so its singular values are its eigenvalues; any
+    that rounding made negative become 0. The rows are taken as they are: normalise them first if they should be unit.
     """
-    covariance = W2Metric(normalize=False).update(z).covariance.cpu()  # Apple GPUs have no eigenvalues
+    covariance = W2Metric(normalize=False).update(z).covariance.cpu()  # Apple GPUs compute no eigenvalues
     return torch.linalg.eigvalsh(covariance).clamp(min=0).flip(0)
 
 
 @torch.no_grad()
 def representation_metrics(z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor) -> dict[str, float]:
-    """Table 2's measures, on projector outputs (n, m), whose rows each measure scales to unit length.
+    """Table 2's measures of projector outputs (n, m), whose rows each measure scales to unit length.
 
-    w2 and lu of the un-augmented test images, alignment of two augmented views of each; w2_floor is what w2 would be
-    for n uniform rows, without which w2 means little. ValueError if a row is not finite.
+    w2 and lu are those of the un-augmented test images, alignment that of two augmented views of each. w2_floor is the
+    w2 of n uniform rows, without which w2 means little. ValueError if a row is not finite.
     """
     return {
         "w2": W2Metric().update(z_test).compute(),
@@ -354,8 +355,8 @@ def every_measure(
     z_test: Tensor, z_view_a: Tensor, z_view_b: Tensor, *, on_measure: Callable[[], Any] = lambda: None
 ) -> dict[str, float | None]:
     """All of MEASURES, of projector outputs as in `representation_metrics`; None where a measure is not finite, or
-    raises ValueError, which is told. Those of two moments are of all rows, the others of at most 10,000, evenly spaced:
-    trees and neighbours take their square. `on_measure` is called after each."""
+    raises ValueError, which is told. Measures of two moments use all rows; the others at most 10,000, evenly spaced, as
+    trees and neighbours take quadratic time. `on_measure` is called after each."""
     if z_test.device.type == "mps":  # Apple GPUs have neither eigenvalues nor float64
         z_test, z_view_a, z_view_b = (z.cpu() for z in (z_test, z_view_a, z_view_b))
     metric, found = W2Metric().update(z_test), {}
@@ -367,7 +368,7 @@ def every_measure(
                 value = of_metric(name, metric)
             else:
                 value = float(record.function(z_view_a, z_view_b) if record.needs_views else record.function(z_test))
-        except ValueError as error:  # one must not cost a run its result
+        except ValueError as error:  # a single measure must not cost a run its result
             tell(f"no {name}: {reason(error)}", sys.stderr)
             value = math.nan
         found[name] = value if math.isfinite(value) else None
@@ -386,12 +387,12 @@ def measure(
     device: torch.device | str,
     precision: str = "fp32",
 ) -> tuple[dict[str, float], tuple[Tensor, Tensor, Tensor]]:
-    """Table 2's measures and kNN accuracy of a method with `backbone` and `projector`, and z (n, m) of the test images
-    and of both views.
+    """Table 2's measures and kNN accuracy of a method with `backbone` and `projector`, and three z (n, m): of the test
+    images, and of two augmented views of them.
 
-    knn1: test images by their neighbours among the training images (at most `train_limit`, balanced over classes). The
-    first z, of which w2 and lu are, is that of the un-augmented test images; alignment is that of two augmented views
-    of each, or of at most `pairs_limit`, the same at every call.
+    knn1 classifies test images by their neighbours among the training images (at most `train_limit`, balanced over the
+    classes). w2 and lu are those of the un-augmented test images; alignment is that of the two views, which are of all
+    test images or of at most `pairs_limit`, and the same at every call.
     """
 
     def features(split: Split) -> tuple[Tensor, Tensor]:
@@ -406,7 +407,7 @@ def measure(
 
     def at_most(split: Split, limit: int | None) -> Split:
         if limit is not None:
-            limit = max(limit, len(split.labels.unique()))  # one of each class
+            limit = max(limit, len(split.labels.unique()))  # at least one of each class
         return split if limit is None or limit >= len(split) else split.take(limit)
 
     train, pairs = at_most(data.train, train_limit), at_most(data.test, pairs_limit)

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, what went wrong with one, in a line, and programs as modules."""
+"""Files: written whole or not at all; an error in a line; a program's file as a module."""
 
 import errno
 import importlib.util
@@ -16,8 +16,8 @@ from wassersteinssl.cli import UserError
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """All of the content under `path`, or what was there before. `content` may be a function that writes it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # two containers may have one process id
+    """Replace the file by the content, or leave it as it was. `content` may be a function that writes it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # process ids repeat between containers
     try:
         with open(temporary, "wb") as file:
             if isinstance(content, bytes):
@@ -29,34 +29,34 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) ->
         os.replace(temporary, path)
     except OSError as error:
         if error.errno is not None:
-            error.filename, error.filename2 = str(path), None  # not the temporary one
+            error.filename, error.filename2 = str(path), None  # not the temporary name
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # makes the rename itself survive a power cut
+    if os.name == "posix":  # so that the rename survives a power cut
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # a network file system that does not offer it
+            if error.errno != errno.EINVAL:  # some network file systems cannot
                 raise
         finally:
             os.close(folder)
 
 
 def check_writable(folder: Path) -> None:
-    """UserError now, not after minutes of work, if no file can be written into `folder`, be it still to be made;
-    nothing stays there."""
+    """UserError now, not after minutes of work, if no file can be written into `folder`, which need not exist yet.
+    Leaves nothing there."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        tempfile.TemporaryFile(dir=existing).close()  # permissions do not tell of a file system like /proc
+        tempfile.TemporaryFile(dir=existing).close()  # permissions would not tell, for instance in /proc
     except OSError as error:
         where = folder if existing == folder.absolute() else f"{folder}: {existing}"
         raise UserError(f"cannot write into {where}: {error.strerror}") from None
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a writer that was killed has left. Only while nobody else writes into the folder."""
+    """Remove what a killed writer has left. Only while nobody else writes into the folder."""
     for orphan in folder.glob(".*.part"):
         orphan.unlink()
 
@@ -68,7 +68,8 @@ def reason(error: BaseException) -> str:
 
 
 def load_module(path: Path) -> ModuleType:
-    """A program's file as a module, once; its name is of the whole path, as a file may be called like a package."""
+    """A program's file as a module, loaded once. The module's name depends on the whole path, as the file may be named
+    like a package."""
     name = f"{path.stem}_{zlib.crc32(os.fsencode(path.resolve())):08x}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)

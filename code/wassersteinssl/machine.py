@@ -9,7 +9,7 @@ GROUP_OF_PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def cpus() -> int:
-    """CPUs that this process may use: those that it may run on, or fewer where a control group limits their time."""
+    """How many CPUs this process may use: those it may run on, or fewer where a control group limits their time."""
     most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(ValueError, ZeroDivisionError):
         for limit in _control_group("cpu.max"):  # "microseconds period"
@@ -20,7 +20,7 @@ def cpus() -> int:
 
 
 def environment_beside(processes: int) -> dict[str, str]:
-    """The environment for one of so many processes at a time; else each starts as many threads as there are CPUs."""
+    """The environment for one of so many processes at a time. Without it each would start a thread for every CPU."""
     environment = dict(os.environ)
     if processes > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // processes)))
@@ -34,13 +34,13 @@ def environment_number(name: str, default: int) -> int:
 
 
 def local_processes() -> int:
-    """Those that torchrun has started on this machine, with this one."""
+    """The processes that torchrun has started on this machine, this one included."""
     return max(1, environment_number("LOCAL_WORLD_SIZE", 1))
 
 
 def memory() -> float:
-    """Bytes that this process may fill: the machine's available memory (not on Linux all it has), or less where a
-    control group limits it."""
+    """Bytes that this process may fill: the machine's available memory (on other systems than Linux all its memory), or
+    less where a control group limits it."""
     limits = [float("inf")]
     with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows
         limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
@@ -52,8 +52,8 @@ def memory() -> float:
 
 
 def _control_group(name: str) -> list[str]:
-    """What the files of this name say in the process's control group (version 2) and in those above, where Slurm sets
-    limits; nothing elsewhere."""
+    """The contents of the files of this name in the process's control group (version 2) and in those above it, where
+    Slurm sets limits; nothing on other systems."""
     try:
         group = Path(GROUP_OF_PROCESS.read_text().rpartition("0::")[2].strip().lstrip("/"), name)
         files = [GROUPS / parent / name for parent in group.parents]
@@ -63,6 +63,6 @@ def _control_group(name: str) -> list[str]:
 
 
 def fills_memory(size: int) -> bool:
-    """Whether `size` bytes are too many to be kept in memory by each process that torchrun started here: more than
-    half of it."""
+    """Whether `size` bytes, kept by each process that torchrun has started here, would take more than half of the
+    memory."""
     return size * local_processes() > memory() / 2

@@ -1,4 +1,4 @@
-"""The contract of a method: networks, a loss on what they compute, and what follows a step of the optimiser."""
+"""The contract of a method: its networks, a loss on what they compute, and what follows each optimiser step."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
@@ -14,8 +14,8 @@ class Method(nn.Module, ABC):
     """Backbone (b, 3, H, W) -> h (b, 8 width) and projector h -> z (b, dim). A method adds what it needs.
 
     A training step computes `loss(**{name: e.float() for name, e in forward(view_a, view_b).items()})`: the networks
-    under autocast, the loss in float32. A uniformity term works on "z_a" and "z_b". With several processes `forward`
-    sees this one's share of the batch and `loss` the embeddings of all.
+    under autocast, the loss in float32. A uniformity term works on "z_a" and "z_b". With several processes, `forward`
+    sees this process's share of the batch, and `loss` the embeddings of the whole batch.
     """
 
     # Default weights (alpha_max, alpha_min) of the uniformity terms.
@@ -27,7 +27,7 @@ class Method(nn.Module, ABC):
         self.projector = projector(self.backbone.feature_dim, settings.hidden_dim, settings.dim)
 
     def place(self, device: torch.device) -> Self:
-        """Move all networks to the device, in the memory format that is best there."""
+        """Move all networks to the device, in the memory format that suits it."""
         self.to(device)
         return self.to(memory_format=self.backbone.layout)  # type: ignore[call-overload]
 
@@ -40,7 +40,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, *arguments: Any, **embeddings: Any) -> Tensor:
-        """The method's loss, 0-d, of float32 embeddings as `forward` names them."""
+        """The method's loss, 0-d, of the float32 embeddings, by the names that `forward` gave them."""
 
     def after_step(self, progress: float) -> None:
         """Called after each update; progress is the share of training done, in (0, 1]."""

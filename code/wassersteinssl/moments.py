@@ -9,9 +9,9 @@ M = S + mu mu^T the second moment. "The target" is N(0, I/m), the law that W2 co
 
 Every function gives a 0-d tensor, differentiable (once) with respect to rows, computed in float64 and returned in the
 rows' type (at least float32). Rows with NaN or infinity give NaN; anything but a floating matrix of n >= 2 rows raises
-ValueError. Eigenvalues that rounding left of 0 count as 0; rows that differ by no more than the rounding of their type
-have no spread. On a GPU, those that work on eigenvalues wait for the host; those with a determinant (by Cholesky) and
-the polynomial ones do not.
+ValueError. What rounding left of an eigenvalue of 0 counts as 0; rows that differ by no more than the rounding of their
+type have no spread. On a GPU, measures of eigenvalues wait for the host; those with a determinant (by Cholesky) and the
+polynomial ones do not.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def bhattacharyya(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
 def hellinger(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
     """Squared Hellinger distance 1 - exp(-Bhattacharyya), in [0, 1]; lower is more uniform.
 
-    1 where S is singular, and 1 to rounding long before: of little use beyond small m.
+    1 where S is singular, and 1 to rounding long before that: of little use except for small m.
     """
     return -torch.expm1(-bhattacharyya(z, normalize=normalize))
 
@@ -101,8 +101,8 @@ def hellinger(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
 def tcr(z: Tensor | W2Metric, *, eps: float = 0.2, normalize: bool = True) -> Tensor:
     """-logdet(I + (m / eps) M) / 2 with M = Z^T Z / n, minus the total coding rate in nats; lower is more uniform.
 
-    Always finite for unit rows. Rows far longer than 1 (normalize=False) exceed float64 from lengths of about 1e6 on.
-    `eps` is the square of theirs. Yu et al., Learning Diverse and Discriminative Representations via the Principle of
+    Always finite for unit rows. With normalize=False, rows longer than about 1e6 exceed float64. `eps` is the square of
+    the authors' epsilon. Yu et al., Learning Diverse and Discriminative Representations via the Principle of
     Maximal Coding Rate Reduction, NeurIPS 2020.
     """
     x = moments_of(z, normalize)
@@ -124,7 +124,7 @@ def rankme(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
 
 
 def rankme_share(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
-    """RankMe / m, in [0, 1]; unlike RankMe it notices unused and repeated features."""
+    """RankMe / m, in [0, 1]. Unlike RankMe it notices unused and repeated features."""
     return rankme(z, normalize=normalize) / (z.dim if isinstance(z, W2Metric) else z.shape[1])
 
 
@@ -161,15 +161,15 @@ def alpha_req(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
     """alpha of the power law lambda_i ~ i^-alpha: minus the slope of log lambda_i against log i, i = 1, 2, ... from the
     largest, by least squares with weights 1/i. 0: flat; near 1 is said to be best.
 
-    Eigenvalues of 0 are left out, which makes it unreliable where the rank is deficient; with fewer than two others
-    +inf: the spectrum falls at once. Agrawal et al., alpha-ReQ, NeurIPS 2022.
+    Eigenvalues of 0 are left out, which makes it unreliable where the rank is deficient. +inf if fewer than two others
+    remain: the spectrum falls at once. Agrawal et al., alpha-ReQ, NeurIPS 2022.
     """
     x = moments_of(z, normalize)
     values = present_eigenvalues(x.covariance).flip(0)
     present = ~(values == 0)  # NaN stays
     index = torch.arange(1, x.m + 1, dtype=values.dtype, device=values.device)
     weight = present / index
-    weight = weight / weight.sum().clamp(min=1 / x.m)  # no eigenvalue: anything but 0/0
+    weight = weight / weight.sum().clamp(min=1 / x.m)  # if no eigenvalue is present: no 0/0
     log_index, log_value = index.log(), torch.where(present, values, 1).log()
     log_index = log_index - (weight * log_index).sum()
     spread = (weight * log_index.square()).sum()

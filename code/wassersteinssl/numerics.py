@@ -1,4 +1,4 @@
-"""What the measures share: rows in float64, their moments, and linear algebra that bears singular matrices.
+"""What the measures share: rows in float64, their moments, and linear algebra that copes with singular matrices.
 
 z: (n, m) features, a row a sample. Nothing here adds an epsilon: what rounding left of 0 counts as 0.
 """
@@ -40,8 +40,8 @@ class Moments(NamedTuple):
 
 
 def wide_rows(z: Tensor, normalize: bool) -> Tensor:
-    """The checked rows in float64 (float32 on Apple GPUs), scaled to unit length if asked; a zero row stays zero.
-    Where any is not finite, all are NaN."""
+    """The rows, checked, in float64 (float32 on Apple GPUs), scaled to unit length if asked; a zero row stays zero.
+    If any row is not finite, all become NaN."""
     check_matrix(z, least_rows=2)
     rows = z.to(wide_dtype(z.device))
     rows = unit_rows(rows, smallest=torch.finfo(result_dtype(z)).tiny) if normalize else rows
@@ -49,14 +49,14 @@ def wide_rows(z: Tensor, normalize: bool) -> Tensor:
 
 
 def unit_rows(z: Tensor, *, smallest: float | None = None) -> Tensor:
-    """Rows over their norm, differentiable once; a row shorter than `smallest` (default: the smallest normal
-    number), a zero row say, becomes zero."""
+    """Rows divided by their norms, differentiable once. A row shorter than `smallest` (default: the smallest normal
+    number) becomes zero."""
     return _UnitRows.apply(z, torch.finfo(z.dtype).tiny if smallest is None else smallest)
 
 
 class _UnitRows(torch.autograd.Function):
-    """u = z / ||z||, row by row, with gradient (g - u <u, g>) / ||z||. One function, because the derivatives of its
-    parts would pass over z a dozen times more."""
+    """u = z / ||z||, row by row, with gradient (g - u <u, g>) / ||z||. One function, because differentiating its parts
+    would pass over z a dozen times more."""
 
     @staticmethod
     def forward(ctx, z: Tensor, smallest: float) -> Tensor:
@@ -74,12 +74,12 @@ class _UnitRows(torch.autograd.Function):
 
 
 def result_dtype(z: Tensor) -> torch.dtype:
-    """That of measures of z: its own, or float32 of half precision."""
+    """The type of a measure of z: that of z, but float32 for half precision."""
     return torch.promote_types(z.dtype, torch.float32)
 
 
 def moments_of(z: Tensor | W2Metric, normalize: bool) -> Moments:
-    """Of the rows z (n, m), differentiable, or of those that a metric has seen, which has its own `normalize`.
+    """The moments of rows z (n, m), differentiable, or of the rows that a metric has seen (it has its own `normalize`).
     ValueError with fewer than two."""
     if isinstance(z, W2Metric):
         if z.n < 2:
@@ -100,7 +100,7 @@ def moments_of(z: Tensor | W2Metric, normalize: bool) -> Moments:
 
 
 def present_eigenvalues(symmetric: Tensor) -> Tensor:
-    """Ascending; what rounding left of 0 is 0."""
+    """Eigenvalues, ascending; what rounding left of 0 is 0."""
     if not bool(torch.isfinite(symmetric).all()):  # the solver would raise
         return symmetric[0] * torch.nan
     values = torch.linalg.eigvalsh(symmetric)
@@ -111,26 +111,26 @@ def exp_entropy(values: Tensor) -> Tensor:
     """exp H(p), p = values / sum; 0 if all are 0."""
     total = values.sum()
     share = values / torch.where(total == 0, 1, total)
-    share = torch.where(share == 0, 1, share)  # both have the entropy 0, but 0 an infinite slope
+    share = torch.where(share == 0, 1, share)  # both have entropy 0, but at 0 its slope is infinite
     return torch.where(total == 0, 0, torch.special.entr(share).sum().exp())
 
 
 def participation(covariance: Tensor) -> Tensor:
-    """(tr S)^2 / ||S||_F^2; 0 of zeros."""
+    """(tr S)^2 / ||S||_F^2; 0 if S is 0."""
     total = covariance.diagonal().sum()
-    share = covariance / torch.where(total == 0, 1, total)  # squares of large and small numbers overflow
+    share = covariance / torch.where(total == 0, 1, total)  # squares of very large or small numbers overflow
     return torch.where(total == 0, 0, 1 / torch.where(total == 0, 1, share.square().sum()))
 
 
 def cholesky(a: Tensor) -> tuple[Tensor, Tensor]:
-    """(L, 0) with a = L L^T; (I, +inf) for a matrix that is singular to rounding and (I, NaN) for one that is not
-    finite. Nothing waits for the host."""
+    """(L, 0) with a = L L^T; (I, +inf) if a is singular to rounding; (I, NaN) if it is not finite. Nothing waits for
+    the host."""
     with torch.no_grad():
         factor, failed = torch.linalg.cholesky_ex(a)
         identity = torch.eye(len(a), dtype=a.dtype, device=a.device)
         inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
         norms = torch.linalg.matrix_norm(inverse, 1) * torch.linalg.matrix_norm(inverse, torch.inf)
-        smallest = 1 / norms  # at most the smallest eigenvalue; that of a singular matrix can hide from every pivot
+        smallest = 1 / norms  # a lower bound of the smallest eigenvalue, which no pivot need show
         noise = 4 * len(a) * torch.finfo(a.dtype).eps * a.diagonal().max()
         singular = (failed != 0) | ~(smallest > noise)
         infinite = torch.where(singular, torch.inf, 0.0) + 0 * a.sum()  # NaN if a is not finite

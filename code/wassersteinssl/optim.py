@@ -1,7 +1,7 @@
 """What moves the weights: LARS, its schedule, and the moving average of a target network.
 
-Everything here works on lists of tensors (torch._foreach_*) and never waits for the device, so that a whole training
-step is few launches and can be captured in a CUDA graph.
+Everything here works on lists of tensors (torch._foreach_*) and never waits for the device, so that a training step
+needs few launches and can be captured in a CUDA graph.
 """
 
 import math
@@ -22,8 +22,8 @@ class LARS(torch.optim.Optimizer):
         w = w - lr * v
 
     Parameters of one dimension (biases, batch-norm) skip the first two lines: no decay, no adaptation. Norms are taken
-    in float32 or more. A group's `lr` is a float, or a 0-d tensor on the device: then a captured CUDA graph follows
-    the schedule, because `set_lr` writes into it. Loading a state dict replaces that tensor: load first, capture then.
+    in float32 or more. A group's `lr` is a float, or a 0-d tensor on the device, into which `set_lr` writes so that a
+    captured CUDA graph follows the schedule. Loading a state dict replaces that tensor: load first, then capture.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ def _gradients(params: list[Tensor]) -> list[Tensor]:
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
-    """Euclidean norms, one a tensor, in float32 or more: bfloat16 would keep two digits of them."""
+    """The Euclidean norm of each tensor, in float32 or more: bfloat16 would keep two digits."""
     half = tensors[0].dtype in (torch.float16, torch.bfloat16)
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32 if half else None))
 
 
 def _descend(params: list[Tensor], velocities: list[Tensor], lr: float | Tensor) -> None:
-    """w = w - lr * v; a learning rate on the device must not become a number, for which the host would wait."""
+    """w = w - lr * v. A learning rate on the device must not become a number, for which the host would wait."""
     if isinstance(lr, Tensor):
         torch._foreach_sub_(params, list(torch._foreach_mul(velocities, lr)))
     else:
@@ -100,8 +100,8 @@ def param_groups(
 ) -> list[dict]:
     """Two groups: weights, and parameters of one dimension (biases, batch-norm), which learn at a rate of their own.
 
-    Both rates are for a batch of 256 and grow with the batch, lr * batch_size / 256. `base_lr` keeps what the
-    schedule's multiplier applies to. A parameter shared by two modules is taken once, a frozen one not at all.
+    Both rates are for a batch of 256 and grow with the batch: lr * batch_size / 256. `base_lr` keeps the rate that the
+    schedule multiplies. A parameter that two modules share is taken once, a frozen one not at all.
     """
     params = [p for p in _parameters(modules) if p.requires_grad]
     chosen = [([p for p in params if p.ndim > 1], weight_lr), ([p for p in params if p.ndim <= 1], vector_lr)]
@@ -137,7 +137,7 @@ def cosine_momentum(progress: float, start: float, end: float) -> float:
 def set_lr(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
     """lr = base_lr * multiplier in every group; written in place where lr is a tensor."""
     for group in optimizer.param_groups:
-        if "base_lr" not in group:  # looked at once: reading a tensor waits for its device
+        if "base_lr" not in group:  # read once, as reading a tensor waits for its device
             group["base_lr"] = float(group["lr"])
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(group["base_lr"] * multiplier)
@@ -151,10 +151,9 @@ def ema_update(
     online_modules: nn.Module | Iterable[nn.Module],
     momentum: float,
 ) -> None:
-    """target = momentum * target + (1 - momentum) * online, over parameters.
+    """target = momentum * target + (1 - momentum) * online, for all parameters.
 
-    Batch-norm's running statistics are not averaged: the target runs its own forward in training mode and so gathers
-    statistics of its own.
+    Batch-norm's running statistics are not averaged: the target runs in training mode and gathers its own.
     """
     target, online = _parameters(target_modules), _parameters(online_modules)
     if [p.shape for p in target] != [p.shape for p in online]:

@@ -1,9 +1,9 @@
-"""Measures of pairs of rows: over all pairs, in blocks, so that memory does not grow with n^2. Exact, but for which of
-several neighbours nearer than 1e-7 is the nearest.
+"""Measures of pairs of rows: over all pairs, in blocks, so that memory does not grow with n^2. They are exact, except
+that of several neighbours within a distance of 1e-7 any may count as the nearest.
 
-z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. They see more than
-two moments, and are differentiable once. No value waits for the host on a GPU, except `lu_calibrated` of rows that are
-not normalised.
+z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. These measures see
+more than two moments, and are differentiable once. On a GPU none waits for the host, except `lu_calibrated` of
+rows that are not normalised.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from wassersteinssl.numerics import result_dtype, wide_rows
 from wassersteinssl.w2 import FirstDerivative, check_matrix, scaled_to_unit, wide_dtype
 
 BLOCK = 2048  # rows of a pairwise block: its distances take 16 MiB in float32, whatever n is
-SHED = 512  # steps of Prim's algorithm after which it drops the rows that the tree has by then
+SHED = 512  # every so many steps Prim's algorithm drops the rows that are in the tree already
 
 
 def lu_uniformity(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
     """L_U = log mean_{i<j} exp(-t ||z_i - z_j||^2), a differentiable 0-d tensor; lower is more uniform.
 
-    Exact over all n (n-1) / 2 pairs, in blocks of rows: beside z and, in the backward pass, its gradient, memory does
-    not grow with n or m. About -2 t for uniform unit rows and large m, 0 when all rows are equal. Half-precision
-    input is computed in float32, unnormalised rows in float64, where near rows keep their distance far from the mean.
-    A zero row stays zero. The first derivative only: a second one raises. ValueError, with the shape, for anything but
-    a floating matrix of n >= 2 rows.
+    Exact over all n (n-1) / 2 pairs, in blocks of rows: apart from z and, in the backward pass, its gradient, memory
+    does not grow with n or m. About -2 t for uniform unit rows and large m, 0 when all rows are equal. Half-precision
+    input is computed in float32, unnormalised rows in float64, so that near rows keep their distance far from the mean.
+    A zero row stays zero. Only the first derivative: a second one raises. ValueError, with the shape, unless z is a
+    floating matrix of n >= 2 rows.
     Wang & Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity, ICML 2020.
     """
     check_matrix(z, least_rows=2)
@@ -40,8 +40,8 @@ def lu_uniformity(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tenso
 def lu_theory(m: int, *, t: float = 2.0) -> float:
     """log c_m, the L_U of the uniform unit sphere of R^m: log E exp(-t ||x - y||^2) = -2 t + log 0F1(; m/2; t^2).
 
-    The same as log(e^(-2t) Gamma(m/2) t^(1 - m/2) I_(m/2 - 1)(2t)); as a 0F1 it does not underflow at large m, and as a
-    Bessel function not overflow at large t.
+    The same as log(e^(-2t) Gamma(m/2) t^(1 - m/2) I_(m/2 - 1)(2t)). The 0F1 does not underflow at large m; the Bessel
+    function does not overflow at large t.
     """
     if t >= 100 and (bessel := ive(m / 2 - 1, 2 * t)) > 0:
         return float(gammaln(m / 2) + (1 - m / 2) * math.log(t) + math.log(bessel))
@@ -51,9 +51,9 @@ def lu_theory(m: int, *, t: float = 2.0) -> float:
 def lu_calibrated(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tensor:
     """log mean_{i,j} exp(-t ||z_i - z_j||^2) - log c_m, i = j included: 0 for the uniform sphere, else above it.
 
-    Of the same pairs as L_U, log((1 + (n-1) e^L_U) / n), but a V-statistic: repeating every row changes nothing. For
-    unit rows it is log(1 + MMD^2 / c_m), MMD the maximum mean discrepancy to the uniform sphere of R^m, and that is
-    its meaning for other rows too (normalize=False), with E_u exp(-t ||z_i - u||^2) in the place of c_m.
+    The first term follows from L_U, as log((1 + (n-1) e^L_U) / n), but it is a V-statistic: repeating every row changes
+    nothing. For unit rows the measure is log(1 + MMD^2 / c_m), MMD the maximum mean discrepancy to the uniform sphere
+    of R^m. It means the same for other rows (normalize=False), where E_u exp(-t ||z_i - u||^2) takes the place of c_m.
     About log(1 + 1 / (n c_m)) for n uniform rows; -log c_m, near 2 t, when all rows are equal. Errors and types as L_U.
     """
     pairs = lu_uniformity(z, t=t, normalize=normalize)
@@ -69,8 +69,8 @@ def lu_calibrated(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tenso
 def koleo(z: Tensor, *, eps: float = 1e-8, normalize: bool = True) -> Tensor:
     """-mean_i log(min_{j != i} ||z_i - z_j|| + eps), a differentiable 0-d tensor; lower is more uniform.
 
-    eps is DINOv2's, for rows that are repeated exactly: they count 18.4 each, with no gradient, instead of the +inf
-    that eps = 0 gives. Neighbours are found in blocks, in float64.
+    eps is DINOv2's, for rows that are repeated exactly: each of them counts 18.4, without a gradient, instead of the
+    +inf that eps = 0 gives. Neighbours are found in blocks, in float64.
     Sablayrolles et al., Spreading Vectors for Similarity Search, ICLR 2019. DINOv2 adds it with weight 0.1.
     """
     rows = wide_rows(z, normalize)
@@ -82,9 +82,9 @@ def mst_length(z: Tensor, *, normalize: bool = True) -> Tensor:
     """-(1/n) sum of the edges of the minimum spanning tree, a differentiable 0-d tensor; lower is more uniform.
 
     0 when all rows are equal; the simplex of n <= m + 1 rows has -((n-1)/n) sqrt(2n/(n-1)). The tree is found by
-    Prim's algorithm in float64, n steps of n distances each, right also where rows are repeated: no n^2 memory and,
-    on a GPU, nothing that waits for the host, but some 10 n small kernels. It is a constant: each edge pushes its ends
-    apart with a unit vector, an edge of length 0 does not.
+    Prim's algorithm in float64, in n steps of n distances each, and is right also where rows are repeated. That needs
+    no n^2 memory, and on a GPU nothing waits for the host, but some 10 n small kernels are launched. The gradient takes
+    the tree as constant: each edge pushes its ends apart with a unit vector, except an edge of length 0.
     Mordacq et al., T-REGS, arXiv 2510.23484, which also pulls the norms of free rows towards 1.
     """
     rows = wide_rows(z, normalize)
@@ -104,7 +104,7 @@ def nearest_rows(z: Tensor) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         start = 0
         for part in z.split(max(1, BLOCK**2 // len(z))):
-            squares = torch.addmm(norms, part, z.T, alpha=-2)  # less ||z_i||^2, which is one number a row
+            squares = torch.addmm(norms, part, z.T, alpha=-2)  # without ||z_i||^2, which is constant within a row
             squares.diagonal(offset=start).fill_(torch.inf)
             nearest.append(squares.argmin(dim=1))
             start += len(part)
@@ -117,17 +117,17 @@ def _spanning_tree(z: Tensor) -> tuple[Tensor, Tensor]:
     n = len(z)
     z = z - z.mean(dim=0)  # as above
     norms = z.square().sum(dim=1)
-    row = torch.arange(n, device=z.device)  # its number
-    square = torch.full((n,), torch.inf, dtype=z.dtype, device=z.device)  # to the tree
+    row = torch.arange(n, device=z.device)  # the numbers of the rows that are left
+    square = torch.full((n,), torch.inf, dtype=z.dtype, device=z.device)  # squared distance of each to the tree
     parent = torch.zeros_like(row)  # the row of the tree at that distance
-    inside = torch.zeros_like(square)  # inf for the rows of the tree
-    new = row[:1]  # where it now stands
+    inside = torch.zeros_like(square)  # inf for rows that are in the tree
+    new = row[:1]  # position of the row that enters the tree
     near, far = [], []
     with torch.autocast(z.device.type, enabled=False):
         for step in range(1, n):
             inside.index_fill_(0, new, torch.inf)
             added, norm, number = z[new].squeeze(0), norms[new], row[new]
-            if step % SHED == 0:  # rows of the tree need no more distances; their number is known, so nothing waits
+            if step % SHED == 0:  # rows in the tree need no more distances; their count is known, so nothing waits
                 rest = inside.argsort(stable=True)[: n - step]
                 z, norms, row, square, parent, inside = (x[rest] for x in (z, norms, row, square, parent, inside))
             to_new = norms + norm - 2 * (z @ added)
@@ -192,8 +192,8 @@ class _LogMeanKernel(torch.autograd.Function):
 
 
 def _slope(z: Tensor, shift: Tensor, scale: Tensor, log_sum: Tensor, t: float, normalize: bool) -> Tensor:
-    """The gradient of log sum_{i<j} exp(-t d_ij^2). A function of its own: of such loops within `with` torch 2.14 makes
-    nothing under Python 3.13."""
+    """The gradient of log sum_{i<j} exp(-t d_ij^2). A separate function, as torch 2.14 cannot compile such a loop
+    inside a `with` block under Python 3.13."""
     out = torch.zeros(z.shape, dtype=result_dtype(z), device=z.device)
     for i, j, u, v, exponent in _blocks(z, shift, scale, t, normalize):
         p = exponent.sub_(log_sum.to(exponent.dtype)).exp_()  # each pair's share of the sum
@@ -242,7 +242,7 @@ def _blocks(
 
 
 def _rows(z: Tensor) -> list[slice]:
-    """Slices of z's rows: at most BLOCK, fewer of long rows, whose blocks would else be as large as z."""
+    """Slices of at most BLOCK rows of z; fewer if they are long, as a block would otherwise be as large as z."""
     n, m = z.shape
     block = min(BLOCK, max(256, 2**21 // m))
     return [slice(start, min(start + block, n)) for start in range(0, n, block)]

@@ -1,4 +1,4 @@
-"""One style for every figure: fonts that come with matplotlib, legible at text width, told apart without colour."""
+"""One style for all figures: fonts that come with matplotlib, legible at text width, clear without colour."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; with markers and dashes also in grey.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; markers and dashes do so in grey.
 COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888",
     "#882255", "#999933", "#332288",  # of Tol
@@ -22,7 +22,7 @@ DASHES: tuple[Any, ...] = (
     (0, (3, 1)), (0, (6, 1, 2, 1)), (0, (2, 2)),
 )  # fmt: skip
 SYMBOLS = {"w2": r"$\mathcal{W}_2$", "lu": r"$\mathcal{L}_{\mathcal{U}}$"}
-MANY_ROWS = {"color": "black", "linewidth": 0.8, "linestyle": (0, (2, 4)), "zorder": 3}  # above lines that it meets
+MANY_ROWS = {"color": "black", "linewidth": 0.8, "linestyle": (0, (2, 4)), "zorder": 3}  # drawn above other lines
 COLUMN = 3.3  # inches: one column of a two-column page
 
 plt.rcParams.update(
@@ -31,7 +31,7 @@ plt.rcParams.update(
         "font.size": 8,
         "axes.titlesize": 8,
         "legend.fontsize": 7,
-        "legend.handlelength": 3.5,  # of every dash more than one period
+        "legend.handlelength": 3.5,  # more than one period of every dash
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -49,19 +49,19 @@ plt.rcParams.update(
 
 
 def symbols(text: str) -> str:
-    """A plain text as all figures write it: W2 and L_U as symbols, -TCR with a minus, dollars as they are."""
+    """Plain text as all figures show it: W2 and L_U as symbols, -TCR with a minus, dollars unchanged."""
     text = text.replace("$", r"\$").replace("-TCR", "$-$TCR")
     return text.replace("W2", SYMBOLS["w2"]).replace("L_U", SYMBOLS["lu"])
 
 
 def line_style(k: int) -> dict:
-    """Colour, dash and marker of the k-th series; series of one colour differ in the others."""
+    """Colour, dash and marker of the k-th series. Series of the same colour differ in the other two."""
     turn = (k + k // len(COLORS)) % len(COLORS)
     return {"color": COLORS[k % len(COLORS)], "linestyle": DASHES[turn], "marker": MARKERS[turn]}
 
 
 def compare(axes: Axes, x: Sequence, points: Sequence, theory: Sequence, k: int, label: str) -> None:
-    """The k-th series: what was measured as hollow markers, its theory as a line, both in one entry of the legend."""
+    """Draw the k-th series: measured points as hollow markers, theory as a line, with one entry in the legend."""
     style = line_style(k) | {"markerfacecolor": "none", "markeredgewidth": 0.8}
     axes.plot(x, theory, **(style | {"marker": ""}))
     axes.plot(x, points, **(style | {"linestyle": ""}))
@@ -71,10 +71,10 @@ def compare(axes: Axes, x: Sequence, points: Sequence, theory: Sequence, k: int,
 def lu_and_w2(
     data: Mapping[str, np.ndarray], x: str, by: str, label: str, settings: Mapping[str, Any]
 ) -> tuple[Figure, list[Axes]]:
-    """(a) -L_U and (b) -W2 of `studies.beside_theory` against column x, a series for each value of column `by`; their
-    titles tell the rows of `settings`, and m if all share it.
+    """(a) -L_U and (b) -W2 of `studies.beside_theory` against column x, a series for each value of column `by`. The
+    titles tell the number of rows in `settings`, and m if it is the same for all.
 
-    Markers: measured. Lines: theory, W2's that of so many rows; dashed black: W2's limit of many rows.
+    Markers are measured. Lines are theory, for W2 that of so many rows; dashed black is W2's limit of many rows.
     """
     figure, panels = plt.subplots(1, 2, figsize=(2 * COLUMN, 2.5))
     about, dimensions = f"{settings['samples']:,} rows", set(data["m"])
@@ -91,7 +91,7 @@ def lu_and_w2(
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
-    """Write PATH.png (300 dpi) and PATH.pdf; the paths. The same figure gives the same bytes."""
+    """Write PATH.png (300 dpi) and PATH.pdf, and return the paths. The same figure gives the same bytes."""
     written = [Path(path).with_suffix(suffix) for suffix in (".png", ".pdf")]
     for target in written:
         figure.savefig(target, metadata={"CreationDate": None} if target.suffix == ".pdf" else None)

@@ -23,8 +23,8 @@ from wassersteinssl.uniformity import MEASURES
 from wassersteinssl.w2 import w2_uniformity
 
 FULL_RANK = ("kl", "reverse_kl", "jeffreys", "bhattacharyya")  # terms with a determinant or an inverse
-COLLAPSED = 0.99 * math.sqrt(2)  # the W2 of a batch from which on its rows are nearly equal
-TELL_SECONDS = 300.0  # between the lines that tell how far an epoch is, where no bar does
+COLLAPSED = 0.99 * math.sqrt(2)  # a batch whose W2 exceeds this has nearly equal rows
+TELL_SECONDS = 300.0  # between progress lines within an epoch, where no bar is shown
 
 
 def pretrain(
@@ -40,17 +40,18 @@ def pretrain(
     monitor: Callable[[], dict],
     stop: Callable[[], bool],
 ) -> float | None:
-    """Train for settings.epochs; the seconds it took, over all continuations, or None if `stop()` asked for an end.
+    """Train for settings.epochs. Returns the seconds spent, over all continuations, or None if `stop()` became true.
 
-    `state` continues a run, bitwise on a CPU: all that is random is a function of (seed, epoch, step). `save(step,
-    state)` is called as often as the settings say and before an end, `log(line)` with the means of every epoch.
-    With several processes each calls this with the same arguments; `save`, `log` and `monitor` are of the first alone.
+    `state` continues an earlier run, bitwise on a CPU: everything random is a function of (seed, epoch, step).
+    `save(step, state)` is called as often as the settings say and before stopping, `log(line)` after every epoch with
+    its means. With several processes, each calls this with the same arguments; only the first one uses `save`, `log`
+    and `monitor`.
     """
     split = data.unlabeled or data.train
-    if split.images is not None and fits(split.images.nbytes, device):  # else batch by batch
+    if split.images is not None and fits(split.images.nbytes, device):  # otherwise they move batch by batch
         split = split.to(device)
     n, batch_size, seed = len(split), settings.batch_size, settings.seed
-    steps = n // batch_size  # an epoch's; what is left of the order is dropped
+    steps = n // batch_size  # per epoch; the last, incomplete batch is dropped
     optimizer = LARS(
         param_groups(method, settings.weight_lr, settings.vector_lr, batch_size=batch_size), lr=settings.weight_lr
     )
@@ -59,36 +60,38 @@ def pretrain(
     if term is not None and (per_slice := MEASURES[settings.uniformity].directions_per_slice):
         term = SlicedTerm(term, per_slice, settings.dim, device)
     train = TrainingStep(method, optimizer, term, data, augmentation, settings, device)
-    done, seconds, collapsed = 0, 0.0, 0  # steps and time so far; epochs in a row with a collapsed last batch
-    earlier = 0.0  # seconds that the epoch had taken when it was interrupted
+    done, seconds, epoch_seconds = 0, 0.0, 0.0  # steps, time and time of this epoch, before this start
+    collapsed = 0  # consecutive epochs whose last batch had collapsed
     if state is not None:
         with checkpoint.fitting():
             method.load_state_dict(state["method"])
             train.load_state_dict(state)
-            done, seconds, collapsed = state["step"], state["seconds"], state["collapsed"]
-            earlier = state["epoch_seconds"]
+            done, seconds, epoch_seconds = state["step"], state["seconds"], state["epoch_seconds"]
+            collapsed = state["collapsed"]
     first_process, pace = distributed.first(), checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
 
     def save_checkpoint() -> None:
         train.raise_if_not_finite()  # bad numbers are never kept
         with pace.writing():
             if first_process:
-                spent = seconds + time.perf_counter() - start
-                own = {"step": done, "logged": done // steps, "seconds": spent, "collapsed": collapsed}
-                own |= {"epoch_seconds": earlier + time.perf_counter() - began if done % steps else 0.0}
-                save(done, {"method": method.state_dict(), **train.state_dict(), **own})
+                now = time.perf_counter()
+                save(done, {
+                    "method": method.state_dict(), **train.state_dict(), "step": done, "logged": done // steps,
+                    "seconds": seconds + now - start, "collapsed": collapsed,
+                    "epoch_seconds": epoch_seconds + now - epoch_start if done % steps else 0.0,
+                })  # fmt: skip
 
     method.train()
-    resumed = done
+    resumed_at = done
     start = told = time.perf_counter()
     with _bar(total * batch_size, done * batch_size, first_process) as bar:
         for epoch in range(done // steps, settings.epochs):
-            began, begun = time.perf_counter(), done % steps
+            epoch_start, first_step = time.perf_counter(), done % steps
             alpha = alpha_max - epoch * (alpha_max - alpha_min) / settings.epochs
             train.alpha.fill_(alpha)
             order = torch.randperm(n, generator=augment.generator(seed, epoch, 0, "order")).split(batch_size)
-            batches = [distributed.share(batch) for batch in order[begun:steps]]
-            for step, (images, _) in enumerate(split.batches(batches, device), begun):
+            batches = [distributed.share(batch) for batch in order[first_step:steps]]
+            for step, (images, _) in enumerate(split.batches(batches, device), first_step):
                 set_lr(optimizer, warmup_cosine(done, total, warmup_steps))
                 views = [
                     augment.draw(augmentation, batch_size, split.size, augment.generator(seed, epoch, step, view))
@@ -100,13 +103,13 @@ def pretrain(
                 done += 1
                 method.after_step(done / total)
                 bar.update(batch_size)
-                if device.type == "cpu" and not bar.disable:  # elsewhere once an epoch: reading the loss would stall
+                if device.type == "cpu" and not bar.disable:  # on a GPU once an epoch: reading the loss would stall it
                     bar.set_postfix(_shown(epoch, train.sums / (step + 1), term, collapsed), refresh=False)
                 if bar.disable and first_process and (now := time.perf_counter()) - told >= TELL_SECONDS:
-                    told, left = now, (now - start) / (done - resumed) * (total - done)
+                    told, left = now, (now - start) / (done - resumed_at) * (total - done)
                     tell(f"epoch {epoch}, {step + 1} of {steps} steps  left of pre-training {left / 60:.1f} min")
                 stopping = stop()
-                # Each process has a clock of its own; the first one writes, and is the first to tell of bad numbers.
+                # Every process has its own clock; the first one decides, as it alone writes and reports bad numbers.
                 if done % steps and (stopping or (first_process and pace.overdue())):
                     save_checkpoint()
                     if stopping:
@@ -114,15 +117,17 @@ def pretrain(
             train.raise_if_not_finite()
             last, nth = epoch + 1 == settings.epochs, epoch + 1
             if first_process:
-                means, took = (train.sums / steps).tolist(), time.perf_counter() - began
-                lr = optimizer.param_groups[0]["base_lr"] * warmup_cosine(done - 1, total, warmup_steps)
-                line = {"epoch": epoch, "loss": means[0], "lr": lr}
-                line |= {} if term is None else {"loss_uniformity": means[1], "alpha": alpha}
-                line |= {"seconds": earlier + took, "images_per_second": (steps - begun) * batch_size / took}
-                line |= {"peak_memory_mb": round(peak_memory(device) / 2**20)}
-                line |= {"w2_batch": w2_uniformity(train.batch).item()}  # of the last batch
-                collapsed = collapsed + 1 if line["w2_batch"] > COLLAPSED else 0
-                line |= {"collapsed_epochs": collapsed} if collapsed > 1 else {}
+                means, took = (train.sums / steps).tolist(), time.perf_counter() - epoch_start
+                w2_batch = w2_uniformity(train.batch).item()  # of the last batch
+                collapsed = collapsed + 1 if w2_batch > COLLAPSED else 0
+                line = {
+                    "epoch": epoch, "loss": means[0],
+                    "lr": optimizer.param_groups[0]["base_lr"] * warmup_cosine(done - 1, total, warmup_steps),
+                    **({} if term is None else {"loss_uniformity": means[1], "alpha": alpha}),
+                    "seconds": epoch_seconds + took, "images_per_second": (steps - first_step) * batch_size / took,
+                    "peak_memory_mb": round(peak_memory(device) / 2**20), "w2_batch": w2_batch,
+                    **({"collapsed_epochs": collapsed} if collapsed > 1 else {}),
+                }  # fmt: skip
                 if settings.monitor_every and (nth % settings.monitor_every == 0 or last):
                     line |= _timed(monitor)
                 bar.set_postfix(_shown(epoch, means, term, collapsed))
@@ -130,14 +135,14 @@ def pretrain(
                 _tell_epoch(bar, line, minutes_left=(total - done) * batch_size / line["images_per_second"] / 60)
                 log(line)
             train.sums.zero_()
-            earlier, stopping = 0.0, stop()
-            if last:  # the caller saves the trained network, which needs no more of this
+            epoch_seconds, stopping = 0.0, stop()
+            if last:  # the caller saves the trained network, which needs nothing else
                 break
             if stopping or pace.after_epoch(nth):
                 save_checkpoint()
             if stopping:
                 return None
-    optimizer.zero_grad()  # on a GPU gradients hold the memory of the recorded step
+    optimizer.zero_grad()  # on a GPU the gradients keep the memory of the recorded step alive
     return seconds + time.perf_counter() - start
 
 
@@ -147,7 +152,7 @@ def _timed(monitor: Callable[[], dict]) -> dict:
 
 
 def _tell_epoch(bar: tqdm, line: dict[str, float], minutes_left: float) -> None:
-    """Print an epoch's line where no bar is shown; warn once of a collapse."""
+    """Print an epoch's line where no bar is shown, and warn once of a collapse."""
     if line.get("collapsed_epochs") == 2:
         with bar.external_write_mode(file=sys.stderr):
             tell("collapse: since two epochs W2 of a batch is within 1 % of sqrt 2", sys.stderr)
@@ -163,7 +168,7 @@ def _bar(total: int, initial: int, shown: bool) -> tqdm:
 
 
 def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tensor], Tensor] | None, float, float]:
-    """The term to add and its weight at the start and the end. UserError if there is no such term or weight."""
+    """The term to add to the loss, with its weight at the start and at the end. UserError if either is unknown."""
     name = settings.uniformity
     if name == "none":
         return None, 0.0, 0.0
@@ -191,7 +196,7 @@ def uniformity_term(method: Method, settings: Settings) -> tuple[Callable[[Tenso
 
 
 def _shown(epoch: int, terms: Any, term: Any, collapsed: int) -> dict[str, str]:
-    """The mean terms of an epoch, for the progress bar, and whether the embeddings have collapsed."""
+    """What the progress bar shows: the epoch's mean terms, and whether the embeddings have collapsed."""
     names = NAMES if term is not None else NAMES[:1]
     warning = {"COLLAPSED": f"{collapsed} epochs"} if collapsed > 1 else {}
     return {"epoch": str(epoch), **{name: f"{float(v):.3f}" for name, v in zip(names, terms, strict=False)}, **warning}

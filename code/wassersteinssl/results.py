@@ -1,4 +1,4 @@
-"""What the files of a run tell: how far it is, and its result with what that must hold to count. Loads no torch."""
+"""What the files of a run tell: how far it is, and its result, if that is complete and valid. Loads no torch."""
 
 import contextlib
 import json
@@ -9,19 +9,19 @@ from typing import Any
 # result.json's name of a measure -> heading, decimals
 COLUMNS = {
     "acc1": ("Acc@1 ↑", 2),
-    "best_acc1": ("best epoch ↑", 2),  # by the test images, which flatters
+    "best_acc1": ("best epoch ↑", 2),  # chosen on the test images, which flatters
     "acc5": ("Acc@5 ↑", 2),
     "w2": ("W2 ↓", 3),
     "lu": ("L_U ↓", 2),
     "alignment": ("A ↓", 2),
     "knn1": ("kNN ↑", 2),
 }
-DAMAGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of JSON that no run has written
+DAMAGE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # what JSON that no run has written raises
 NUMBERS = (*COLUMNS, "w2_floor", "pretrain_seconds", "evaluate_seconds")
 
 
 def read(folder: Path) -> dict:
-    """The result of the run in this folder; ValueError with the reason if it is not finished or damaged."""
+    """The result of the run in this folder; ValueError, with the reason, if it is unfinished or damaged."""
     try:
         if not (path := folder / "result.json").exists():
             why = "failed" if (folder / "failed.json").exists() else f"not finished, after epoch {epochs(folder)}"
@@ -50,7 +50,7 @@ def read(folder: Path) -> dict:
 
 
 def finished(folder: Path) -> bool:
-    """Whether it has a result that counts."""
+    """Whether the run has a valid result."""
     try:
         return bool(read(folder))
     except ValueError:
@@ -58,7 +58,7 @@ def finished(folder: Path) -> bool:
 
 
 def begun(folder: Path) -> bool:
-    """Whether the run there has anything to lose. OSError without the right to look."""
+    """Whether the run there has anything to lose. OSError without permission to look."""
     kept = ("metrics.jsonl", "result.json", "encoder.safetensors")
     return any(path.name in kept or path.name.startswith("checkpoint-") for path in folder.iterdir())
 
@@ -68,7 +68,7 @@ def _finite(number: Any) -> bool:
 
 
 def log(folder: Path) -> list[dict]:
-    """What a run's metrics.jsonl tells of its finished epochs; a half-written or damaged line is none."""
+    """The lines of a run's metrics.jsonl, one for each finished epoch; half-written and damaged ones are left out."""
     lines = []
     with contextlib.suppress(OSError):
         for line in (folder / "metrics.jsonl").read_text(errors="replace").splitlines():
@@ -81,12 +81,13 @@ def log(folder: Path) -> list[dict]:
 
 
 def epochs(folder: Path) -> int:
-    """How many lines it has: about how many epochs are done, without parsing them. OSError without the right to."""
+    """How many lines metrics.jsonl has, without parsing them: about how many epochs are done. OSError without
+    permission to read it."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its lines ended; the first row is its head. A bar in a cell does not end it."""
+    """A Markdown table, whose first row is the head, ended by a line break. Bars in cells are escaped."""
     lines = ([cell.replace("|", r"\|") for cell in row] for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -1,7 +1,7 @@
 """A run: pre-training, then evaluation, inside a folder. The same command continues an unfinished run.
 
-Exit status: 0 done, 2 a user's mistake or a full disk, 3 a loss or gradient is not finite, 75 stopped by a signal or
-the loss of another process, and to be continued, 130 stopped at once by a second Ctrl-C.
+Exit status: 0 done; 2 a user's mistake or a full disk; 3 a loss or gradient is not finite; 75 stopped, to be continued,
+by a signal or because another process was lost; 130 stopped at once by a second Ctrl-C.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ from wassersteinssl.run_folder import RunFolder, run_path
 from wassersteinssl.settings import MONITOR_IMAGES, MONITOR_PAIRS, Settings
 from wassersteinssl.uniformity import MEASURES
 
-TELL_SECONDS = 60.0  # between the lines that tell how far the linear evaluation is, where no bar does
+TELL_SECONDS = 60.0  # between progress lines of the linear evaluation, where no bar is shown
 
 
 def main(method_class: type[Method], settings: Settings) -> NoReturn:
     """Do what the settings ask for and exit with the status of this module's docstring."""
     try:
         _main(method_class, settings)
-    except RuntimeError as error:  # PyTorch raises it wherever the main thread is, be it in telling another error
+    except RuntimeError as error:  # raised wherever the main thread is, even while it tells another error
         if not str(error).startswith("DataLoader worker (pid"):
             raise
         _decoder_died(error)
@@ -51,7 +51,7 @@ def _main(method_class: type[Method], settings: Settings) -> NoReturn:
         _exit(2, "error", error)
     except FloatingPointError as error:
         _exit(3, "failed", error, everywhere=False)
-    except (ConnectionResetError, EOFError) as error:  # killed while it handed images over
+    except (ConnectionResetError, EOFError) as error:  # a worker was killed while it handed over images
         _decoder_died(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -68,19 +68,19 @@ def _main(method_class: type[Method], settings: Settings) -> NoReturn:
     except KeyboardInterrupt:
         _exit(130, "stopped", "at the second Ctrl-C; the last checkpoint is kept", everywhere=False)
     if not finished:
-        for number in ending_signals():  # Python's end takes seconds, in which a second one would change the status
+        for number in ending_signals():  # Python takes seconds to end; another signal then would change the status
             signal.signal(number, signal.SIG_IGN)
     sys.exit(0 if finished else STOPPED)
 
 
 def _decoder_died(error: Exception) -> NoReturn:
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no second one
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise the error again
     _exit(2, "error", f"a process that decodes images has died, for want of memory? ({reason(error)[:200]})")
 
 
 def _exit(status: int, kind: str, why: Any, *, everywhere: bool = True) -> NoReturn:
-    """Say why in one line and exit. `everywhere` False: every process raises the same error, and process 0 prints."""
+    """Say why in one line and exit. `everywhere` False: all processes raise this error, and only process 0 tells it."""
     if everywhere or distributed.first():
         where = "" if distributed.first() else f" (process {distributed.rank()})"
         last_words(f"{Path(sys.argv[0]).name}: {kind}{where}: {why}")
@@ -88,14 +88,14 @@ def _exit(status: int, kind: str, why: Any, *, everywhere: bool = True) -> NoRet
 
 
 def execute(method_class: type[Method], settings: Settings) -> bool:
-    """Pre-train and evaluate in the run's folder; whether all that was asked for is done."""
+    """Pre-train and evaluate in the run's folder. Returns whether all that was asked for is done."""
     name = method_class.__name__
     distributed.join()
     with contextlib.ExitStack() as stack:
-        with distributed.first_alone():  # whatever the user has to put right is told before the others begin
+        with distributed.first_alone():  # a user's mistake is told once, before the others begin
             job = _prepare(method_class, settings)
             if distributed.first():
-                if job.folder.finished():  # it is only read
+                if job.folder.finished():  # nothing will be written
                     job.folder.compare()
                 else:
                     stack.enter_context(job.folder)
@@ -141,7 +141,7 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
 
 
 def _prepare(method_class: type[Method], settings: Settings) -> "Job":
-    """Images, networks and folder of a run. UserError for all that can be told before anything is written."""
+    """Images, networks and folder of a run. UserError for every mistake that shows before anything is written."""
     device, name = find_device(settings.device), method_class.__name__
     folder = RunFolder(run_path(name, settings), name, settings)
     if settings.stage == "evaluate" and not (folder.path.is_dir() and results.begun(folder.path)):
@@ -173,8 +173,8 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
 
 @dataclasses.dataclass
 class Job:
-    """The two stages of a run. `state` is its last checkpoint; it holds "probe" once pre-training is done. Of several
-    processes each has a job and pre-trains; the first one alone opens and writes the folder, and evaluates."""
+    """The two stages of a run. `state` is its last checkpoint, which holds "probe" once pre-training is done. Every
+    process has a job and pre-trains; only the first one opens and writes the folder, and evaluates."""
 
     method: Method
     images: data.ImageSet
@@ -193,7 +193,7 @@ class Job:
         return state
 
     def pretrain(self) -> bool:
-        """Train, or take the finished network from the checkpoint; False if stopped."""
+        """Train, or take the trained network from the checkpoint; False if stopped."""
         if self.state is not None and "probe" in self.state:
             with checkpoint.fitting():
                 self.method.load_state_dict(self.state["method"])
@@ -203,7 +203,7 @@ class Job:
         if distributed.first():
             self.folder.truncate_metrics(self.state["logged"] if self.state else 0)
         earlier = self.state["devices"] if self.state else []
-        devices = list(dict.fromkeys([*earlier, hardware(self.device)]))  # on which it has run
+        devices = list(dict.fromkeys([*earlier, hardware(self.device)]))  # all on which the run has trained
         seconds = pretrain(
             self.method, self.images, self.augmentation, self.settings, self.device, state=self.state,
             save=lambda step, state: self.folder.save(step, state | {"devices": devices}), log=self.folder.log,
@@ -228,23 +228,36 @@ class Job:
     def evaluate(self) -> bool:
         """Linear evaluation, kNN and Table 2's measures, written to result.json; False if stopped."""
         assert self.state is not None
-        settings, state, start = self.settings, self.state, time.perf_counter()
+        since = time.perf_counter() - self.state["evaluate_seconds"]  # earlier parts count, too
+        probe = self._linear_probe(self.state, since)
+        if not probe["complete"]:
+            return False
+        with tqdm(total=1 + len(MEASURES), desc="measures", disable=None) as bar:
+            measures, embeddings = self.measure()
+            bar.update()
+            self.folder.save_spectrum(embeddings[0])
+            self.folder.save_measures(evaluate.every_measure(*embeddings, on_measure=bar.update))
+        result = self._result(self.state, probe, measures, time.perf_counter() - since)
+        self.folder.finish(result)
+        tell(_told(self.folder.path, result))
+        return True
+
+    def _linear_probe(self, state: dict, since: float) -> dict:
+        """The linear evaluation, continued from `state`, with checkpoints, and a progress bar or lines."""
+        settings, start = self.settings, time.perf_counter()
         with checkpoint.fitting():
-            begun = len(state["probe"]["history"]) if state["probe"] else 0
-        bar = tqdm(total=settings.linear_epochs, initial=begun, desc="linear evaluation", unit="epoch", disable=None)
+            done_before = len(state["probe"]["history"]) if state["probe"] else 0
+        bar = tqdm(total=settings.linear_epochs, initial=done_before, desc="linear evaluation", unit="epoch",
+                   disable=None)  # fmt: skip
         if bar.disable:
-            tell(f"linear evaluation, {settings.linear_epochs - begun} epochs, then kNN and all measures")
-
-        def spent() -> float:
-            return state["evaluate_seconds"] + time.perf_counter() - start
-
+            tell(f"linear evaluation, {settings.linear_epochs - done_before} epochs, then kNN and all measures")
         pace = checkpoint.Pace(settings.checkpoint_epochs, settings.checkpoint_minutes)
         told = start
 
         def save(probe: dict) -> None:
             with pace.writing():
                 step = settings.epochs * self.steps() + 1 + probe["probe"]["step"]
-                self.folder.save(step, {**state, "probe": probe, "evaluate_seconds": spent()})
+                self.folder.save(step, {**state, "probe": probe, "evaluate_seconds": time.perf_counter() - since})
 
         def on_epoch(probe: dict) -> None:
             nonlocal told
@@ -254,7 +267,7 @@ class Job:
             bar.set_postfix(acc1=f"{acc1:.2f}")
             bar.update()
             if bar.disable and now - told >= TELL_SECONDS:
-                told, left = now, (now - start) / (done - begun) * (settings.linear_epochs - done)
+                told, left = now, (now - start) / (done - done_before) * (settings.linear_epochs - done)
                 tell(f"linear evaluation, epoch {done - 1}  acc1 {acc1:.2f}  left of it {left / 60:.1f} min")
 
         def should_stop(so_far: Callable[[], dict]) -> bool:
@@ -264,20 +277,16 @@ class Job:
             return stopping
 
         with bar:
-            probe = evaluate.linear_probe(
+            return evaluate.linear_probe(
                 self.method.backbone, self.images, crop=crop_only(self.augmentation),
                 epochs=settings.linear_epochs, seed=settings.seed, device=self.device, precision=settings.precision,
                 state=state["probe"], on_epoch=on_epoch, should_stop=should_stop,
             )  # fmt: skip
-        if not probe["complete"]:
-            return False
-        with tqdm(total=1 + len(MEASURES), desc="measures", disable=None) as bar:
-            measures, embeddings = self.measure()
-            bar.update()
-            self.folder.save_spectrum(embeddings[0])
-            self.folder.save_measures(evaluate.every_measure(*embeddings, on_measure=bar.update))
-        here = hardware(self.device)
-        result = {
+
+    def _result(self, state: dict, probe: dict, measures: dict[str, float], evaluate_seconds: float) -> dict:
+        """The content of result.json."""
+        settings, here = self.settings, hardware(self.device)
+        return {
             "method": type(self.method).__name__,
             "uniformity": settings.uniformity,
             "dataset": settings.dataset_name or settings.dataset,
@@ -288,8 +297,8 @@ class Job:
             "n_test": len(self.images.test),
             "dim": settings.dim,
             "pretrain_seconds": state["pretrain_seconds"],
-            "evaluate_seconds": spent(),
-            "images_per_second": (  # views of one image counted once
+            "evaluate_seconds": evaluate_seconds,
+            "images_per_second": (  # an image counts once, though two views of it are trained on
                 self.steps() * settings.batch_size * settings.epochs / state["pretrain_seconds"]
             ),
             "device": state["device"],  # of pre-training
@@ -297,9 +306,6 @@ class Job:
             "complete": True,
             "config": self.folder.config,
         }
-        self.folder.finish(result)
-        tell(_told(self.folder.path, result))
-        return True
 
     def measure(
         self, train_limit: int | None = None, pairs_limit: int | None = None
@@ -313,7 +319,7 @@ class Job:
             raise FloatingPointError(f"embeddings of the test images: {error}") from None
 
     def steps(self) -> int:
-        """Of an epoch of pre-training."""
+        """Steps of an epoch of pre-training."""
         return len(self.images.unlabeled or self.images.train) // self.settings.batch_size
 
 

@@ -1,6 +1,6 @@
 """The folder of a run: config.json (settings, versions, command), metrics.jsonl (a line an epoch), checkpoints,
-encoder.safetensors, spectrum.npy, measures.json and, when all is done, result.json; failed.json after numbers that are
-not finite; tensorboard/, if asked for; lock, held while a process works in it."""
+encoder.safetensors, spectrum.npy, measures.json and, when all is done, result.json; failed.json if a number was not
+finite; tensorboard/, if asked for; lock, which is held while a process works in the folder."""
 
 import contextlib
 import dataclasses
@@ -33,8 +33,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_LOCKS: set[Any] = set()  # the open files that hold them
-if hasattr(os, "register_at_fork"):  # a child that outlives its parent must not hold them on
+_LOCKS: set[Any] = set()  # open files that hold a lock
+if hasattr(os, "register_at_fork"):  # a child that outlives its parent must not keep holding them
     os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _LOCKS])
 
 
@@ -43,7 +43,7 @@ class RunFolder:
 
     def __init__(self, path: Path, method: str, settings: Settings):
         self.path, self.result = path, path / "result.json"
-        self.saved = True  # whether the last checkpoint that was asked for is written
+        self.saved = True  # whether the last checkpoint could be written
         self._open_board: Callable[..., Any] | None = None
         self._board: Any = None  # of TensorBoard
         self.config: dict[str, Any] = {
@@ -55,14 +55,15 @@ class RunFolder:
         }
 
     def describe(self, images: dict, alpha: tuple[float, float] | None, augmentation: Augmentation) -> None:
-        """Images (ImageSet.record), weight of the term (at the start and the end) and augmentation, to be compared and
-        noted, too."""
+        """Add to the configuration, which is compared and written: the images (ImageSet.record), the weight of the term
+        at the start and the end, and the augmentation."""
         self.config["images"] = images
         self.config["alpha"] = None if alpha is None else list(alpha)
         self.config["augmentation"] = augmentation.record()
 
     def compare(self) -> None:
-        """UserError if the folder is not for this run: another configuration, as far as known, has begun there."""
+        """UserError if the folder is not this run's: it holds something else, or another configuration has begun there
+        (as far as the configuration is known by now)."""
         config = self.path / "config.json"
         try:
             if config.exists():
@@ -88,7 +89,7 @@ class RunFolder:
             self._lock()
             try:
                 (self.path / "failed.json").unlink(missing_ok=True)
-                before = self._same(config) if config.exists() else None  # another process may have begun meanwhile
+                before = self._same(config) if config.exists() else None  # again: another process may have begun
                 if before is not None:
                     self._note_begin(before)
                 else:
@@ -107,22 +108,22 @@ class RunFolder:
         self._unlock()
 
     def fail(self, why: str) -> str | None:
-        """Mark the run as failed; the name of its last checkpoint. A later start of the same command tries again and
-        removes the mark."""
+        """Mark the run as failed, and return the name of its last checkpoint. The next start of the same command
+        removes the mark and tries again."""
         newest = checkpoint.newest(self.path)
         name = newest.name if newest else None
-        with contextlib.suppress(OSError):  # a full disk must not hide why
+        with contextlib.suppress(OSError):  # a full disk must not hide the reason
             write_atomically(self.path / "failed.json", _json({"reason": why, "last_checkpoint": name}))
         return name
 
     def _note_begin(self, before: dict) -> None:
-        """For the result, which names what has ended the run: by what else it was begun."""
+        """Note how the run was begun, where that differs from now: the result names command and versions of its end."""
         begun = {key: before[key] for key in ("command", "versions", "processes") if key in before}
         if other := {key: value for key, value in begun.items() if value != self.config[key]}:
             self.config["begun"] = other
 
     def _same(self, config: Path) -> dict | None:
-        """What the file says, if the folder is of this configuration. UserError if it is not, and has begun."""
+        """What config.json holds if it is of this configuration, else None. UserError if another run has begun."""
         try:
             before = json.loads(config.read_text())
             old = {"method": before["method"], **before["settings"]}
@@ -131,22 +132,22 @@ class RunFolder:
             raise UserError(f"{config} is damaged: remove {self.path} or choose another --run-dir") from None
         new = {"method": self.config["method"], **self.config["settings"]}
         differing = differences(old, {**dict.fromkeys(old), **new})
-        alpha, weight = before.get("alpha"), self.config.get("alpha")  # older runs have not noted it
+        alpha, weight = before.get("alpha"), self.config.get("alpha")  # older runs did not note it
         if not differing and alpha is not None and "alpha" in self.config and alpha != weight:
             differing.append(f"weight of the term {alpha}, now {weight}")
         noted = before.get("augmentation")
-        if not isinstance(noted, dict):  # older runs have not noted it
+        if not isinstance(noted, dict):  # older runs did not note it
             noted = usual(str(old.get("dataset"))).record()
         if not differing and "augmentation" in self.config:
             differing += other_augmentation(noted, self.config["augmentation"])
         if others:
             differing.append(f"other images ({', '.join(others)})")
-        ours = old.keys() == new.keys()  # and nothing is lost with it: another beginning may take its place
+        ours = old.keys() == new.keys()  # a run of this program that has not begun may be replaced: nothing is lost
         if differing and (results.begun(self.path) or not ours):
             advice = "; choose another --run-dir"
-            if others and new["dataset"] == "folder" and not new["run_dir"]:  # the folder bears the images' name
+            if others and new["dataset"] == "folder" and not new["run_dir"]:  # the folder is named after the images
                 advice += " or --dataset-name"
-            if new["stage"] == "evaluate":  # elsewhere there is nothing to evaluate
+            if new["stage"] == "evaluate":  # another folder would hold nothing to evaluate
                 advice = ""
             raise UserError(f"{self.path} belongs to another configuration: {'; '.join(differing)}{advice}")
         return None if differing else before
@@ -155,7 +156,7 @@ class RunFolder:
         return any(not _early(path.name) for path in self.path.iterdir())
 
     def _lock(self) -> None:
-        """Held by the open file, so that a dead process leaves no lock behind."""
+        """Lock the folder by an open file, so that a process that dies leaves no lock behind."""
         self._lock_file = open(self.path / "lock", "w")  # noqa: SIM115
         _LOCKS.add(self._lock_file)
         if fcntl is None:
@@ -164,14 +165,14 @@ class RunFolder:
             try:
                 fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except (BlockingIOError, PermissionError):  # the second where locks are those of byte ranges
+            except (BlockingIOError, PermissionError):  # the latter where flock is emulated by byte-range locks
                 if attempt == 4:
                     self._unlock()
                     raise UserError(f"another process is working in {self.path}") from None
             except OSError as error:
                 tell(f"{self.path} cannot be locked ({error.strerror}): start no second run there", sys.stderr)
                 return
-            time.sleep(0.05)  # a grid that only looks holds it for a moment
+            time.sleep(0.05)  # a grid that only looks holds the lock for a moment
 
     def _unlock(self) -> None:
         _LOCKS.discard(self._lock_file)
@@ -181,8 +182,8 @@ class RunFolder:
         self.saved = checkpoint.save(self.path, step, {**state, "of": self._identity()})
 
     def restored(self) -> dict | None:
-        """The last checkpoint. UserError if it is of another configuration: config.json may have been edited, or the
-        checkpoint copied."""
+        """The last checkpoint. UserError if it is of another configuration (config.json may have been edited, or the
+        checkpoint copied)."""
         state = checkpoint.load(self.path)
         if state is not None:
             with checkpoint.fitting():
@@ -198,12 +199,13 @@ class RunFolder:
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
-            os.fsync(file.fileno())  # before a checkpoint that counts it
+            os.fsync(file.fileno())  # before a checkpoint counts this line
         if self._open_board is not None and shutil.disk_usage(self.path).free > 2**20:
             self._show(line)
 
     def _show(self, line: dict) -> None:
-        """An epoch in TensorBoard; at first also those before, instead of what an earlier process has shown of them."""
+        """Show an epoch in TensorBoard. The first time, show all earlier epochs again, in place of what an earlier
+        process has shown."""
         lines = [line]
         try:
             if self._board is None:
@@ -219,7 +221,7 @@ class RunFolder:
             self._open_board = None
 
     def truncate_metrics(self, logged: int) -> None:
-        """Keep the lines of the first `logged` epochs: others will be trained again, and half a line of a kill goes."""
+        """Keep the lines of the first `logged` epochs. Later epochs will be trained again; half a line is dropped."""
         path = self.path / "metrics.jsonl"
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if _epoch(line) < logged]
@@ -231,28 +233,28 @@ class RunFolder:
     def save_spectrum(self, z: torch.Tensor) -> None:
         """Eigenvalues of the covariance of the l2-normalised test embeddings, descending."""
         values = evaluate.spectrum(torch.nn.functional.normalize(z)).numpy()
-        content = io.BytesIO()  # to a file NumPy writes by itself, and does not say that the disk is full
+        content = io.BytesIO()  # not to the file itself: NumPy does not tell that the disk is full
         np.save(content, values, allow_pickle=False)
         write_atomically(self.path / "spectrum.npy", content.getvalue())
 
     def save_measures(self, measures: dict) -> None:
-        """All of MEASURES of the test embeddings; null where one is not finite."""
+        """Write all of MEASURES of the test embeddings; null where one is not finite."""
         write_atomically(self.path / "measures.json", _json(measures))
 
     def finished(self) -> bool:
-        return results.finished(self.path)  # a damaged one is evaluated anew
+        return results.finished(self.path)  # a run whose result is damaged is evaluated again
 
     def finish(self, result: dict) -> None:
         write_atomically(self.result, _json(result))
 
 
 def _early(name: str) -> bool:
-    """Whether a run that was killed before its config.json may have left this file."""
+    """Whether this may be a file of a run that was killed before it wrote config.json."""
     return name == "lock" or (name.startswith(".") and name.endswith(".part"))
 
 
 def _epoch(line: bytes) -> float:
-    """Of a line of metrics.jsonl; of a damaged one infinity."""
+    """The epoch of a line of metrics.jsonl; infinity if the line is damaged."""
     try:
         return float(json.loads(line)["epoch"])
     except results.DAMAGE:
@@ -260,7 +262,7 @@ def _epoch(line: bytes) -> float:
 
 
 def run_path(method: str, settings: Settings) -> Path:
-    """Where a run lies: --run-dir, or a folder named after what it is."""
+    """The folder of a run: --run-dir, or one that is named after the settings."""
     if settings.run_dir:
         return home(settings.run_dir)
     s = settings
@@ -269,7 +271,7 @@ def run_path(method: str, settings: Settings) -> Path:
 
 
 def versions() -> dict[str, str | None]:
-    """Of this code and of what it computes with."""
+    """Versions of this code and of the libraries that compute."""
     return {
         "wassersteinssl": __version__,
         "git": _git_commit(),

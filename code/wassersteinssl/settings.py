@@ -1,6 +1,6 @@
 """The settings of a run and their command line. Loads no torch.
 
-A method file adds its own settings by subclassing `Settings`; each field is an option of the same name with dashes.
+A method file adds its own settings by subclassing `Settings`. Each field is an option of the same name, with dashes.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from wassersteinssl.cli import (
 )
 
 CODE = Path(__file__).resolve().parents[1]
-# During pre-training the kNN looks at so many training images, and A at so many test images; in the end both at all.
+# Images used during pre-training, at most: training images for kNN, test images for A. In the end both use all.
 MONITOR_IMAGES, MONITOR_PAIRS = 10_000, 5_000
 COMPILE = ("no", "augmentation", "all")
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyimagenet", "digits", "folder")
-# The measures of uniformity.py that can be added to a loss, the paper's two first, and the weights that
+# The measures of uniformity.py that can be added to a loss, the paper's two first, with the weights that
 # code/regularisers.py tries.
 SEARCH_WEIGHTS: dict[str, tuple[float, ...]] = {
     "w2": (0.3, 3, 30),
@@ -54,9 +54,9 @@ TERMS = tuple(SEARCH_WEIGHTS)
 
 
 def option(default: Any, help: str, *, check: Callable[[str], Any] | None = None, choices: tuple = ()) -> Any:
-    """A dataclass field that is also a command-line option; `check` turns its text into a value or complains. Without
-    it the text becomes a value of the default's type. TypeError for a default that is no text or number, if there are
-    neither check nor choices."""
+    """A dataclass field that is also a command-line option. `check` turns its text into a value or complains; without
+    it the text becomes a value of the default's type. TypeError if there are neither check nor choices and the default
+    is neither text nor a number."""
     if not (check or choices or isinstance(default, (str, float)) or type(default) is int):
         raise TypeError(f"an option whose default is {default!r} needs check=, from text to a value, or choices=")
     return field(default=default, metadata={"help": help, "check": check or type(default), "choices": choices})
@@ -139,10 +139,10 @@ class Settings:
 
     @property
     def warmup(self) -> float:
-        """Epochs of warm-up: the paper's 10 of 500; a short run would spend half its time there."""
+        """Epochs of warm-up: the paper's 10, but at most a tenth of a shorter run."""
         return min(10, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs
 
-    # Settings that may differ when a run is continued: where it runs and what it notes, not what it computes.
+    # Settings that may differ when a run is continued: where it runs and what it records, not what it computes.
     PLACE = (
         "data_dir", "device", "cuda_graph", "checkpoint_epochs", "checkpoint_minutes", "compile", "tensorboard",
         "run_dir", "resume", "stage", "monitor_every",
@@ -151,9 +151,9 @@ class Settings:
 
 @functools.cache
 def programs() -> dict[str, str]:
-    """The method programs below code/, by the name of their class: every CODE/Folder/file.py, the folder with a
-    capital, that ends in `main(Class, ...)`. First those of Table 2 in the order in which their results are wanted,
-    then any others. Ends the program with a line if two have one name."""
+    """The method programs below code/, by the name of their class: every code/Folder/file.py whose folder begins with
+    a capital and that ends with `main(Class, ...)`. First those of Table 2, in the order in which their results are
+    wanted, then any others. Ends the program with a line if two have the same name."""
     found: dict[str, str] = {}
     for path in sorted(CODE.glob("[A-Z]*/*.py")):
         for name in re.findall(r"^ +main\((\w+),", path.read_text(encoding="utf-8"), re.MULTILINE):
@@ -169,8 +169,8 @@ def programs() -> dict[str, str]:
 
 @functools.cache
 def settings_of(program: str) -> type[Settings]:
-    """The class of a method's settings, by the part of its file (a value of `programs()`) that answers --help before
-    torch loads; `Settings` where a file has no such part. UserError if that part fails."""
+    """The class of a method's settings. Executes only the part of its file (a value of `programs()`) that answers
+    --help before torch loads; `Settings` if the file has no such part. UserError if that part fails."""
     path = CODE / program
     head, main, _ = path.read_text(encoding="utf-8").partition("\nif __name__ ==")
     if not main or not re.search(r"^class \w+Settings\(", head, re.MULTILINE):
@@ -187,7 +187,7 @@ def settings_of(program: str) -> type[Settings]:
 
 
 def own_defaults(program: str) -> dict[str, Any]:
-    """Name -> default, as JSON has it, of the options that a method's file adds to the shared ones."""
+    """Name -> default, as in JSON, of the options that a method's file adds to the shared ones."""
     shared_ones = Settings.__dataclass_fields__
     own = {entry.name: entry.default for entry in fields(settings_of(program)) if entry.name not in shared_ones}
     return json.loads(json.dumps(own))
@@ -213,7 +213,7 @@ stopped by a second Ctrl-C."""
 
 
 def parse(kind: type[Any_Settings], description: str | None, arguments: list[str] | None = None) -> Any_Settings:
-    """The settings that the command line asks for. Ends the program with status 2 and one line if it makes no sense."""
+    """The settings that the command line asks for. Ends the program with status 2 and a line if they make no sense."""
     parser = Parser(description, continues=True)
     parser.epilog = EPILOG
     _add(parser, kind)
@@ -228,15 +228,15 @@ def parse(kind: type[Any_Settings], description: str | None, arguments: list[str
 
 
 def shared(arguments: list[str]) -> Settings:
-    """The settings that all methods share, from a command line of any of them; a method's own options are ignored. Ends
-    the program as `parse` does."""
+    """The settings that all methods share, from the command line of any method, whose own options are ignored. Ends the
+    program as `parse` does."""
     parser = Parser()
     _add(parser, Settings)
     return Settings(**vars(parser.parse_known_args(arguments)[0]))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """A phrase for each setting of `new` whose value differs in `old`; where a run computes (PLACE) does not count."""
+    """A phrase for each setting in `new` that differs in `old`; settings of PLACE do not count."""
     return [
         f"{key} {old.get(key)!r}, now {value!r}"
         for key, value in new.items()
@@ -245,12 +245,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def other_augmentation(old: Any, new: dict[str, Any]) -> list[str]:
-    """A phrase for each value in which two records of an augmentation differ; none where an older run noted none."""
+    """A phrase for each value in which two records of an augmentation differ; none if an older run has no record."""
     return [f"augmentation: {told}" for told in differences(old, new)] if isinstance(old, dict) else []
 
 
 def other_images(old: Any, new: Any) -> list[str]:
-    """In what two ImageSet.record differ; statistics do not, where another decoder moves their last digit."""
+    """The keys in which two ImageSet.record differ. Another decoder may move the last digit of the statistics, which
+    does not count."""
     if not isinstance(old, dict) or new is None:
         return []
 

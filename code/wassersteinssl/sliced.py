@@ -3,9 +3,9 @@
 z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. The values
 are differentiable, once.
 
-A value belongs to its directions. Without `directions` they are those of seed 0 at every call: values can be compared,
-but what is not uniform between these directions goes unseen, and a network trained on them would learn that. A loss
-needs new ones in each step, which `random_directions` draws.
+A value depends on its directions. Without `directions`, every call uses those of seed 0. Then values can be compared,
+but non-uniformity between these directions goes unseen, and a network trained on them would exploit that: a loss needs
+new directions in each step, drawn by `random_directions`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor
 from wassersteinssl.numerics import result_dtype, wide_rows
 
 SLICES = 256  # random directions, or circles, over which is averaged
-CHUNK = 2**22  # projected numbers at once: 32 MiB in float64
+KNOTS = 17  # of SIGReg's trapezoidal rule, its authors' number
+CHUNK = 2**22  # projected numbers held at once: 32 MiB in float64
 
 
 def ssw(z: Tensor, *, slices: int = SLICES, directions: Tensor | None = None, normalize: bool = True) -> Tensor:
@@ -30,9 +31,9 @@ def ssw(z: Tensor, *, slices: int = SLICES, directions: Tensor | None = None, no
 
         W_2^2 = mean_i x_i^2 - (mean_i x_i)^2 + mean_i x_(i) (n + 1 - 2i) / n + 1/12.
 
-    1/12 when all rows are equal. Only the rows' directions count: `normalize` changes nothing. A row without a
-    projection has angle 0 and no gradient. `directions` (2, m, slices): an orthonormal pair a circle, instead of the
-    `slices` pairs of seed 0. ValueError for m = 1, where there is no circle.
+    1/12 when all rows are equal. Only the directions of the rows count, so `normalize` changes nothing. A row whose
+    projection is zero has angle 0 and no gradient. `directions` (2, m, slices): an orthonormal pair for each circle,
+    instead of the `slices` pairs of seed 0. ValueError for m = 1, where there is no circle.
     Bonet et al., Spherical Sliced-Wasserstein, ICLR 2023.
     """
     rows = wide_rows(z, normalize)
@@ -57,7 +58,6 @@ def sigreg(
     z: Tensor,
     *,
     slices: int = SLICES,
-    knots: int = 17,
     directions: Tensor | None = None,
     per_row: bool = False,
     normalize: bool = True,
@@ -65,23 +65,21 @@ def sigreg(
     """n * mean over random unit a of the integral of |phi(t) - e^(-t^2/2)|^2 e^(-t^2/2) dt over [-3, 3], phi the
     empirical characteristic function of a^T sqrt(m) z_i; lower is more uniform. `per_row`: without the factor n.
 
-    By the trapezoidal rule on `knots` points of [0, 3], doubled, as its authors do. For n rows of N(0, I/m) 1.0524 on
+    By the trapezoidal rule on KNOTS points of [0, 3], doubled, as its authors do. For n rows of N(0, I/m) 1.0524 on
     average; about 1.05 n when all rows are equal to one unit vector, 0.40205 n when all are 0. `directions`
     (1, m, slices): the unit vectors a, instead of the `slices` of seed 0.
     Balestriero & LeCun, LeJEPA, arXiv 2511.08544.
     """
-    if knots < 2:
-        raise ValueError(f"the trapezoidal rule needs at least 2 knots, not {knots}")
     rows = wide_rows(z, normalize) * z.shape[1] ** 0.5
     n = len(rows)
-    t = torch.linspace(0, 3, knots, dtype=rows.dtype, device=rows.device)
+    t = torch.linspace(0, 3, KNOTS, dtype=rows.dtype, device=rows.device)
     normal = torch.exp(-t.square() / 2)
-    weight = torch.full_like(t, 2 * 3 / (knots - 1))
-    weight[:: knots - 1] *= 0.5  # in place: assigning a number to an element would wait for the device
+    weight = torch.full_like(t, 2 * 3 / (KNOTS - 1))
+    weight[:: KNOTS - 1] *= 0.5  # in place: assigning a number to an element would wait for the device
     directions = _directions(1, slices, rows, directions)
     total = torch.zeros((), dtype=rows.dtype, device=rows.device)
     with torch.autocast(z.device.type, enabled=False):
-        for a in _parts(directions[0], n * knots):
+        for a in _parts(directions[0], n * KNOTS):
             x = (rows @ a).unsqueeze(-1) * t  # (n, part, knots)
             apart = (x.cos().mean(dim=0) - normal).square() + x.sin().mean(dim=0).square()
             total = total + (apart * (normal * weight)).sum()
@@ -99,17 +97,17 @@ def random_directions(
         raise ValueError(f"R^{m} has no {count} orthonormal directions")
     normal = torch.randn(slices, m, count, generator=generator, dtype=dtype, device=generator.device)
     q, r = torch.linalg.qr(normal)
-    q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # LAPACK's own choice of the signs is not uniform
+    q = q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)  # LAPACK's choice of signs is not uniform
     return q.permute(2, 1, 0).contiguous()
 
 
 def _parts(directions: Tensor, numbers: int) -> tuple[Tensor, ...]:
-    """The directions (m, slices) in parts that need at most CHUNK numbers each; one direction needs `numbers`."""
+    """The directions (m, slices) in parts that need at most CHUNK numbers each, `numbers` for one direction."""
     return directions.split(max(1, CHUNK // numbers), dim=1)
 
 
 def _directions(count: int, slices: int, rows: Tensor, given: Tensor | None) -> Tensor:
-    """(count, m, slices): those given, or those of seed 0. ValueError for another shape."""
+    """Directions (count, m, slices): those given, or those of seed 0. ValueError if the shape is wrong."""
     m = rows.shape[1]
     if given is None:
         return _fixed(count, m, slices, rows.device, rows.dtype)
@@ -120,7 +118,7 @@ def _directions(count: int, slices: int, rows: Tensor, given: Tensor | None) -> 
 
 def _fixed(count: int, m: int, slices: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     found = _cached(count, m, slices, device, dtype)
-    if type(found) is not Tensor:  # a stand-in, made while torch.export traced
+    if type(found) is not Tensor:  # a placeholder, made while torch.export was tracing
         _cached.cache_clear()
     return found
 

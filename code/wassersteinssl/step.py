@@ -1,9 +1,9 @@
 """One training step: augment two views, forward, loss, backward, update. On a GPU it is captured as a CUDA graph.
 
-A step of a ResNet-18 on small images is thousands of launches of a few microseconds: a GPU waits for the host. After a
-few ordinary steps the whole step is recorded once and then replayed with new images in the same memory. Nothing in it
-waits for the device: learning rate and weight of the term are tensors, loss terms are summed on the device, and a
-number that is not finite stops the updates there until the host looks.
+A step of a ResNet-18 on small images is thousands of launches of a few microseconds each, so that a GPU would wait for
+the host. Therefore the whole step is recorded once, after a few ordinary ones, and then replayed with new images in the
+same memory. Nothing in it waits for the device: the learning rate and the weight of the term are tensors, loss terms
+are summed on the device, and a number that is not finite stops the updates there until the host looks.
 """
 
 import math
@@ -28,23 +28,23 @@ from wassersteinssl.settings import Settings
 from wassersteinssl.sliced import SLICES, random_directions
 from wassersteinssl.w2 import w2_uniformity, wide_dtype
 
-NAMES = ("loss", "uniformity")  # of the terms: the method's own and the added one
-EAGER = 3  # ordinary steps before the capture, in which libraries choose their kernels and buffers get their memory
+NAMES = ("loss", "uniformity")  # the terms: the method's own loss and the added one
+EAGER = 3  # ordinary steps before the capture, for libraries to choose kernels and for buffers to get their memory
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss or a gradient is NaN or infinite; no weight has been updated with it. Told at once on a CPU, elsewhere at
-    the end of the epoch or before the next checkpoint."""
+    """A loss or a gradient is NaN or infinite; no weight has been updated with it. Raised at once on a CPU, elsewhere
+    at the end of the epoch or before the next checkpoint."""
 
 
 class TrainingStep:
-    """step(images, parameters) trains on a batch of uint8 images; `parameters` of each view as `augment.draw` gave.
+    """step(images, parameters) trains on a batch of uint8 images; `augment.draw` gives the `parameters` of each view.
 
-    `sums` adds up the terms on the device, `finite_steps` counts steps up to the first with a number that is not
-    finite, `batch` are the last embeddings, `alpha` is the weight of the uniformity term. The method's `after_step` is
-    left to the caller, outside the graph: its momentum is a number that changes with each step, and its few operations
-    are launched while the graph runs. With several processes `images` are this one's share, and the terms those of the
-    whole batch.
+    `sums` adds up the terms on the device; `finite_steps` counts the steps before the first with a number that is not
+    finite; `batch` holds the last embeddings; `alpha` is the weight of the uniformity term. The caller calls the
+    method's `after_step`, outside the graph: its momentum is a number that changes with each step, and its few
+    operations are launched while the graph runs. With several processes, `images` are this one's share and the terms
+    are those of the whole batch.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class TrainingStep:
         wide = wide_dtype(device)
         self.sums = torch.zeros(len(NAMES), dtype=wide, device=device)
         self.numbers = torch.zeros(len(NAMES) + 1, dtype=wide, device=device)  # the terms and the largest gradient
-        self.finite = torch.ones((), dtype=torch.bool, device=device)  # all of them, in every step so far
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # whether all were finite in every step so far
         self.finite_steps = torch.zeros((), dtype=torch.long, device=device)
-        self.check_every_step = device.type == "cpu"  # elsewhere looking at the numbers would wait for them
+        self.check_every_step = device.type == "cpu"  # elsewhere to look at the numbers is to wait for them
         self.augment = augment.apply
         self.join = True  # both views in one call, which halves the launches
         if settings.compile != "no" and distributed.size() == 1:
             self.augment = compiled(augment.apply, "augmentation")
-            self.join = device.type != "cpu"  # compiled there, two calls of half the size are faster
+            self.join = device.type != "cpu"  # on a CPU two compiled calls of half the size are faster
         elif settings.compile != "no" and distributed.first():  # each one's share of a batch would compile anew
             tell("augmentation not compiled: there are several processes", sys.stderr)
         if settings.compile == "all":
@@ -107,8 +107,8 @@ class TrainingStep:
         self.learn(*(views[0].chunk(2) if len(views) == 1 else views))
 
     def learn(self, view_a: Tensor, view_b: Tensor) -> None:
-        """The step behind the augmentation: views (b, 3, H, W), normalised."""
-        layout = self.method.backbone.layout  # once, for all networks that see the view
+        """The rest of the step, on augmented and normalised views (b, 3, H, W)."""
+        layout = self.method.backbone.layout  # converted once, for all networks that see the view
         view_a, view_b = (view.contiguous(memory_format=layout) for view in (view_a, view_b))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             embeddings = self.network(view_a, view_b)
@@ -129,25 +129,25 @@ class TrainingStep:
 
     @torch.no_grad()
     def _guard(self, terms: list[Tensor]) -> None:
-        """No update from the first step on whose terms or gradient are not finite."""
+        """Prevent updates from the first step on whose terms or gradient are not finite."""
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         numbers = self.numbers.new_zeros(len(self.numbers))
         numbers[: len(terms)] = torch.stack(terms)
         numbers[-1] = torch.stack(torch._foreach_norm(gradients, torch.inf)).max()
-        # Once they are not finite they stay as they are, to be told.
+        # Once a number is not finite, all are kept, to be reported.
         self.numbers.copy_(torch.where(self.finite, numbers, self.numbers))
         self.finite &= numbers.isfinite().all()
         self.finite_steps += self.finite
         if self.check_every_step:
             self.raise_if_not_finite()
             return
-        # As integers: NaN times zero would stay NaN, its bits do not.
+        # As integers, because NaN times zero is NaN, but its bits times zero are zero.
         torch._foreach_mul_([gradient.view(torch.int32) for gradient in gradients], self.finite.int())
         for group in self.optimizer.param_groups:
             group["lr"].mul_(self.finite)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continuation needs beside the method's own state."""
+        """What a continuation needs besides the method's own state."""
         return {"optimizer": self.optimizer.state_dict(), "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -168,29 +168,29 @@ class TrainingStep:
             raise NonFiniteLoss(f"not finite at step {int(self.finite_steps)}: {told}")
 
     def _capture(self, images: Tensor, parameters: Sequence[augment.Parameters]) -> None:
-        """Record the step on memory of its own; if that fails, say so and go on without."""
+        """Record the step, on memory of its own. If that fails, say so and train without."""
         assert self.record is not None
         self._images = images.clone()
         self._parameters = [augment.Parameters(p.table.to(self.device, copy=True)) for p in parameters]
         self.optimizer.zero_grad()  # the gradients must lie in the graph's memory
         try:
             self._replay = self.record(lambda: self._run(self._images, self._parameters))
-        except RuntimeError as error:  # the first error; ending the capture raises another
+        except RuntimeError as error:  # its context is the first error; ending the capture raised another
             why = reason(error.__context__ or error)[:200]
             tell(f"no CUDA graph ({why}); training goes on without", sys.stderr)
         self.record = None
 
 
 class SlicedTerm:
-    """A measure on random directions as a term, on those that the last `draw` has put where a recorded step finds them.
-    Before the first they are NaN, at which a training stops."""
+    """A measure on random directions as a term. `draw` writes new directions to where a recorded step finds them.
+    Before the first `draw` they are NaN, which would stop the training."""
 
     def __init__(self, measure: Callable[..., Tensor], per_slice: int, m: int, device: torch.device):
         self.measure = measure
         self.directions = torch.full((per_slice, m, SLICES), torch.nan, dtype=wide_dtype(device), device=device)
 
     def draw(self, generator: torch.Generator) -> None:
-        """New ones, from a generator of the CPU."""
+        """Replace the directions, by a generator on the CPU."""
         move_into(
             self.directions,
             random_directions(*self.directions.shape, generator=generator, dtype=self.directions.dtype),
@@ -201,8 +201,8 @@ class SlicedTerm:
 
 
 def compiled(function: Callable, name: str) -> Callable:
-    """`function` through torch.compile, which its first call starts and tells the time of. Where that fails, for want
-    of a compiler say, it says so and `function` is called as it is."""
+    """`function` through torch.compile. The first call compiles, and tells how long that took; if it fails, for want of
+    a compiler say, it tells so and `function` is called as it is."""
     chosen: Callable | None = None
 
     def call(*arguments: Any) -> Any:
@@ -210,12 +210,12 @@ def compiled(function: Callable, name: str) -> Callable:
         if chosen is not None:
             return chosen(*arguments)
         chosen, start = torch.compile(function, dynamic=False), time.perf_counter()
-        # Of the backward pass, too, where torch can: later, in `backward`, its failure would end the training.
+        # Compile the backward pass now, too, where torch can: a failure later, in `backward`, would end the training.
         at_once = "force_non_lazy_backward_lowering"
         options = {at_once: True} if hasattr(functorch_config, at_once) else {}
         try:
             with warnings.catch_warnings(), functorch_config.patch(options):
-                # that matrix products could be in TF32: they are not to be
+                # the advice to use TF32 for matrix products, which must not
                 warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
                 result = chosen(*arguments)
         except Exception as error:
@@ -229,12 +229,12 @@ def compiled(function: Callable, name: str) -> Callable:
 
 
 def with_w2_compiled(term: Callable | None, device: torch.device) -> Callable | None:
-    """The term; W2 compiled, which is of many small operations on a GPU and LAPACK's on a CPU."""
+    """The term, compiled if it is W2 on a GPU, where it is many small operations (on a CPU it is LAPACK's work)."""
     return compiled(term, "W2") if term is w2_uniformity and device.type != "cpu" else term
 
 
 def place_lr(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Learning rates as tensors on a GPU, where the step reads them without the host, as numbers on a CPU."""
+    """Make learning rates numbers on a CPU, and tensors elsewhere, which the step reads without the host."""
     for group in optimizer.param_groups:
         lr = float(group["lr"])
         group["lr"] = lr if device.type == "cpu" else torch.tensor(lr, device=device)
@@ -244,9 +244,9 @@ def _record(run: Callable[[], None]) -> Callable[[], Any]:
     """A function that replays what `run` did on the GPU. Recording computes nothing."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        # "thread_local": a DataLoader's thread may pin memory meanwhile
+        # "thread_local", because a DataLoader's thread may pin memory meanwhile
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             run()
     finally:
-        torch.cuda.set_stream(stream)  # also where ending the capture failed
+        torch.cuda.set_stream(stream)  # also if ending the capture failed
     return graph.replay

@@ -1,7 +1,7 @@
-"""What the synthetic studies share: running, collapsed spheres, measures on them, their theory, the data file.
+"""What the synthetic studies share: how they run, collapsed spheres, measures on them, theory, and the data file.
 
-A study is a script that writes CSV or NPZ beside itself and a notebook that plots it. Legend: n rows in R^m, of which
-k = round((1 - eta) m) coordinates are alive: uniform unit rows of R^k, followed by m - k zeros.
+A study is a script that writes CSV or NPZ beside itself, and a notebook that plots it. Legend: n rows in R^m with
+k = round((1 - eta) m) active coordinates: uniform unit rows of R^k, followed by m - k zeros.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from wassersteinssl.pairwise import lu_theory, lu_uniformity
 from wassersteinssl.sliced import random_directions
 from wassersteinssl.w2 import W2Metric, w2_floor
 
-CHUNK = 2**24  # numbers of a chunk of samples: 64 MiB in float32
+CHUNK = 2**24  # numbers in a chunk of samples: 64 MiB in float32
 
 
 # ---- running ----
 
 
 def main(study: Callable[[argparse.Namespace], Path], options: argparse.Namespace) -> None:
-    """Run `study(options)`, which returns the file it wrote; `options` as `study_options` gave them. Mistakes and what
-    does not fit into memory end in one line and status 2."""
+    """Run `study(options)`, which returns the file that it wrote; `study_options` gives the options. A mistake, or too
+    little memory, is told in one line, with status 2."""
     if status := in_a_line(_run, study, options):
         sys.exit(status)
 
@@ -75,12 +75,12 @@ def sphere(n: int, m: int, random: torch.Generator) -> Tensor:
 
 
 def alive(m: int, eta: float) -> int:
-    """Coordinates that a collapse of share eta leaves, rounded: 1 - k/m is the share that was really drawn."""
+    """The number k of coordinates that a collapse of share eta leaves, rounded: the exact share is then 1 - k/m."""
     return round((1 - eta) * m)
 
 
 def collapsed_spheres(options: argparse.Namespace, m: int, percents: Sequence[int]) -> Iterator[tuple[Tensor, int]]:
-    """z (n, k) and k, the coordinates that are left, for each level of collapse of the unit sphere of R^m."""
+    """z (n, k), and the number k of coordinates that are left, for each level of collapse of the sphere of R^m."""
     random = generator(options.seed, options.device)
     for percent in progress(percents, "collapse levels"):
         k = alive(m, percent / 100)
@@ -98,8 +98,8 @@ def sphere_chunks(n: int, m: int, random: torch.Generator) -> Iterator[Tensor]:
 
 
 def moments(z: Tensor) -> W2Metric:
-    """The moments of unit rows z (n, k). Fewer rows than coordinates are turned into R^n first, which no measure
-    notices: the work is that of the smaller side."""
+    """The moments of unit rows z (n, k). If there are fewer rows than coordinates they are first rotated into R^n,
+    which changes no measure, so that the work is that of the smaller side."""
     if len(z) < z.shape[1]:
         z = torch.linalg.qr(z.T, mode="r").R.T.contiguous()
     return W2Metric(normalize=False).update(z)
@@ -118,9 +118,9 @@ def w2_padded(metric: W2Metric, m: int, *, clones: int = 1) -> float:
 
 
 def measures(z: Tensor, m: int, *, clones: int = 1) -> dict[str, float]:
-    """W2 and L_U of unit rows z (n, k) as rows of R^m, zero in the other coordinates, every feature cloned.
+    """W2 and L_U of unit rows z (n, k) as rows of R^m, zero in the other coordinates, with every feature cloned.
 
-    Zeros change no distance, clones multiply its square: L_U is that of z with t = 2 clones.
+    Zeros change no distance and clones multiply squared distances, so L_U is that of z with t = 2 clones.
     """
     return {"w2": w2_padded(moments(z), m, clones=clones), "lu": float(lu_uniformity(z, t=2.0 * clones))}
 
@@ -157,8 +157,8 @@ def spectrum_theory(n: int, m: int) -> np.ndarray:
 
 
 def beside_theory(metric: W2Metric, lu: float, m: int, k: int, *, clones: int = 1, blocks: int = 0) -> dict[str, float]:
-    """A line of a data file: W2 in R^((1 + blocks) m) of rows with k active coordinates, of which `metric` holds the
-    moments, and their L_U, beside what theory gives. `eta` is the share of zeros that was really drawn."""
+    """A line of a data file: W2 in R^((1 + blocks) m) of rows with k active coordinates, whose moments `metric` holds,
+    and their L_U, beside their theory. `eta` is the exact share of zeros."""
     return {
         "m": m,
         "k": k,
@@ -172,7 +172,7 @@ def beside_theory(metric: W2Metric, lu: float, m: int, k: int, *, clones: int = 
 
 
 def apart(data: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The largest relative difference between measure and theory in the columns of `beside_theory`."""
+    """The largest relative difference from theory in the columns of `beside_theory`, for either measure."""
     pairs = {"w2": "w2_finite", "lu": "lu_theory"}
     return {name: float(np.nanmax(np.abs(data[name] / data[theory] - 1))) for name, theory in pairs.items()}
 
@@ -204,7 +204,7 @@ def rotation(m: int, random: torch.Generator) -> Tensor:
 
 
 def write(options: argparse.Namespace, rows: list[dict[str, Any]], **more: Any) -> Path:
-    """CSV: a first line `# {settings as JSON}`, the header, a line a row; an empty cell is a missing value."""
+    """CSV: a first line `# {settings as JSON}`, the header, a line for each row; an empty cell is a missing value."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
 
     def content(file: Any) -> None:
@@ -226,7 +226,7 @@ def write_arrays(options: argparse.Namespace, arrays: dict[str, np.ndarray], **m
 
 
 def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Columns (numbers, or text where a cell is none; NaN for a missing number) or arrays, and the settings."""
+    """Columns (of numbers, NaN if missing; of text if a cell is not a number) or arrays, and the settings."""
     path = Path(path)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:

@@ -9,9 +9,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def study_options(description: str | None, *, samples: int, quick: int, out: Path) -> argparse.Namespace:
-    """--samples, --seed, --device and --out as given; `name`, of the data file.
+    """--samples, --seed, --device and --out as given, and `name`, that of the data file.
 
-    `samples` is the default, `quick` the few of --quick, `out` the data file of all rows where no --out is given.
+    `samples` is the default, `quick` the number of --quick, and `out` the data file of all rows if --out is not given.
     """
     parser = Parser(description)
     rows = parser.add_mutually_exclusive_group()

@@ -1,7 +1,7 @@
-"""Table 2 from finished runs: who is averaged with whom, beside the paper's numbers.
+"""Table 2 from finished runs, beside the paper's numbers: which runs are averaged, and how the table is written.
 
-A row is a method with a term; a cell the mean and standard deviation over seeds. Runs of different settings never meet
-in one table, partial and failed runs in none.
+A row is a method with a term; a cell is the mean and standard deviation over seeds. Runs of different settings are
+never in one table; partial and failed runs are in none.
 """
 
 import csv
@@ -43,7 +43,7 @@ TERM_LABELS = {"none": "", "lu": " + L_U", "w2": " + W2"}
 DATASET_LABELS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 GAINS = ("acc1", "w2", "alignment")  # shown against vanilla, as in the paper
 
-# What may differ between rows of one table; "place" settings never matter.
+# What may differ between the rows of a table, or never matters (PLACE).
 _FREE = {"dataset", "dataset_name", "seed", "uniformity", "alpha_max", "alpha_min", *Settings.PLACE}
 _SHARED = {entry.name for entry in fields(Settings)}  # the rest of a run's settings is the method's own
 _COMMON = _SHARED - _FREE
@@ -51,14 +51,14 @@ _COMMON = _SHARED - _FREE
 
 @dataclass
 class Row:
-    """The finished runs of one method, term and data set under one setting, which differ in the seed only."""
+    """The finished runs of one method, term and data set under one setting, which differ only in their seeds."""
 
     method: str
     term: str
     dataset: str
-    variant: str  # what tells it from other rows in its name: weights of the term, options of the method
+    variant: str  # the part of its name that distinguishes it: weights of the term, options of the method
     own: dict  # all options of the method itself
-    weights: tuple  # of the term, in force at the start and the end
+    weights: tuple  # of the term, as used at the start and the end
     runs: list[dict] = field(default_factory=list)
 
     @property
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def aligned_only(self) -> bool:
-        """Whether the loss is alignment alone, a method that the paper's table has not."""
+        """Whether the loss is alignment alone, a method that is not in the paper's table."""
         return self.method == "AlignUniform" and self.own.get("uniform_weight") == 0
 
     @property
@@ -78,7 +78,7 @@ class Row:
 
     @property
     def published(self) -> dict[str, float]:
-        """The paper's numbers; none where it has no such row, or where not all images were trained on."""
+        """The paper's numbers; none if it has no such row, or if only a part of the images was trained on."""
         part = self.runs[0]["config"]["settings"].get("limit_train") is not None
         return {} if self.aligned_only or part else paper().get((self.method, self.term, self.dataset), {})
 
@@ -88,14 +88,14 @@ class Row:
 
     @property
     def minutes(self) -> float:
-        """Pre-training and evaluation of a run."""
+        """The mean time of pre-training and evaluation."""
         return (self.value("pretrain_seconds") + self.value("evaluate_seconds")) / 60
 
     def value(self, column: str) -> float:
         return mean(run[column] for run in self.runs)
 
     def measured(self, name: str) -> list[float]:
-        """One of MEASURES, of each run; empty if it is infinite or was not recorded by all."""
+        """One of MEASURES, for each run; empty if a run has not recorded it or it was not finite."""
         values = [run["measures"].get(name) for run in self.runs]
         return [] if None in values else values
 
@@ -120,7 +120,7 @@ class Table:
         return list(dict.fromkeys(row.dataset for row in self.rows))
 
     def gains(self, row: Row, column: str) -> list[float]:
-        """Over the row without a term, of each seed that both have."""
+        """The gains over the row without a term, one for each seed that both rows have."""
         wanted = (row.method, row.dataset, row.own, "none")
         vanilla = next((o for o in self.rows if (o.method, o.dataset, o.own, o.term) == wanted), None)
         if row.term == "none" or vanilla is None:
@@ -136,7 +136,7 @@ class Unfinished:
 
 
 def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
-    """All runs at or below the folders: tables of the finished ones, one a setting, and why others are left out."""
+    """All runs at or below the folders: a table for each setting of the finished ones, and why others are left out."""
     tables: dict[str, Table] = {}
     finished: list[dict] = []
     unfinished: list[Unfinished] = []
@@ -156,7 +156,7 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
         same = [r for r in table.rows if (*r.key[:3], r.own, r.weights) == (*new.key[:3], own, weights)]
         if same:
             row = same[0]
-            row.variant = row.variant and variant  # a weight that is the default's for some need not be named
+            row.variant = row.variant and variant  # a weight that is some run's default need not be named
         else:
             table.rows.append(row := new)
         if result["seed"] in (run["seed"] for run in row.runs):
@@ -175,14 +175,14 @@ def _setting(result: dict) -> dict:
 
 
 def _images(result: dict) -> dict:
-    """ImageSet.record; empty of older runs."""
+    """The run's ImageSet.record; empty for older runs."""
     record = result["config"].get("images")
     return record if isinstance(record, dict) else {}
 
 
 def _name_images(runs: list[dict]) -> None:
-    """Images that are augmented unusually, and other ones, are another data set: in what those of one name differ
-    becomes part of the name."""
+    """Give each set of images its own name: an unusual augmentation becomes part of the data set's name, and so does
+    what distinguishes different images of the same name."""
     for run in runs:
         if own := unusual(run["config"].get("augmentation"), run["config"]["settings"].get("dataset")):
             run["dataset"] += f" ({', '.join(f'{key} {value}' for key, value in own.items())})"
@@ -191,7 +191,7 @@ def _name_images(runs: list[dict]) -> None:
         named.setdefault(json.dumps([_setting(run), run["dataset"]]), []).append(run)
     for group in named.values():
         sets: list[list[dict]] = []  # the runs on the same images
-        for run in sorted(group, key=lambda run: -len(_images(run))):  # an older one has noted none: perhaps the same
+        for run in sorted(group, key=lambda run: -len(_images(run))):  # last those without a record, which may be any
             same = [s for s in sets if not other_images(_images(s[0]), _images(run))]
             if len(same) == 1:
                 same[0].append(run)
@@ -210,7 +210,7 @@ def _name_images(runs: list[dict]) -> None:
 
 
 def _measures(path: Path) -> dict[str, float]:
-    """What the file says of MEASURES; nothing of those that are not finite, nor if there is no such file."""
+    """The measures in the file, without those that are not finite; none if there is no such file."""
     try:
         return {name: float(value) for name, value in json.loads(path.read_text()).items() if value is not None}
     except (OSError, AttributeError, *results.DAMAGE):
@@ -218,7 +218,7 @@ def _measures(path: Path) -> dict[str, float]:
 
 
 def spectrum(run: dict) -> np.ndarray:
-    """Eigenvalues (dim,) of the covariance of the l2-normalised test embeddings of a run, descending; UserError if they
+    """Eigenvalues (dim,), descending, of the covariance of a run's l2-normalised test embeddings. UserError if they
     cannot be read."""
     path = run["folder"] / "spectrum.npy"
     try:
@@ -233,22 +233,22 @@ def spectrum(run: dict) -> np.ndarray:
 
 
 def _rank(run: dict) -> dict[str, float]:
-    """The effective rank of the test embeddings, which older runs have not recorded; nothing where the spectrum is 0 or
+    """The effective rank of the test embeddings, which older runs did not record; nothing if the spectrum is 0 or
     cannot be read."""
     try:
         values = spectrum(run)
     except UserError:
         return {}
     rank = float(exp_entropy(torch.from_numpy(values.clip(0))))
-    return {"effective_rank": float(f"{rank:.8g}")} if rank else {}  # later digits are the processor's
+    return {"effective_rank": float(f"{rank:.8g}")} if rank else {}  # further digits depend on the processor
 
 
 BEST = "Of several weights of a term: the one with the best kNN accuracy on the test images, which flatters it a bit."
 
 
 def best(table: Table) -> Table:
-    """Of rows that differ in the weight of the term only, the one with the best kNN accuracy, among those of the most
-    seeds: a weight that diverges with some of them has a mean over the others."""
+    """Of rows that differ only in the weight of the term, keep the one with the best kNN accuracy, among those with the
+    most seeds: the mean of a weight that diverges for some seeds is over the others only."""
     rows: dict[str, Row] = {}
     for row in table.rows:
         key = repr((row.method, row.own, row.term, row.dataset))
@@ -273,7 +273,7 @@ _SHOWN = ("width", "epochs", "batch_size", "precision", "linear_epochs", "dim")
 
 
 def describe(table: Table) -> str:
-    """The setting in a sentence, with the hardware and the preset's name where it is one."""
+    """The setting in a sentence, with the hardware, and with the name of the preset if it is one."""
     s, runs = table.setting, [run for row in table.rows for run in row.runs]
     usual = {entry.name: entry.default for entry in fields(Settings)}
     compared = _COMMON - {"precision"}
@@ -295,8 +295,8 @@ def describe(table: Table) -> str:
 
 
 def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
-    """A table a data set: ours (mean ± deviation, and of the gain against vanilla, seed by seed) beside the paper's; W2
-    with its floor."""
+    """A table for each data set: ours (mean ± deviation, with the gain over vanilla, seed by seed) beside the paper's.
+    W2 has its floor beside it."""
     lines = [describe(table), ""]
     for dataset in table.datasets():
         title, heads, rows = _texts(table, dataset)
@@ -311,7 +311,7 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
 
 
 def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list[list[str]]]:
-    """A data set's name and floor, the heads of its columns and its rows, for Markdown and LaTeX alike."""
+    """For Markdown and LaTeX alike: a data set's name and floor, the heads of its columns, and its rows."""
     rows = [row for row in table.rows if row.dataset == dataset]
     compared = {column for row in rows for column in row.published}
     ranks = [row.measured("effective_rank") for row in rows]
@@ -334,8 +334,8 @@ def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list
 
 
 def to_csv(tables: Iterable[Table]) -> str:
-    """Long form: a line a row of a table and measure, with the paper's number and the setting as JSON. The measures are
-    those of the table, and then all others that the runs have recorded."""
+    """In long form: a line for each row and measure, with the paper's number, and the setting as JSON. The measures are
+    those of the table, followed by all others that the runs have recorded."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     heads = "method uniformity variant dataset measure mean deviation seeds gain gain_deviation floor paper setting"
@@ -343,25 +343,26 @@ def to_csv(tables: Iterable[Table]) -> str:
     for table in tables:
         setting = json.dumps(table.setting)
         for row in table.rows:
+            key = [row.method, row.term, row.variant, row.dataset]
             for column in COLUMNS:
-                gains, number = table.gains(row, column), row.published.get(column, "")
-                gain = [mean(gains) if gains else "", stdev(gains) if len(gains) > 1 else ""]
-                floor = row.value("w2_floor") if column == "w2" else ""
-                deviation = row.deviation(column)
-                ours = [row.value(column), "" if deviation is None else deviation, row.seeds, *gain, floor]
-                key = [row.method, row.term, row.variant, row.dataset, column]
-                writer.writerow([*key, *ours, number, setting])
+                ours = [*_mean_and_deviation([run[column] for run in row.runs]), row.seeds]
+                floor, number = row.value("w2_floor") if column == "w2" else "", row.published.get(column, "")
+                gain = _mean_and_deviation(table.gains(row, column))
+                writer.writerow([*key, column, *ours, *gain, floor, number, setting])
             recorded = dict.fromkeys(chain.from_iterable(run["measures"] for run in row.runs))
             for name in (name for name in recorded if name not in COLUMNS):
-                key = [row.method, row.term, row.variant, row.dataset, name]
-                values = row.measured(name)
-                ours = [mean(values) if values else "", stdev(values) if len(values) > 1 else "", row.seeds]
-                writer.writerow([*key, *ours, "", "", "", "", setting])
+                ours = [*_mean_and_deviation(row.measured(name)), row.seeds]
+                writer.writerow([*key, name, *ours, "", "", "", "", setting])
     return out.getvalue()
 
 
+def _mean_and_deviation(values: list[float]) -> list[float | str]:
+    """The cells of the CSV; empty where there are too few values."""
+    return [mean(values) if values else "", stdev(values) if len(values) > 1 else ""]
+
+
 def latex(table: Table) -> str:
-    """What `markdown` shows, a booktabs tabular a data set."""
+    """What `markdown` shows, as a booktabs tabular for each data set."""
     parts = []
     for dataset in table.datasets():
         title, heads, rows = _texts(table, dataset)
@@ -381,7 +382,7 @@ def latex(table: Table) -> str:
 
 
 def monitoring(table: Table) -> str:
-    """What part of pre-training went into the measures between the epochs, where the runs have noted it."""
+    """The share of pre-training that the measures between epochs took, if the runs have recorded it."""
     shares = []
     for run in (run for row in table.rows for run in row.runs):
         noted = [line.get("monitor_seconds") for line in results.log(run["folder"])]
@@ -401,13 +402,13 @@ def _cell(table: Table, row: Row, column: str) -> str:
 
 
 def _spread(values: list[float], decimals: int, sign: str = "") -> str:
-    """The mean, with the deviation of several."""
+    """The mean, with the deviation if there are several values."""
     text = f"{round(mean(values), decimals) + 0.0:{sign}.{decimals}f}"  # not -0.00
     return f"{text} ± {stdev(values):.{decimals}f}" if len(values) > 1 else text
 
 
 def _tex(text: str) -> str:
-    """As LaTeX sets it: what is special escaped, the measures' symbols."""
+    """Text as LaTeX: special characters escaped, measures as symbols."""
     text = re.sub(r"[&#$_{}%]", r"\\\g<0>", text.replace("\\", "/")).replace(r"L\_U", "L_U")
     text = text.replace("^", r"\^{}").replace("~", r"\~{}")
     for plain, tex in (("L_U", r"$\mathcal{L_U}$"), ("W2", r"$\mathcal{W}_2$"), ("↑", r"$\uparrow$")):
@@ -431,7 +432,7 @@ def _order(row: Row) -> tuple:
 
 
 def _variant(settings: dict) -> str:
-    """The weight of the term, if it was given on the command line, and at the end, if it is another there."""
+    """The weight of the term, if given on the command line; and that at the end, if it differs."""
     given = {key: settings[key] for key in ("alpha_max", "alpha_min") if settings.get(key) is not None}
     if given.get("alpha_min") == given.get("alpha_max"):
         given.pop("alpha_min", None)
@@ -439,8 +440,8 @@ def _variant(settings: dict) -> str:
 
 
 def _weights(result: dict) -> tuple:
-    """Of the term at the start and the end: as the run noted them, else from its epochs, where an older one did, or as
-    they were given."""
+    """The weights of the term at the start and the end, as the run recorded them; for an older run those of its epochs
+    or, failing that, as they were given."""
     noted = result["config"].get("alpha")
     if isinstance(noted, list) and all(isinstance(weight, (int, float)) for weight in noted):
         return tuple(noted)
@@ -455,8 +456,8 @@ def _weights(result: dict) -> tuple:
 
 
 def _tell_apart(rows: list[Row]) -> None:
-    """Name the weights in which rows of one name differ, and the method's options that differ between them or are not
-    the defaults."""
+    """Add to the names of rows: the weights, if rows of the same name differ in them, and options of the method that
+    differ between such rows or are not the default."""
     alike: dict[tuple, list[Row]] = {}
     for row in rows:
         alike.setdefault(row.key, []).append(row)

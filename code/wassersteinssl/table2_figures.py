@@ -18,7 +18,7 @@ from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import MONITOR_IMAGES
 from wassersteinssl.table2 import DATASET_LABELS, METHODS, TERM_LABELS, Row, Table, spectrum
 
-AXIS = {  # what a run's metrics.jsonl follows
+AXIS = {  # quantities in a run's metrics.jsonl that can be drawn, with their labels
     "loss": "loss, without the term",
     "knn1": f"kNN accuracy (%) ↑\n(up to {MONITOR_IMAGES:,} training images)",
     **{name: f"{symbol} ↓" for name, symbol in SYMBOLS.items()},
@@ -32,7 +32,7 @@ FLOOR: dict[str, Any] = {
 
 
 def draw_table(table: Table, path: Path) -> list[Path]:
-    """Acc@1 and W2, a line a row, a data set below another: ours (with its deviation), the paper's hollow below."""
+    """Acc@1 and W2, a line for each row, data sets below each other: ours (with deviation), and hollow the paper's."""
     datasets = table.datasets()
     rows = {dataset: [row for row in table.rows if row.dataset == dataset] for dataset in datasets}
     compared = any(row.published for row in table.rows)
@@ -72,7 +72,7 @@ def draw_table(table: Table, path: Path) -> list[Path]:
 
 
 def _place(row: Row) -> int:
-    """Of its term among colours and markers."""
+    """The place of a row's term among colours and markers."""
     return list(TERM_LABELS).index(row.term) if row.term in TERM_LABELS else len(TERM_LABELS)
 
 
@@ -82,18 +82,18 @@ def _label(term: str) -> str:
 
 @dataclass
 class Panel:
-    """Curves that belong together."""
+    """Curves that are drawn together."""
 
     dataset: str
     title: str
     rows: list[Row]
-    labels: list[str]  # what tells the rows apart
-    styles: list[dict]  # one for each label in all panels; no method has that of a term
+    labels: list[str]  # what distinguishes the rows
+    styles: list[dict]  # of each label, the same in all panels; methods and terms have different ones
 
 
 def panels_of(table: Table, *, mixed: bool = True) -> list[list[Panel]]:
-    """For each data set a panel of all methods without a term, if there are several, then one for each method with
-    several rows (or for each, if only one has none). Not `mixed`: one for each method alone."""
+    """For each data set: a panel of all methods without a term, if there are several; then one for each method with
+    several rows (for every method, if at most one has a row without a term). Not `mixed`: one for each method."""
     order = [*map(_label, TERM_LABELS), *METHODS.values()]  # labels in the order of their styles
     found = []
     for dataset in table.datasets():
@@ -114,15 +114,15 @@ def panels_of(table: Table, *, mixed: bool = True) -> list[list[Panel]]:
 
 
 def _styles(labels: Sequence[str], order: list[str]) -> list[dict]:
-    """Styles by the place in `order`, to which new labels are added."""
+    """The style of each label, by its place in `order`; new labels are appended there."""
     order += [label for label in labels if label not in order]
     return [line_style(order.index(label)) for label in labels]
 
 
 def draw_spectra(table: Table) -> Figure:
-    """Eigenvalues of the covariance of the l2-normalised test embeddings, a line of `panels_of` for each data set (the
-    paper's figure 7), beside what as many uniform rows show. All panels have one scale. Of several seeds: the geometric
-    mean, in a band from the least to the largest."""
+    """Eigenvalues of the covariance of the l2-normalised test embeddings (the paper's figure 7), beside those of as
+    many uniform rows: a line of `panels_of` for each data set, all of one scale. For several seeds, the geometric mean
+    within a band from the smallest to the largest."""
     figure, grid = _axes(panels_of(table))
     least, most = 1.0, 0.0
     for axis, panel in chain.from_iterable(grid):
@@ -144,11 +144,11 @@ def draw_spectra(table: Table) -> Figure:
 
 
 def draw_curves(table: Table, columns: Sequence[str]) -> Figure:
-    """Measures of `AXIS` against the epoch, for each measure the lines of `panels_of` (the paper's figures 15-17), all
-    of one scale; with "loss", which is another one in each method, a panel each of its own scale.
+    """Quantities of `AXIS` against the epoch (the paper's figures 15-17), for each the lines of `panels_of`, all of one
+    scale. For "loss", which differs from method to method, each method has a panel with a scale of its own.
 
-    Mean over seeds, with a band from the least to the largest. A tick at each epoch that was measured, if they are few.
-    UserError if no run has noted any of the measures.
+    Mean over seeds, with a band from the smallest to the largest. Ticks are at the measured epochs, if these are few.
+    UserError if no run has recorded any of the quantities.
     """
     if not any(len(_followed(row, column)[0]) for row in table.rows for column in columns):
         raise UserError(f"no run has noted {', '.join(columns)} between its epochs (--monitor-every)")
@@ -183,18 +183,19 @@ def _draw_curves(axis: Axes, panel: Panel, column: str) -> None:
     axis.xaxis.set_major_locator(
         MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]) if len(measured) > 6 else FixedLocator(sorted(measured))
     )
-    axis.locator_params(axis="y", nbins=6)  # a number that follows the layout, which follows it, cuts labels off
+    axis.locator_params(axis="y", nbins=6)  # fixed: if it depended on the layout, which depends on it, labels are cut
 
 
 def _every(k: int, lines: int, points: int, marks: int) -> tuple[int, int]:
-    """Of the k-th of so many lines: which of its points are marked, about so many, each line's at other places."""
+    """(start, step) of the points that carry a marker on the k-th of so many lines: about `marks` of them, and at
+    different places on each line."""
     step = max(1, points // marks)
     return k * step // lines, step
 
 
 def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The epochs (counted from 1) at which a row's runs have noted a measure, those that have at all, and its values
-    (seeds, epochs)."""
+    """The epochs (from 1) at which all of a row's runs that recorded the quantity at all have recorded it, and its
+    values (seeds, epochs)."""
     runs = []
     for run in row.runs:
         lines = results.log(run["folder"])
@@ -205,7 +206,7 @@ def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _axes(lines: Sequence[list[Panel]], sharey: Any = "row") -> tuple[Figure, list[list[tuple[Axes, Panel]]]]:
-    """Titled axes for the panels. Up to five fit into a text's width."""
+    """Titled axes for the panels. Up to five fit into the width of a page."""
     columns = max(map(len, lines))
     width = min(COLUMN, 2 * COLUMN / min(columns, 5))
     size = (width * columns, (2 if columns > 2 else 2.3) * len(lines) + 0.7)
@@ -224,7 +225,7 @@ def _axes(lines: Sequence[list[Panel]], sharey: Any = "row") -> tuple[Figure, li
 
 
 def _legends(figure: Figure, grid: list[list[tuple[Axes, Panel]]], *others: dict[str, Any]) -> None:
-    """Below the panels: at the left the methods, at the right the terms, each with `others` and its panels' letters."""
+    """Legends below the panels: methods at the left, terms at the right, each with `others` and its panels' letters."""
     panels = [panel for _, panel in chain.from_iterable(grid)]
     kinds = {
         side: [k for k, panel in enumerate(panels) if (panel.title == NO_TERM) == (side == "left")]

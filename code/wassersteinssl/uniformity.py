@@ -1,7 +1,7 @@
-"""Measures of how uniformly features spread over the unit sphere: the public place of all of them, and their table.
+"""Measures of how uniformly features spread over the unit sphere: import them from here. MEASURES is their table.
 
-One function a formula: w2.py has W2, moments.py what two moments determine, pairwise.py what needs all pairs of rows,
-sliced.py what random projections show, views.py what needs two views of each input.
+Each formula is one function: W2 is in w2.py, what two moments determine in moments.py, what needs all pairs of rows in
+pairwise.py, what random projections show in sliced.py, what needs two views of each input in views.py.
 
     MEASURES["effective_rank"].function(z)      # rows (n, m), a row a sample
     of_moments(metric)                          # all that a W2Metric, and so any number of rows, tells
@@ -50,7 +50,7 @@ class Measure:
     loss: bool = False  # usable as `--uniformity NAME`
     needs_views: bool = False
     of_moments: bool = False  # two moments determine it: see the function of that name
-    directions_per_slice: int = 0  # random ones; as a loss it is given new ones in each step
+    directions_per_slice: int = 0  # random directions; as a loss it is given new ones in each step
 
 
 _moments = partial(Measure, of_moments=True)
@@ -109,8 +109,8 @@ MEASURES: dict[str, Measure] = {
 
 
 def of_moments(metric: W2Metric) -> dict[str, float]:
-    """Every measure that two moments determine, of the rows that `metric` has seen. ValueError with fewer than two,
-    TypeError for another class, that of a copied w2.py say."""
+    """Every measure that two moments determine, of the rows that `metric` has seen. ValueError with fewer than two
+    rows, TypeError for another class (such as that of a copied w2.py)."""
     if not isinstance(metric, W2Metric):
         kind = type(metric)
         raise TypeError(f"expected a W2Metric of wassersteinssl.w2, got {kind.__module__}.{kind.__qualname__}")
@@ -118,5 +118,5 @@ def of_moments(metric: W2Metric) -> dict[str, float]:
 
 
 def of_metric(name: str, metric: W2Metric) -> float:
-    """One of them."""
+    """One measure that two moments determine, of the rows that `metric` has seen."""
     return metric.compute() if name == "w2" else float(MEASURES[name].function(metric))

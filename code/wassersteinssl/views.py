@@ -1,7 +1,7 @@
 """Measures of two views: a, b (n, m) features of the same n inputs, row for row.
 
-Scaled to unit rows inside unless `normalize=False`. Shapes that differ, or anything but floating matrices, raise
-ValueError, what is no tensor TypeError. Non-finite rows give no finite number.
+They are scaled to unit rows inside unless `normalize=False`. ValueError unless both are floating matrices of one shape,
+TypeError unless they are tensors. Non-finite rows never give a finite number.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def alignment(a: Tensor, b: Tensor, *, alpha: float = 2.0, normalize: bool = Tru
         square = (a - b).square().sum(dim=1)
         if alpha == 2:
             return square.mean()
-        equal = square == 0  # where a power below 2 has a slope without bound or direction
+        equal = square == 0  # there the slope of a power below 2 has no bound or no direction
         return torch.where(equal, 0, torch.where(equal, 1, square).pow(alpha / 2)).mean()
 
 
@@ -60,7 +60,7 @@ def barlow(a: Tensor, b: Tensor, *, redundancy: float = 0.08) -> Tensor:
 
 
 def mmcr(a: Tensor, b: Tensor, *, normalize: bool = True) -> Tensor:
-    """-||C||_*, C (n, m) the centroids (a_i + b_i) / 2 of each input's views; lower is better.
+    """-||C||_*, where row i of C (n, m) is the centroid (a_i + b_i) / 2 of an input's views; lower is better.
 
     From -sqrt(n min(n, m)), aligned and spread, to 0. The first derivative only.
     Yerxa et al., Learning Efficient Coding of Natural Images with Maximum Manifold Capacity Representations, 2023.
@@ -71,7 +71,7 @@ def mmcr(a: Tensor, b: Tensor, *, normalize: bool = True) -> Tensor:
 
 
 def lidar(a: Tensor, b: Tensor, *, delta: float = 1e-4, normalize: bool = True) -> Tensor:
-    """exp H of the eigenvalues of S_w^(-1/2) S_b S_w^(-1/2): directions that tell inputs apart; higher is better.
+    """exp H of the eigenvalues of S_w^(-1/2) S_b S_w^(-1/2): how many directions tell inputs apart; higher is better.
 
     S_b the covariance of the centroids (a_i + b_i) / 2, S_w that of views around their centroid plus delta I. From 1
     to min(n - 1, m); 0 where all centroids are equal. Thilak et al., LiDAR, ICLR 2024.
@@ -98,7 +98,7 @@ def _check_views(a: Tensor, b: Tensor, least_rows: int = 1) -> None:
 def _standard_features(z: Tensor) -> Tensor:
     """Features (n, m) with mean 0 and mean square 1; one that is constant to rounding becomes 0."""
     z = z.to(wide_dtype(z.device))
-    largest = z.detach().abs().amax(dim=0)  # whose square may overflow or vanish
+    largest = z.detach().abs().amax(dim=0)  # divided out first, as its square may overflow or vanish
     z = z / torch.where(largest > 0, largest, 1)
     centred = z - z.mean(dim=0)
     centred = centred - centred.mean(dim=0)
@@ -109,7 +109,7 @@ def _standard_features(z: Tensor) -> Tensor:
 
 
 class _NuclearNorm(torch.autograd.Function):
-    """||C||_* = <P, C> with its polar factor P as the gradient."""
+    """||C||_* = <P, C>, with the polar factor P as its gradient."""
 
     @staticmethod
     def forward(ctx, c: Tensor, polar: Tensor) -> Tensor:

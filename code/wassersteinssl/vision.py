@@ -2,7 +2,7 @@
 
 The CUDA wheel of torchvision beside a CPU-only torch, a common pair on machines without a GPU, cannot load its
 compiled operators and then fails to import at all, because its Python files refer to operators (nms, qnms) that were
-never declared. This project calls none of them, so each is declared, without a body, and the import tried again.
+never declared. This project calls none of them, so each is declared here without a body, and the import tried again.
 """
 
 import importlib
@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-_declared: list[torch.library.Library] = []  # a declaration lives as long as its Library
+_declared: list[torch.library.Library] = []  # kept, as a declaration lives only as long as its Library
 
 
 def _import_torchvision():

@@ -69,14 +69,14 @@ def w2_uniformity(
     group      a torch.distributed process group: n rows are those of all its ranks together, the same value on each.
                The gradient is that of the sum of the ranks' losses, as torch.distributed.nn defines it, so that the
                averaging of DistributedDataParallel leaves the gradient of the one global loss. A rank may have a single
-               row, but not none: the others would wait for it.
+               row, but not zero rows: the others would wait for it.
 
-    The first derivative only: to differentiate the gradient raises, even by a factor before the term (as losses with
-    learned weights do), and so do the transforms of torch.func. Where W2 is 0 to rounding its gradient is 0. Rows
-    longer than 1e150 (W2^2 in float32: than 1e19) overflow unless they are normalised. Rows that are equal to rounding
-    give a finite value with a zero gradient from the covariance; with all rows zero W2 is 1. Non-finite z gives NaN.
-    Raises ValueError, with the shape, for anything but a floating (n >= 2, m >= 1) matrix, for other solvers, and for a
-    group that this process is no member of; TypeError for what is no tensor.
+    Only the first derivative: differentiating the gradient raises RuntimeError, even with respect to a factor before
+    the term (a learned weight), and so do the transforms of torch.func. Where W2 is 0 to rounding, its gradient is 0.
+    Without normalisation, rows longer than 1e150 overflow (W2^2 in float32: longer than 1e19). Rows that are equal to
+    rounding give a finite value, and no gradient from the covariance; if all rows are zero, W2 is 1. Non-finite z gives
+    NaN. Raises ValueError, with the shape, unless z is a floating (n >= 2, m >= 1) matrix, for an unknown solver, and
+    for a group that this process does not belong to; TypeError if z is not a tensor.
     """
     ranks = 1 if group is None else dist.get_world_size(group)
     if ranks < 1:
@@ -108,7 +108,7 @@ class W2Loss(nn.Module):
         return w2_uniformity(z, normalize=self.normalize, squared=self.squared, solver=self.solver, group=self.group)
 
     def __deepcopy__(self, memo: dict) -> W2Loss:
-        """Of a method that keeps a moving average of itself, say: a process group cannot be copied and is shared."""
+        """A process group cannot be copied: a copy, as of a method that keeps a moving average of itself, shares it."""
         memo[id(self.group)] = self.group
         memo[id(self)] = new = type(self).__new__(type(self))
         new.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -119,16 +119,16 @@ class W2Loss(nn.Module):
 
 
 class W2Metric:
-    """W2 of any number of rows, in O(m^2) memory: exact float64 moments, updated by chunks or single rows and merged in
-    any order (the pairwise update of Chan, Golub and LeVeque).
+    """W2 of any number of rows, in O(m^2) memory: exact float64 moments, updated with chunks or single rows and merged
+    in any order (the pairwise update of Chan, Golub and LeVeque).
 
         metric = W2Metric()
         for z in chunks: metric.update(z)                 # (rows, m), floating, finite
         metric.compute(), w2_floor(metric.n, metric.dim)
 
     normalize=True scales each row to unit length first. `n` counts rows; `mean` (m,) and `covariance` (m, m), with
-    1/n, are float64 (float32 on Apple GPUs); `rounding` is the largest relative error with which the type of any row
-    so far rounds a number.
+    1/n, are float64 (float32 on Apple GPUs); `rounding` is the relative rounding error of the coarsest type of any row
+    so far.
     """
 
     def __init__(self, *, normalize: bool = True):
@@ -152,8 +152,9 @@ class W2Metric:
 
     @torch.no_grad()
     def update(self, z: Tensor) -> W2Metric:
-        """Add rows z (k, m), k >= 1. ValueError, with the count of bad rows, if any is not finite; with the shapes, if
-        z is no floating matrix or of another m; TypeError if it is no tensor. Nothing is added then."""
+        """Add rows z (k, m), k >= 1. Adds nothing and raises ValueError, with the count of bad rows, if any is not
+        finite; ValueError, with the shapes, if z is not a floating matrix or has another m; TypeError if z is not a
+        tensor."""
         check_matrix(z, least_rows=1)
         m = z.shape[1]
         chunks = z.split(max(m, min(4096, 2**21 // m)))  # bounds a float64 copy to 16 MiB, or to that of (m, m)
@@ -226,7 +227,7 @@ class W2Metric:
         mean, scatter = mean.to(self._mean.device), scatter.to(self._mean.device)
         total = self.n + n
         step = mean - self._mean
-        # not in place: a state_dict taken before keeps its numbers
+        # not in place, so that an earlier state_dict keeps its numbers
         self._scatter = self._scatter + scatter + torch.outer(step, step) * (self.n * n / total)
         self._mean = self._mean + step * (n / total)
         self.n = total
@@ -278,8 +279,8 @@ def w2_minimum(n: int, m: int) -> float:
 
 
 class _Distance(torch.autograd.Function):
-    """W2, or W2^2, and its gradient as one function: the derivatives of its parts would pass over z two dozen times
-    more. On a GPU each operation is a launch: there are few, and none for a number that is known here.
+    """W2, or W2^2, with its gradient as one function: differentiating its parts would pass over z two dozen times more.
+    On a GPU each operation is a launch: there are few of them, and none for a number that the host knows.
 
     With unit rows u_i = s_i z_i and P the polar factor of their centred matrix, whose columns sum to zero,
     ||Z_c||_* = sum_i <u_i, P_i>, and the gradient of W2^2 is -2 / sqrt(m n) s_i (P_i - u_i <u_i, P_i>).
@@ -294,10 +295,10 @@ class _Distance(torch.autograd.Function):
         n = len(x) if group is None else _all_reduce(torch.full((), len(x), dtype=wide, device=x.device), group)
         centred = x - _mean(x, n, group)
         centred -= _mean(centred, n, group)  # the second pass removes what rounding left
-        # Converting all of x costs as much as a matrix product: done where squares could overflow, or cancel later.
+        # Converting all of x costs as much as a matrix product, so only where squares could overflow or cancel later.
         size = _norm(centred, None if normalize else wide, group)
         norm = _norm(x, wide, group)
-        # of the computation, or of rows given in float32; that of half precision would hide a real spread
+        # that of the computation, or of rows given in float32; that of half precision would hide a real spread
         rounding = max(4 * torch.finfo(x.dtype).eps, torch.finfo(result_type).eps / 2) * norm
         centred *= torch.where(size > rounding, 1 / size, 0)  # 0: equal rows, no direction to push to
         polar = (polar_by_products if solver == "polar" else polar_by_eigh)(centred, group)
@@ -313,7 +314,7 @@ class _Distance(torch.autograd.Function):
             slope = torch.where(value <= 64 * torch.finfo(x.dtype).eps, 0, 0.5 / root)
             value = root
         if ctx.needs_input_grad[0]:
-            ranks = 1 if group is None else dist.get_world_size(group)  # this function's value on each depends on z
+            ranks = 1 if group is None else dist.get_world_size(group)  # the value on each of them depends on z
             if scale is not None:
                 gradient = polar.addcmul_(x, along, value=-1).mul_(-ranks * weight * slope * scale)
             else:
@@ -324,15 +325,16 @@ class _Distance(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):
         of_value, z = ctx.saved_tensors
-        # Half precision last: a scaled loss is there to save small gradients from it.
+        # To half precision last: loss scaling exists to save small gradients from underflow there.
         gradient = (gradient * of_value).to(z.dtype)
         return FirstDerivative.apply(gradient, z), None, None, None, None
 
 
 class FirstDerivative(torch.autograd.Function):
-    """`gradient`, which depends on what follows it in a way that is not differentiated: asking for that raises.
-    (PyTorch's once_differentiable stays silent, and wrong, where the incoming gradient is a constant. Of a forward with
-    *dependencies, torch.compile returns one of them instead, in silence.)"""
+    """Passes `gradient` on; differentiating it, through z or the incoming gradient on which it depends, raises.
+
+    PyTorch's once_differentiable stays silent, and wrong, where the incoming gradient is a constant. With
+    `forward(ctx, gradient, *dependencies)` torch.compile would silently return one of the dependencies."""
 
     @staticmethod
     def forward(ctx, gradient: Tensor, z: Tensor, incoming: Tensor | None = None) -> Tensor:
@@ -344,7 +346,7 @@ class FirstDerivative(torch.autograd.Function):
 
 
 def polar_by_eigh(x: Tensor, group: Any) -> Tensor:
-    """U V^T of x = U diag(s) V^T (rows, m), by eigenvalues of the smaller-side Gram matrix, of x^T x with a group."""
+    """U V^T of x = U diag(s) V^T (rows, m), by eigenvalues of the smaller-side Gram matrix (with a group: of x^T x)."""
     tall = group is not None or x.shape[0] >= x.shape[1]
     gram = _all_reduce(_lower_gram(x if tall else x.T), group)  # eigh reads the lower triangle
     if not bool(torch.isfinite(gram.diagonal().sum())):  # eigh would raise; a NaN loss is for the training loop to name
@@ -385,8 +387,8 @@ def polar_by_products(x: Tensor, group: Any = None) -> Tensor:
     return x if tall else x.T
 
 
-# (a, b, c) of a x + b x^3 + c x^5, each the best approximation of 1 on the interval that the one before maps [3e-4, 1]
-# to, which is made 2 % of the error longer for the rounding of TF32. A test computes them again.
+# (a, b, c) of a x + b x^3 + c x^5. Each polynomial is the best approximation of 1 on the interval to which the earlier
+# ones map [3e-4, 1], widened by 2 % of the error for the rounding of TF32. A test computes them again.
 _POLYNOMIALS = (
     (8.501064483255625, -25.22946421375777, 18.72584941183836),
     (4.192916964916596, -3.052452874860475, 0.5564049831057125),
@@ -401,8 +403,8 @@ _POLYNOMIALS = (
 
 
 def scaled_to_unit(z: Tensor, smallest: float, *, widened: bool = False) -> tuple[Tensor, Tensor]:
-    """Unit rows u = s z and s (rows, 1), 0 for rows below `smallest`; `widened`: z is a copy from a narrower type,
-    and is overwritten."""
+    """Unit rows u = s z, and s (rows, 1), which is 0 for rows shorter than `smallest`. `widened`: z is a copy from a
+    narrower type; it is overwritten."""
     wide = wide_dtype(z.device)
     if widened or z.dtype != wide:  # no square overflows or vanishes
         norm = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=wide)
@@ -453,8 +455,8 @@ def _check_solver(solver: str) -> None:
 
 
 def check_matrix(z: Tensor, least_rows: int) -> None:
-    """TypeError for what is no tensor, ValueError, with type and shape, for any but a dense floating (n, m) matrix of
-    n >= least_rows."""
+    """TypeError unless z is a tensor; ValueError, with its type and shape, unless it is a dense floating (n, m) matrix
+    of n >= least_rows."""
     if not isinstance(z, Tensor):
         kind = f"{type(z).__module__}.{type(z).__qualname__}".removeprefix("builtins.")
         raise TypeError(f"expected a torch tensor, got {kind}")
