@@ -689,9 +689,9 @@ def visible_gpus(each: int) -> list[str]:
 
 
 def gpus_for(parallel: int, rest: list[str], each: int = 1) -> list[str]:
-    """The GPUs over which to spread so many runs at a time; none if there is one run at a time, or if --device is
-    among the options of the runs."""
-    chosen = any(text.partition("=")[0] == "--device" for text in rest)
+    """The GPUs over which to spread so many runs at a time; none for one run at a time, or if the runs' --device names
+    one GPU, or the CPU."""
+    chosen = settings.shared(rest).device not in ("auto", "cuda")
     return visible_gpus(each) if parallel > 1 and not chosen else []
 
 

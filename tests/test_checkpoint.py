@@ -150,6 +150,11 @@ def test_after_an_epoch_the_minutes_count_too(monkeypatch, epochs):
 
 
 def test_memory_that_is_short_is_not_told_as_another_run_s_checkpoint():
-    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 bytes")):
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory: 9 bytes"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ):
         with pytest.raises(RuntimeError), checkpoint.fitting():
             raise error

@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from wassersteinssl import evaluate
-from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
+from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation, usual
 from wassersteinssl.backbones import projector, resnet18
 from wassersteinssl.cli import UserError
 from wassersteinssl.data import ImageSet, Split
@@ -357,6 +357,27 @@ def test_no_more_images_at_once_go_through_the_network_than_was_asked_for(data):
     assert max(sizes) == 5
     whole = [h for h, _ in evaluate._probe_epoch(nn.Flatten(), data, CROP, 0, 0, 16, 64, "cpu", "fp32")]
     assert torch.equal(torch.cat(features), torch.cat(whole))
+
+
+@pytest.mark.parametrize("augmentation", [CROP, usual("cifar10")], ids=["crop", "all"])
+def test_batches_that_are_augmented_together_look_as_alone(data, augmentation, monkeypatch):
+    calls = []
+
+    def counted(images, *arguments):
+        calls.append(len(images))
+        return apply(images, *arguments)
+
+    def images_of(forward_batch):
+        epoch = evaluate._probe_epoch(nn.Flatten(), data, augmentation, 0, 0, 16, forward_batch, "cpu", "fp32")
+        return torch.cat([h for h, _ in epoch])
+
+    apply = evaluate.augment.apply
+    monkeypatch.setattr(evaluate.augment, "apply", counted)
+    alone = images_of(16)
+    assert set(calls) == {16, 6}  # of 70 images
+    calls.clear()
+    assert torch.equal(images_of(48), alone)
+    assert 48 in calls
 
 
 def test_monitoring_looks_at_fewer_pairs_and_else_says_the_same(data, backbone):

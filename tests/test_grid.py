@@ -841,9 +841,12 @@ def test_a_search_says_at_once_where_runs_of_other_settings_lie(regularisers, tm
 
 @pytest.mark.parametrize(
     ("parallel", "rest", "found"),
-    [(2, ["--width", "2"], ["4", "6"]), (1, [], []), (2, ["--device=cpu"], [])],
-)
-def test_runs_are_spread_over_gpus_unless_their_options_choose(grid_module, monkeypatch, parallel, rest, found):
+    [
+        (2, ["--width", "2"], ["4", "6"]), (1, [], []), (2, ["--device=cpu"], []), (2, ["--device", "cuda:1"], []),
+        (2, ["--device", "cuda"], ["4", "6"]), (2, ["--device=auto"], ["4", "6"]),
+    ],
+)  # fmt: skip
+def test_runs_are_spread_over_gpus_unless_their_options_choose_one(grid_module, monkeypatch, parallel, rest, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert grid_module.gpus_for(parallel, rest) == found
 

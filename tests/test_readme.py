@@ -1,6 +1,7 @@
 """What the README promises exists, and the tables of README and docs are those that were built from results."""
 
 import re
+import shutil
 
 import pytest
 from conftest import REPOSITORY
@@ -78,6 +79,16 @@ def test_the_table_of_training_on_a_gpu_is_that_of_the_files_beside_it():
     assert GPU.table() == (GPU.HERE / "gpu.md").read_text(encoding="utf-8")
     assert all((GPU.HERE / f"{name}.json").exists() for name in GPU.OLDER)
     assert {line.split("|")[1].strip() for line in GPU.table().splitlines()[4:]} == set(table2.METHODS)
+
+
+def test_the_table_of_training_on_a_gpu_keeps_to_one_setting(tmp_path, monkeypatch):
+    for path in GPU.HERE.glob("train-w64-bf16-*nvidia*.json"):
+        shutil.copy(path, tmp_path)
+    shutil.copy(path, tmp_path / "train-w64-fp32-nvidia-h200.json")
+    shutil.copy(path, tmp_path / "train-w16-bf16-nvidia-h200.json")
+    before = GPU.table()
+    monkeypatch.setattr(GPU, "HERE", tmp_path)
+    assert GPU.table() == before
 
 
 def test_the_table_of_terms_is_that_of_the_runs_beside_it():

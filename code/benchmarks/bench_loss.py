@@ -10,6 +10,7 @@ float64 (W2: by singular values): of the value, and of the gradient as ||g - g*|
 near collapse, whose singular values fall geometrically to 1e-4 of the largest.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -99,10 +100,16 @@ def value_and_gradient(loss: Loss, z: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), torch.autograd.grad(value, z)[0]
 
 
+@functools.cache
+def truth(reference: Loss, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The float64 value and gradient; of a tensor, not of its numbers, so that each is computed once."""
+    return value_and_gradient(reference, z.float().double())
+
+
 def errors(loss: Loss, reference: Loss, z: Tensor, device: torch.device) -> tuple[float, float]:
     """Of the value, and of the gradient relative to its norm, for the float32 numbers that the loss gets."""
     value, gradient = (x.double().cpu() for x in value_and_gradient(loss, z.float().to(device)))
-    true_value, true_gradient = value_and_gradient(reference, z.float().double())
+    true_value, true_gradient = truth(reference, z)
     return abs(value - true_value).item(), ((gradient - true_gradient).norm() / true_gradient.norm()).item()
 
 
@@ -125,12 +132,12 @@ def main(args) -> None:
         calls = {"floor": lambda z=z: floor(z), **calls}
         times = bench.in_turns(calls, device, seconds=0.1 if args.quick else 10)
         milliseconds[n, m] = {name: 1000 * t for name, t in times.items()}
-        collapsed = near_collapse(n, m)
+        collapsed, given = near_collapse(n, m), z.double().cpu()
         for name, t in times.items():
             row = {"n x m": f"{n} x {m}", "loss": name, "ms": 1000 * t, "x floor": t / times["floor"]}
             loss, reference = candidates.get(name, (None, None))
             if loss is not None and reference is not None:
-                row["value error"], row["gradient error"] = errors(loss, reference, z.double().cpu(), device)
+                row["value error"], row["gradient error"] = errors(loss, reference, given, device)
                 row["near collapse"] = errors(loss, reference, collapsed, device)[1]
             rows.append(row)
     form = {"n x m": "", "loss": "", "ms": ".3g", "x floor": ".3g"}

@@ -13,7 +13,7 @@ and gradient, timed alone.
 
 import contextlib
 import dataclasses
-import itertools
+import json
 import statistics
 import sys
 import time
@@ -38,6 +38,7 @@ if __name__ == "__main__":
     PARSER.add_argument(
         "--folder", type=bench.given_path, help="an image folder, as --dataset folder has it (default: noise)"
     )
+    PARSER.add_argument("--no-usual", action="store_true", help="leave out the usual way, half of the time")
     PARSER.add_argument("--profile", action="store_true", help="also the operations of the first method's step")
     ARGS = PARSER.parse_args()
 
@@ -120,10 +121,10 @@ class Usual:
             num_workers=workers, persistent_workers=True, pin_memory=device.type == "cuda", shuffle=True,
         )  # fmt: skip
 
-    def epoch(self, steps: int | None = None) -> float:
-        """Seconds of an epoch, or of its first steps. Workers begin with it and have nothing left to do at its end."""
+    def epoch(self) -> float:
+        """Seconds of an epoch. Workers begin with it and have nothing left to do at its end."""
         start = time.perf_counter()
-        for views in itertools.islice(self.loader, steps):
+        for views in self.loader:
             self.step.learn(*(moved(view, self.device) for view in views))
             self.method.after_step(0.5)
         bench.synchronize(self.device)
@@ -155,7 +156,9 @@ def train(
     return seconds
 
 
-def measure(name: str, options: dict, images: data.ImageSet, device: torch.device, workers: int) -> dict[str, Any]:
+def measure(
+    name: str, options: dict, images: data.ImageSet, device: torch.device, workers: int, with_usual: bool = True
+) -> dict[str, Any]:
     """A row of the tables: rates, parts of a step in milliseconds, floating-point operations."""
     method, settings = build(name, options, device)
     plain = dataclasses.replace(settings, compile="no")
@@ -163,9 +166,11 @@ def measure(name: str, options: dict, images: data.ImageSet, device: torch.devic
     steps = len(images.train) // settings.batch_size
     usual_seconds: list[float] = []
     with FlopCounterMode(display=False) as flops:
-        usual.epoch(steps=1)
-    usual.epoch()
-    seconds = train(method, images, settings, device, lambda: usual_seconds.append(usual.epoch()))
+        usual.step.learn(*torch.randn(2, settings.batch_size, 3, *images.train.size, device=device))
+    if with_usual:
+        usual.epoch()
+    after = (lambda: usual_seconds.append(usual.epoch())) if with_usual else (lambda: None)
+    seconds = train(method, images, settings, device, after)
     seconds, usual_seconds = seconds[1:], usual_seconds[1:]
     with Stopwatch(method, device) as watch:
         plain = dataclasses.replace(settings, epochs=1, cuda_graph="no", compile="no")
@@ -180,8 +185,10 @@ def measure(name: str, options: dict, images: data.ImageSet, device: torch.devic
         "method": name,
         "images/s": rate,
         "spread": max(seconds) / min(seconds),
-        "usual": settings.batch_size * steps / statistics.median(usual_seconds),
-        "x usual": statistics.median(u / s for u, s in zip(usual_seconds, seconds, strict=True)),
+        "usual": settings.batch_size * steps / statistics.median(usual_seconds) if with_usual else None,
+        "x usual": statistics.median(u / s for u, s in zip(usual_seconds, seconds, strict=True))
+        if with_usual
+        else None,
         "500 epochs, h": PAPER_EPOCHS * CIFAR10 / rate / 3600,
         "W2 %": 100 * w2 / step_seconds,
         "TFLOP/s": flops.get_total_flops() / step_seconds / 1e12,
@@ -222,7 +229,7 @@ def noise(n: int, size: int) -> data.ImageSet:
 def targets(rows: list[dict], device: str, width: int) -> list[bench.Target]:
     """What is asked for at this width on this device."""
     asked: list[bench.Target] = []
-    if device == "cpu" and width == 16:
+    if device == "cpu" and width == 16 and rows[0]["x usual"] is not None:
         worst = min(rows, key=lambda row: row["x usual"])
         asked.append((f"images/s / the usual way's, {worst['method']}", "at least", 1.5, worst["x usual"]))
     if width == 64:
@@ -249,7 +256,8 @@ def main(args) -> None:
     images = data.load("folder", args.folder, limit_train=n) if args.folder else noise(n, 32)
     rows = []
     for name in tqdm(args.methods[: 1 if args.quick else None], desc="methods", disable=None):
-        rows.append(measure(name, options, images, device, args.workers or torch.get_num_threads()))
+        rows.append(measure(name, options, images, device, args.workers or torch.get_num_threads(), not args.no_usual))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # what a session that ends too soon has found
     if device.type != "cpu":  # where others share the cores, one moment's peak says nothing about another's
         report.content["matmul peak, TFLOP/s"] = peak = matmul_peak(device, args.precision)
         for row in rows:

@@ -94,5 +94,6 @@ def peak_memory(device: torch.device) -> int:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on a CPU, for which torch has no exception class."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in str(error) for words in ("allocate memory", "Storage size calculation overflowed")
+        words in str(error)
+        for words in ("allocate memory", "Storage size calculation overflowed", "out of memory", "ALLOC_FAILED")
     )

@@ -20,10 +20,12 @@ def cpus() -> int:
 
 
 def environment_beside(processes: int) -> dict[str, str]:
-    """The environment for one of so many processes at a time. Without it each would start a thread for every CPU."""
+    """The environment for one of so many processes at a time. Without it each would start a thread, and torch.compile a
+    process, for every CPU."""
     environment = dict(os.environ)
     if processes > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // processes)))
+        for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+            environment.setdefault(name, str(max(1, cpus() // processes)))
     return environment
 
 

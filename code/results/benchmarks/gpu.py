@@ -30,7 +30,7 @@ OLDER = (
 def table() -> str:
     """Of a method that was measured again only the newer line."""
     found, heads = {}, {}
-    for path in sorted(HERE.glob("train-*nvidia*.json"), key=lambda path: path.stem not in OLDER):
+    for path in sorted(HERE.glob("train-w64-bf16-*nvidia*.json"), key=lambda path: (path.stem not in OLDER, path.stem)):
         report = json.loads(path.read_text(encoding="utf-8"))
         compiled = "--compile" in shlex.split(report["command"])
         title, rows = next(iter(report["tables"].items()))
@@ -40,7 +40,7 @@ def table() -> str:
     lines = [["method", "compiled", *COLUMNS, "code", "file"]]
     for compiled, method in sorted(found, key=lambda key: (key[0], list(programs()).index(key[1]))):
         file, row = found[compiled, method]
-        numbers = [format(row[name], form) for name, form in COLUMNS.items()]
+        numbers = [format(row[name], form) if row[name] is not None else "" for name, form in COLUMNS.items()]
         age = "older" if file in OLDER else ""
         lines.append([method, "yes" if compiled else "", *numbers, age, f"`{file}.json`"])
     return "\n".join([*heads, "", markdown(lines)])
