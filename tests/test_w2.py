@@ -485,8 +485,9 @@ def test_views_that_do_not_fit_together_are_told_with_their_shapes():
         W2Loss()()
 
 
-def test_tensors_that_are_sparse_or_of_one_byte_are_refused():
-    for z in (torch.eye(4).to_sparse(), torch.eye(4).to(torch.float8_e4m3fn)):
+def test_tensors_that_are_sparse_nested_or_of_one_byte_are_refused():
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])
+    for z in (torch.eye(4).to_sparse(), torch.eye(4).to(torch.float8_e4m3fn), nested):
         with pytest.raises(ValueError, match=r"expected a dense matrix of float16 or wider"):
             w2_uniformity(z)
 
@@ -549,6 +550,17 @@ def test_autocast_changes_no_bit(solver):
     assert torch.equal(cast_gradient, gradient)
 
 
+@pytest.mark.parametrize("cast", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "types", [(torch.float16, torch.float16), (torch.bfloat16, torch.float64), (torch.float16, torch.bfloat16)]
+)
+def test_autocast_joins_views_of_any_types(cast, types):
+    views = [randn(20, 8, seed=k).to(dtype) for k, dtype in enumerate(types)]
+    expected = W2Loss()(*views)
+    with torch.autocast("cpu", cast):
+        assert torch.equal(W2Loss()(*views), expected)
+
+
 def test_float64_comes_out_as_float64():
     assert w2_uniformity(randn(9, 4, dtype=torch.float64), solver="polar").dtype == torch.float64
 
@@ -592,20 +604,14 @@ def value_and_gradient_on_device(z, **options):
     return value, torch.autograd.grad(value, z)[0]
 
 
-def test_the_polar_solver_makes_no_tensor_on_another_device(monkeypatch):
+def test_the_polar_solver_makes_no_tensor_on_another_device():
     class OneDevice(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
             assert not isinstance(result, torch.Tensor) or result.device.type == "meta", func
             return result
 
-    class NoAutocast:  # "meta" stands for an accelerator here; it has no autocast of its own
-        def __init__(self, *_, **__): ...
-        def __enter__(self): ...
-        def __exit__(self, *_): ...
-
-    monkeypatch.setattr(torch, "autocast", NoAutocast)
-    z = torch.empty(20, 6, device="meta")
+    z = torch.empty(20, 6, device="meta")  # which stands for an accelerator here
     with OneDevice():
         value, gradient = value_and_gradient_on_device(z, solver="polar")
     assert value.shape == ()
@@ -621,6 +627,24 @@ def test_make_fx_traces_the_polar_solver_with_its_gradient():
         z = randn(32, 8, seed=seed)
         for got, expected in zip(traced(z), step(z), strict=True):
             torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_value_behind_a_trained_layer_can_be_exported_for_any_number_of_rows(strict):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.uniformity = nn.Linear(8, 8), W2Loss(solver="polar")
+
+        def forward(self, x, y):
+            return self.uniformity(self.layer(x), self.layer(y))
+
+    n = torch.export.Dim("n", min=8)
+    model, shapes = Model(), {"x": {0: n}, "y": {0: n}}
+    exported = torch.export.export(model, (randn(32, 8), randn(32, 8)), strict=strict, dynamic_shapes=shapes).module()
+    for rows in (32, 11):
+        views = randn(rows, 8, seed=1), randn(rows, 8, seed=2)
+        assert exported(*views).item() == pytest.approx(model(*views).item(), rel=1e-6)
 
 
 def check_compiled(backend, device="cpu"):

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -66,10 +66,11 @@ def w2_uniformity(
                         (emulated).
                "auto"   "eigh" on a CPU, "polar" elsewhere. torch.compile(fullgraph=True) needs "polar" on a CPU, too:
                         the others break the graph.
-    group      a torch.distributed process group: n rows are those of all its ranks together, the same value on each.
-               The gradient is that of the sum of the ranks' losses, as torch.distributed.nn defines it, so that the
-               averaging of DistributedDataParallel leaves the gradient of the one global loss. A rank may have a single
-               row, but not zero rows: the others would wait for it.
+    group      a torch.distributed process group: n rows, of one type, are those of all its ranks together; each rank
+               gets the same value. If all multiply it by the same factor, the gradient is that of the sum of their
+               losses, as with torch.distributed.nn, so that the averaging of DistributedDataParallel leaves that of
+               the one global loss; a factor that differs by rank weighs the gradient of that rank's rows. A rank may
+               have a single row, but not zero rows: the others would wait for it.
 
     Only the first derivative: differentiating the gradient raises RuntimeError, even with respect to a factor before
     the term (a learned weight), and so do the transforms of torch.func. Where W2 is 0 to rounding, its gradient is 0.
@@ -85,7 +86,7 @@ def w2_uniformity(
     _check_solver(solver)
     if solver == "auto":
         solver = "eigh" if z.device.type == "cpu" else "polar"
-    with torch.autocast(z.device.type, enabled=False):
+    with _without_autocast(z):
         return _Distance.apply(z, normalize, squared, solver, group)
 
 
@@ -104,10 +105,11 @@ class W2Loss(nn.Module):
             check_matrix(view, least_rows=1)
         if len({view.shape[1] for view in views}) != 1:
             raise ValueError(f"expected views of the same features, got shapes {[tuple(view.shape) for view in views]}")
-        z = torch.cat(views) if len(views) != 1 else views[0]
+        with _without_autocast(views[0]):  # which refuses to join views of the half precision that it does not use
+            z = torch.cat(views) if len(views) != 1 else views[0]
         return w2_uniformity(z, normalize=self.normalize, squared=self.squared, solver=self.solver, group=self.group)
 
-    def __deepcopy__(self, memo: dict) -> W2Loss:
+    def __deepcopy__(self, memo: dict[int, Any]) -> W2Loss:
         """A process group cannot be copied: a copy, as of a method that keeps a moving average of itself, shares it."""
         memo[id(self.group)] = self.group
         memo[id(self)] = new = type(self).__new__(type(self))
@@ -287,12 +289,12 @@ class _Distance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z: Tensor, normalize: bool, squared: bool, solver: str, group: Any) -> Tensor:
+    def forward(ctx: Any, z: Tensor, normalize: bool, squared: bool, solver: str, group: Any) -> Tensor:
         wide, result_type = wide_dtype(z.device), torch.promote_types(z.dtype, torch.float32)
         x, scale = z.to(wide if solver == "eigh" else result_type), None
         if normalize:
             x, scale = scaled_to_unit(x, torch.finfo(result_type).tiny, widened=x.dtype != result_type)
-        n = len(x) if group is None else _all_reduce(torch.full((), len(x), dtype=wide, device=x.device), group)
+        n = x.shape[0] if group is None else _all_reduce(torch.full((), len(x), dtype=wide, device=x.device), group)
         centred = x - _mean(x, n, group)
         centred -= _mean(centred, n, group)  # the second pass removes what rounding left
         # Converting all of x costs as much as a matrix product, so only where squares could overflow or cancel later.
@@ -303,7 +305,7 @@ class _Distance(torch.autograd.Function):
         centred *= torch.where(size > rounding, 1 / size, 0)  # 0: equal rows, no direction to push to
         polar = (polar_by_products if solver == "polar" else polar_by_eigh)(centred, group)
         polar -= _mean(polar, n, group)  # exactly centred too: rounding along that direction was amplified
-        along = torch.mul(x, polar, out=centred).sum(dim=1, keepdim=True)  # (rows, 1)
+        along = torch.linalg.vecdot(x, polar).unsqueeze(1)  # (rows, 1)
         weight = 2 / (x.shape[1] * n) ** 0.5
         value = 1 + norm.square() / n - weight * _all_reduce(along.sum(dtype=wide), group)
         value = value.clamp(min=0)  # a NaN stays visible
@@ -323,7 +325,7 @@ class _Distance(torch.autograd.Function):
         return value.to(result_type)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         of_value, z = ctx.saved_tensors
         # To half precision last: loss scaling exists to save small gradients from underflow there.
         gradient = (gradient * of_value).to(z.dtype)
@@ -337,11 +339,11 @@ class FirstDerivative(torch.autograd.Function):
     `forward(ctx, gradient, *dependencies)` torch.compile would silently return one of the dependencies."""
 
     @staticmethod
-    def forward(ctx, gradient: Tensor, z: Tensor, incoming: Tensor | None = None) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, z: Tensor, incoming: Tensor | None = None) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> NoReturn:
         raise RuntimeError("no second derivative: this gradient cannot be differentiated twice")
 
 
@@ -354,7 +356,7 @@ def polar_by_eigh(x: Tensor, group: Any) -> Tensor:
     eigenvalues, vectors = torch.linalg.eigh(gram)
     present = eigenvalues > eigenvalue_noise(eigenvalues)
     roots = torch.where(present, eigenvalues, 1).rsqrt() * present
-    inverse_root = (vectors * roots) @ vectors.T
+    inverse_root: Tensor = (vectors * roots) @ vectors.T
     return x @ inverse_root if tall else inverse_root @ x
 
 
@@ -444,6 +446,11 @@ def _all_reduce(x: Tensor, group: Any) -> Tensor:
     return x
 
 
+def _without_autocast(z: Tensor) -> torch.autocast:
+    kind = z.device.type
+    return torch.autocast(kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False)  # "meta" has none
+
+
 def wide_dtype(device: torch.device) -> torch.dtype:
     """The widest floating type of a device."""
     return torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
@@ -460,11 +467,12 @@ def check_matrix(z: Tensor, least_rows: int) -> None:
     if not isinstance(z, Tensor):
         kind = f"{type(z).__module__}.{type(z).__qualname__}".removeprefix("builtins.")
         raise TypeError(f"expected a torch tensor, got {kind}")
-    numbers = z.is_floating_point() and z.dtype.itemsize > 1 and z.layout == torch.strided
-    if not numbers or z.ndim != 2 or z.shape[0] < least_rows or z.shape[1] < 1:
+    dense = z.layout == torch.strided and not z.is_nested
+    numbers = z.is_floating_point() and z.dtype.itemsize > 1
+    if not dense or not numbers or z.ndim != 2 or z.shape[0] < least_rows or z.shape[1] < 1:
         raise ValueError(
             f"expected a dense matrix of float16 or wider, of n >= {least_rows} rows and m >= 1 features, "
-            f"got {z.dtype} of shape {tuple(z.shape)}"
+            f"got {z.dtype} of shape {'nested' if z.is_nested else tuple(z.shape)}"
         )
 
 
