@@ -104,8 +104,8 @@ def resnet18(width: int = 64) -> ResNet18:
 def projector(in_dim: int, hidden_dim: int = 2048, out_dim: int = 256, layers: int = 3) -> nn.Sequential:
     """Linear-BN-ReLU, (layers - 1) times, then Linear with bias: (b, in_dim) -> (b, out_dim).
 
-    The paper's is 512-2048-2048-256. Hidden linear layers keep PyTorch's default bias, as the paper does not say
-    otherwise; in training it changes nothing, because the batch-norm that follows removes it.
+    The paper's is 512-2048-2048-256. Hidden linear layers keep PyTorch's default bias (the paper's code has none);
+    in training it changes nothing, because the batch-norm that follows removes it.
     """
     if layers < 1:
         raise UserError(f"a projector has at least 1 layer, not {layers}")
