@@ -48,9 +48,9 @@ from wassersteinssl.cli import (
     UserError,
     count,
     ending_signals,
+    exit_status,
     given_path,
     home,
-    in_a_line,
     not_negative,
     plain_name,
     positive,
@@ -696,7 +696,7 @@ def gpus_for(parallel: int, rest: list[str], each: int = 1) -> list[str]:
 
 
 def main() -> int:
-    return in_a_line(run, *parse())
+    return exit_status(run, *parse())
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:

@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn
 CODE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.cli import Parser, UserError, count, given_path, in_a_line
+from wassersteinssl.cli import Parser, UserError, count, exit_status, given_path
 from wassersteinssl.files import check_writable
 from wassersteinssl.results import markdown
 
@@ -45,7 +45,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def run(main: Callable[..., Any], args: argparse.Namespace) -> NoReturn:
     """The program; a mistake, or a file that cannot be written, is one line and status 2."""
-    sys.exit(in_a_line(main, args))
+    sys.exit(exit_status(main, args))
 
 
 Target = tuple[str, Literal["at least", "at most"], float, float]  # of what, bound, and the value measured
