@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import scipy.linalg
 import torch
-from conftest import FIGURES, REPOSITORY, check_executed, environment, load
+from conftest import FIGURES, REPOSITORY, check_executed, environment, load, printed
 from torch import nn
 
 from wassersteinssl import (
@@ -1332,12 +1332,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     for name, n in {"small": 40_000, "large": 250_000}.items():
         header = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float16, (n, 256))  # sparse: zeros
         header[7] = 1
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path / "small.npy", tmp_path / "large.npy"],
-        env=environment() | {"PYTHONPATH": str(REPOSITORY / "code")}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    n, zero, growth = map(int, done.stdout.split())
+    n, zero, growth = map(int, printed(MEASURE, tmp_path / "small.npy", tmp_path / "large.npy").split())
     assert (n, zero) == (250_000, 249_999)
     assert growth < 60e6  # the file has 128 MB, its numbers 512 MB in float64
 
@@ -1357,12 +1352,7 @@ for count in (10, 1500):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory in bytes")
 def test_rows_kept_from_many_chunks_do_not_hold_on_to_the_chunks_memory():
-    done = subprocess.run(
-        [sys.executable, "-c", KEPT], env=environment() | {"PYTHONPATH": str(REPOSITORY / "code")},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    few, many = map(int, done.stdout.split())
+    few, many = map(int, printed(KEPT).split())
     assert many - few < 250e6  # 49 MB are a number for each row; small tensors in a list made it 660 MB
 
 
