@@ -31,7 +31,7 @@ def kl_bins(p: np.ndarray, q: np.ndarray) -> float:
 
 def kl_bins_expected(p: np.ndarray, q: np.ndarray, n: int) -> float:
     """The mean of `kl_bins` over n samples of masses p: a bin's count c is binomial, its term (c/n) log(c / (n q))."""
-    reach = 10 * np.sqrt(n * p) + 20  # counts farther from their mean have no weight
+    reach = 10 * np.sqrt(n * p) + 20  # counts farther from their mean have negligible weight
     total = 0.0
     for p_b, q_b, reach_b in zip(p, q, reach, strict=True):
         c = np.arange(max(1, int(n * p_b - reach_b)), min(n, int(n * p_b + reach_b)) + 1)
@@ -84,8 +84,8 @@ def study(options: argparse.Namespace) -> Path:
             {
                 "m": m,
                 "kl": kl_bins(coordinates.bin_shares(sphere), q),
-                "kl_expected": kl_bins_expected(p, q, options.samples),  # of these samples in these bins
-                "kl_bins": kl_bins(p, q),  # of these bins, without end of samples
+                "kl_expected": kl_bins_expected(p, q, options.samples),  # with so many samples, in these bins
+                "kl_bins": kl_bins(p, q),  # in these bins, with infinitely many samples
                 "kl_exact": kl_exact(m),
                 "w2": w2_samples(sphere, gaussian),
                 "w2_expected": float(np.hypot(exact, noise / m**0.5)),

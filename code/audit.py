@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
-from wassersteinssl.cli import Parser, UserError, given_path, in_a_line, pair_size, seed
+from wassersteinssl.cli import Parser, UserError, exit_status, given_path, pair_size, seed
 from wassersteinssl.files import check_writable
 from wassersteinssl.settings import DATASETS
 
@@ -128,4 +128,4 @@ def run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(in_a_line(run, parse()))
+    sys.exit(exit_status(run, parse()))

@@ -27,7 +27,7 @@ CODE = Path(__file__).resolve().parent
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
 from wassersteinssl import results
-from wassersteinssl.cli import Parser, count, given_path, in_a_line, tell
+from wassersteinssl.cli import Parser, count, exit_status, given_path, tell
 from wassersteinssl.files import check_writable, reason
 from wassersteinssl.machine import environment_beside
 
@@ -207,4 +207,4 @@ def _times(folder: Path) -> dict[Path, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(in_a_line(main))
+    sys.exit(exit_status(main))

@@ -48,9 +48,9 @@ from wassersteinssl.cli import (
     UserError,
     count,
     ending_signals,
+    exit_status,
     given_path,
     home,
-    in_a_line,
     not_negative,
     plain_name,
     positive,
@@ -232,18 +232,24 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
 
 def _check_rest(parser: Parser, methods: list[str], rest: list[str]) -> None:
     """End the program unless the options that the grid does not know are options of every method's program."""
-    names = _option_names(parser, rest)
-    for text in names:
-        if text in SET_HERE:
-            here = f", from {SET_HERE[text]}" if SET_HERE[text] else ""
-            parser.error(f"{text}: the grid gives it to each run by itself{here}")
-        if meant := difflib.get_close_matches(text, parser._option_string_actions, cutoff=0.85):
-            parser.error(f"unknown option {text}: {meant[0]}?")
+    names = []
+    for name, given in _options_of(rest):
+        if not name.startswith("--"):
+            parser.error(f"unknown argument {given[0]}")
+        if given == [name]:
+            parser.error(f"{name} needs a value")
+        names.append(name)
+    for name in names:
+        if name in SET_HERE:
+            here = f", from {SET_HERE[name]}" if SET_HERE[name] else ""
+            parser.error(f"{name}: the grid gives it to each run by itself{here}")
+        if meant := difflib.get_close_matches(name, parser._option_string_actions, cutoff=0.85):
+            parser.error(f"unknown option {name}: {meant[0]}?")
     for method in methods:
-        known = {"--" + name.replace("_", "-") for name in settings.settings_of(FILES[method]).__dataclass_fields__}
-        for text in names:
-            if text not in known:
-                parser.error(f"{text} is an option neither of the grid nor of {FILES[method]}")
+        known = {"--" + key.replace("_", "-") for key in settings.settings_of(FILES[method]).__dataclass_fields__}
+        for name in names:
+            if name not in known:
+                parser.error(f"{name} is an option neither of the grid nor of {FILES[method]}")
 
 
 def lockless(folder: Path) -> str:
@@ -275,28 +281,19 @@ def _settings(method: str, arguments: list[str]) -> dict:
     return json.loads(json.dumps(vars(found)))
 
 
-def _option_names(parser: Parser, rest: list[str]) -> list[str]:
-    """The names of the options in arguments for the programs, whose options all take one value."""
-    names, arguments = [], iter(rest)
+def _options_of(rest: list[str]) -> list[tuple[str, list[str]]]:
+    """(name, the arguments that give it) of options for the programs, which all take one value."""
+    found, arguments = [], iter(rest)
     for text in arguments:
         name, given, _ = text.partition("=")
-        if not name.startswith("--"):
-            parser.error(f"unknown argument {text}")
-        if not given and next(arguments, None) is None:
-            parser.error(f"{name} needs a value")
-        names.append(name)
-    return names
+        found.append((name, [text] if given else [text, *itertools.islice(arguments, 1)]))
+    return found
 
 
 def _without_weights(rest: list[str]) -> list[str]:
     """The options of every run without --alpha-max and --alpha-min, which a run without a term refuses."""
-    kept, options = [], iter(rest)
-    for text in options:
-        if text.partition("=")[0] not in ("--alpha-max", "--alpha-min"):
-            kept.append(text)
-        elif "=" not in text:
-            next(options, None)  # its value
-    return kept
+    options = _options_of(rest)
+    return [text for name, given in options if name not in ("--alpha-max", "--alpha-min") for text in given]
 
 
 def cells(options: argparse.Namespace, rest: list[str]) -> list[Cell]:
@@ -696,7 +693,7 @@ def gpus_for(parallel: int, rest: list[str], each: int = 1) -> list[str]:
 
 
 def main() -> int:
-    return in_a_line(run, *parse())
+    return exit_status(run, *parse())
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(CODE))  # works with and without an installation
 
 import grid
 
-from wassersteinssl.cli import STOPPED, Parser, count, given_path, in_a_line, tell
+from wassersteinssl.cli import STOPPED, Parser, count, exit_status, given_path, tell
 from wassersteinssl.settings import PRESETS, SEARCH_WEIGHTS
 
 # Options of grid.py that this search sets itself, or that make no sense here.
@@ -114,7 +114,7 @@ def main() -> int:
     for text in rest:
         if text.partition("=")[0] in NOT_HERE:
             parser.error(f"{text} is for grid.py, not for this search")
-    return in_a_line(run, options, rest)
+    return exit_status(run, options, rest)
 
 
 if __name__ == "__main__":

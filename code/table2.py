@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # works with and without an installation
 
-from wassersteinssl.cli import Parser, UserError, given_path, in_a_line, tell
+from wassersteinssl.cli import Parser, UserError, exit_status, given_path, tell
 from wassersteinssl.files import check_writable, write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -85,4 +85,4 @@ def build(options: argparse.Namespace) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(in_a_line(main))
+    sys.exit(exit_status(main))

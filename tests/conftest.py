@@ -44,6 +44,15 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1"}
 
 
+def printed(code: str, *arguments) -> str:
+    """What Python code prints in a process of its own, which finds the package."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    path = {"PYTHONPATH": str(REPOSITORY / "code")}
+    done = subprocess.run(command, env=environment() | path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture
 def byol(tmp_path):
     """byol("--seed", 3, folder="a") runs the program with TINY's options and more; the finished process."""

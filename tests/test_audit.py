@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import scipy.linalg
 import torch
-from conftest import FIGURES, REPOSITORY, check_executed, environment, load
+from conftest import FIGURES, REPOSITORY, check_executed, environment, load, printed
 from torch import nn
 
 from wassersteinssl import (
@@ -34,7 +34,7 @@ from wassersteinssl import (
     numerics,
     studies,
 )
-from wassersteinssl.cli import UserError, in_a_line
+from wassersteinssl.cli import UserError, exit_status
 from wassersteinssl.encoder import save_encoder
 from wassersteinssl.settings import PRESETS, Settings
 from wassersteinssl.uniformity import MEASURES
@@ -76,7 +76,7 @@ def start(*arguments, report=None):
     program = load(PROGRAM)
     options = [str(argument) for argument in arguments] + ([] if report is None else ["--report", str(report)])
     with unittest.mock.patch.object(sys, "argv", ["audit.py"]):
-        return in_a_line(program.run, program.parse(["--sample", "64", *options]))
+        return exit_status(program.run, program.parse(["--sample", "64", *options]))
 
 
 # ---- the verdict -----------------------------------------------------------------------------------------------------
@@ -481,7 +481,7 @@ def test_equal_rows_have_one_page_without_contradictions(kind, m, monkeypatch):
 
 
 def test_dimensions_are_counted_in_plain_numbers():
-    assert [audit.count(n) for n in (1.004, 12.34, 123.4, 999.6, 1020.1, 16_384)] == [
+    assert [audit.rounded(n) for n in (1.004, 12.34, 123.4, 999.6, 1020.1, 16_384)] == [
         "1", "12.3", "123", "1000", "1020", "16384",
     ]  # fmt: skip
 
@@ -491,7 +491,7 @@ def test_fewer_than_one_dimension_is_said_in_words():
     assert 0 < report["verdict"]["dimensions"] < 1
     assert report["verdict"]["why"].startswith(f"less than 1 of {M} dimensions is in use (")
     assert "uniform rows of less than 1 dimension," in report["verdict"]["why"]
-    assert [audit.of(k, "row") for k in (0, 1, 2, 1.0, 0.2, 1.04, 123456)] == [
+    assert [audit.counted(k, "row") for k in (0, 1, 2, 1.0, 0.2, 1.04, 123456)] == [
         "0 rows", "1 row", "2 rows", "1 row", "less than 1 row", "1.04 rows", "123456 rows",
     ]  # fmt: skip
     assert audit.percent(1e-30) == "less than 0.01 %"
@@ -1114,7 +1114,7 @@ def test_what_a_common_mean_hides_is_told(rank, n):
     assert centred == pytest.approx(report_on(z - z.mean(0), sample=2048)["verdict"]["dimensions"], rel=0.05)
     if n > 64:
         assert report["verdict"]["word"] == "collapsed"
-        assert f"; minus that mean about {audit.count(centred)} of 64 would be in use" in report["verdict"]["why"]
+        assert f"; minus that mean about {audit.rounded(centred)} of 64 would be in use" in report["verdict"]["why"]
 
 
 def test_shares_of_w2_and_of_the_length_are_told_apart():
@@ -1332,12 +1332,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
     for name, n in {"small": 40_000, "large": 250_000}.items():
         header = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float16, (n, 256))  # sparse: zeros
         header[7] = 1
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path / "small.npy", tmp_path / "large.npy"],
-        env=environment() | {"PYTHONPATH": str(REPOSITORY / "code")}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    n, zero, growth = map(int, done.stdout.split())
+    n, zero, growth = map(int, printed(MEASURE, tmp_path / "small.npy", tmp_path / "large.npy").split())
     assert (n, zero) == (250_000, 249_999)
     assert growth < 60e6  # the file has 128 MB, its numbers 512 MB in float64
 
@@ -1357,12 +1352,7 @@ for count in (10, 1500):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory in bytes")
 def test_rows_kept_from_many_chunks_do_not_hold_on_to_the_chunks_memory():
-    done = subprocess.run(
-        [sys.executable, "-c", KEPT], env=environment() | {"PYTHONPATH": str(REPOSITORY / "code")},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    few, many = map(int, done.stdout.split())
+    few, many = map(int, printed(KEPT).split())
     assert many - few < 250e6  # 49 MB are a number for each row; small tensors in a list made it 660 MB
 
 

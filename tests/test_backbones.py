@@ -1,11 +1,8 @@
 """The networks against torchvision's ResNet-18 and against the sizes the paper states."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import REPOSITORY, environment
+from conftest import printed
 from torch import nn
 
 from wassersteinssl.backbones import predictor, projector, resnet18
@@ -161,7 +158,4 @@ for size in (58, 64, 96):
 @pytest.mark.parametrize("width", [4, 8, 16])
 def test_a_narrow_network_trains_on_larger_images(width):
     """In a process of its own: oneDNN crashes where its formats meet few channels."""
-    code = NARROW.replace("WIDTH", str(width))
-    path = {"PYTHONPATH": str(REPOSITORY / "code")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment() | path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    printed(NARROW.replace("WIDTH", str(width)))

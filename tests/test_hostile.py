@@ -280,12 +280,12 @@ def test_a_reader_that_has_gone_costs_no_run(kind, tmp_path):
 def test_a_reader_that_has_gone_is_no_traceback():
     code = """
 import sys
-from wassersteinssl.cli import UserError, in_a_line
+from wassersteinssl.cli import UserError, exit_status
 def program():
     print(1)
     {}
     return 0
-sys.exit(in_a_line(program))
+sys.exit(exit_status(program))
 """
     reader, writer = os.pipe()
     os.close(reader)
@@ -444,13 +444,13 @@ def test_ctrl_c_that_a_library_swallows_still_shows_in_the_status(tmp_path):
     done = written(
         tmp_path,
         "import contextlib, signal, sys",
-        "from wassersteinssl.cli import Parser, in_a_line",
+        "from wassersteinssl.cli import Parser, exit_status",
         "def main():",
         "    Parser().parse_args()",
         "    with contextlib.suppress(SystemExit):",
         "        signal.raise_signal(signal.SIGINT)",
         "    return 0",
-        "sys.exit(in_a_line(main))",
+        "sys.exit(exit_status(main))",
     )
     assert (done.returncode, done.stderr) == (130, "\nprogram.py: interrupted\n")
 

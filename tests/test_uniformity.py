@@ -1,13 +1,12 @@
 """L_U against torch.pdist and scipy, alignment against plain loops, and what the table of measures promises."""
 
 import math
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import printed
 from scipy.spatial.distance import pdist
 from scipy.special import logsumexp
 from torch import nn
@@ -15,7 +14,6 @@ from torch import nn
 from wassersteinssl import pairwise
 from wassersteinssl.uniformity import MEASURES, alignment, lu_uniformity
 
-CODE = Path(__file__).resolve().parents[1] / "code"
 BLOCK_SIZES = [1, 2, 7, 4096]  # blocks of 7: n = 8, 15, 22 leave one row over
 both_scalings = pytest.mark.parametrize("normalize", [True, False])
 
@@ -261,7 +259,6 @@ def test_errors_name_the_shape():
 
 PEAK = """
 import resource, sys, torch
-sys.path.insert(0, sys.argv[1])
 from wassersteinssl.uniformity import lu_uniformity
 torch.set_num_threads(1)
 lu_uniformity(torch.randn(64, 8, requires_grad=True)).backward()
@@ -274,10 +271,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs getrusage")
 def test_memory_does_not_grow_with_the_pairs():
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(CODE)], capture_output=True, text=True, timeout=300, check=True
-    )
-    assert int(done.stdout) < 200e6  # all distances at once: 576 MB, and as much again for the gradient
+    assert int(printed(PEAK)) < 200e6  # all distances at once: 576 MB, and as much again for the gradient
 
 
 # ---- alignment -------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ LABELS = {name: MEASURES[name].label for name in SHOWN}
 RATES = [10.0**k for k in range(-5, 3)]  # a row's step is the rate times n times its gradient
 LEAST = 16  # rows
 KEPT = 48  # points of a trajectory, besides its start
-ALIKE = 1e-6  # difference of two ends that means nothing: rounding would choose between the runs
-FAINT = 1e-2  # what is left of collapsed directions
+ALIKE = 1e-6  # ends that differ by less are equal: rounding would choose between the runs
+FAINT = 1e-2  # size of the collapsed directions
 ESCAPED = 0.9  # of the effective rank of as many uniform rows
 STAYS = 1.1  # times that of the start
 SIGMAS = np.logspace(-5, 0, 11)
@@ -89,8 +89,8 @@ def followed(path: list[Tensor]) -> np.ndarray:
 
 
 def judge(name: str, paths: dict[float, list[Tensor]], goal: float) -> tuple[str, float | None]:
-    """What became of the collapse, and the rate whose path ended lowest by its own measure, of equals the
-    one lowest on the way; None if no path ended."""
+    """What became of the collapse, and the rate whose path ended lowest by its own measure (among equal ends, the one
+    that was lowest on the way); None if no path reached its end."""
     ended = {rate: path for rate, path in paths.items() if len(path) > KEPT}
     if not ended:
         return ("diverges" if any(paths.values()) else "infinite"), None
@@ -108,14 +108,14 @@ def judge(name: str, paths: dict[float, list[Tensor]], goal: float) -> tuple[str
 
 
 def flat(n: int, m: int, faint: float, random: torch.Generator) -> Tensor:
-    """n unit rows of two dimensions in R^m, and a share `faint` of the others, in a random basis if there is any."""
+    """n unit rows of two dimensions in R^m, with the others scaled by `faint`; in a random basis unless that is 0."""
     sizes = torch.cat([torch.ones(2), torch.full((m - 2,), faint)]).double().to(random.device)
     rows = normalize(studies.sphere(n, m, random).double() * sizes)
     return rows @ studies.rotation(m, random) if faint else rows
 
 
 def cap(n: int, m: int, size: float, random: torch.Generator) -> Tensor:
-    """n unit rows around one direction, apart by about `size`."""
+    """n unit rows around one direction, at distances of about `size`."""
     first = torch.nn.functional.pad(torch.ones(1, 1), (0, m - 1)).to(random.device)
     return normalize(first + size * studies.sphere(n, m, random)).double()
 
@@ -152,7 +152,7 @@ def trajectories(n: int, random: torch.Generator) -> tuple[dict[str, np.ndarray]
 
 
 def force(name: str, z: Tensor, directions: Tensor) -> float:
-    """The root mean square over rows of -n gradient, what moves all rows alike taken off, along `directions` (m, k)."""
+    """The root mean square over rows of -n gradient along `directions` (m, k), without what moves all rows alike."""
     z = z.requires_grad_()
     value = MEASURES[name].function(z)
     (gradient,) = torch.autograd.grad(value, z)
@@ -161,7 +161,8 @@ def force(name: str, z: Tensor, directions: Tensor) -> float:
 
 
 def forces(n: int, random: torch.Generator) -> dict[str, np.ndarray]:
-    """(measures, SIGMAS): on half of the dimensions, of size sigma ("dimensions"); on rows all within sigma ("cap")."""
+    """(measures, SIGMAS): the force on half of the dimensions, of size sigma ("dimensions"), and on rows that all lie
+    within sigma ("cap")."""
     m = n // 4
     z = studies.sphere(n, m, random).double()
     basis, scatter = studies.rotation(m, random), studies.sphere(n, m, random)
@@ -196,7 +197,7 @@ def clouds(n: int, rates: dict[str, float], random: torch.Generator) -> dict[str
 
 
 def simplex_value(name: str, n: int, m: int) -> float:
-    """What the simplex reads, the least that n <= m + 1 rows can."""
+    """The value of the simplex, the least that n <= m + 1 rows can have."""
     return w2_minimum(n, m) if name == "w2" else -(n - 1) / n * math.sqrt(2 * n / (n - 1))
 
 

@@ -41,7 +41,7 @@ from wassersteinssl.w2 import W2Metric
 DRAWS = 12
 LEAST = 64  # samples
 SAME = 1e-6  # relative change that counts as none
-SEEN = 3  # deviations of uniform rows from which on an arrangement counts as seen
+SEEN = 3  # an arrangement counts as seen if it reads worse than uniform rows by more of their deviations
 PROPERTIES = {"ipc": "IPC", "icc": "ICC", "fcc": "FCC", "fbc": "FBC", "rotation": "rotation", "scale": "scale"}
 SENSITIVITY = {"eighth": "d' 1/8", "half": "d' 1/2", "half_axes": "d' 1/2, axes", "eighth_few": "d' 1/8, n < m"}
 BLIND_SPOTS = {
@@ -62,7 +62,7 @@ def w2_unbiased(z: Tensor, *, normalize: bool = True) -> Tensor:
     return torch.tensor(metric.compute(), dtype=torch.float64)
 
 
-VARIANTS = {  # of a measure: what it is called, and how it is computed
+VARIANTS = {  # measure -> name, label and function of a variant of it
     "w2": ("w2_unbiased", "W2, 1/(n-1)", w2_unbiased),
     "sigreg": ("sigreg_per_row", "SIGReg / n", partial(sigreg, per_row=True)),
 }
@@ -74,7 +74,7 @@ FUNCTIONS = {name: record.function for name, record in MEASURES.items()} | {
 
 
 def _labels() -> dict[str, str]:
-    """Of all that is studied: every measure but the two that ask for a pair's agreement."""
+    """The labels of all that is studied: every measure except the two of a pair's agreement."""
     found = {}
     for name, record in MEASURES.items():
         if name not in ("alignment", "align_uniform"):
@@ -88,7 +88,7 @@ LABELS = _labels()
 
 
 class Sample:
-    """Rows (n, m) in float64 and a second view of them in the same subspace: each row with some of another one."""
+    """Rows (n, m) in float64, and a second view of them in the same subspace: each row mixed with some of another."""
 
     def __init__(self, z: Tensor, b: Tensor | None = None):
         self.z = z.double()
@@ -102,16 +102,17 @@ def badness(name: str, sample: Sample, **options) -> float:
     """The measure, turned so that higher is worse."""
     views = (sample.z, sample.b) if name in MEASURES and MEASURES[name].needs_views else (sample.z,)
     with torch.no_grad():
-        return turned(name, float(FUNCTIONS[name](*views, **options)))
+        return oriented(name, float(FUNCTIONS[name](*views, **options)))
 
 
-def turned(name: str, value: float) -> float:
+def oriented(name: str, value: float) -> float:
+    """The value of a measure, turned so that higher is worse."""
     better = MEASURES[name].better if name in MEASURES else "low"
     return {"low": value, "high": -value, "near 1": abs(value - 1)}[better]
 
 
 def collapsed(n: int, m: int, eta: float, random: torch.Generator, *, axes: bool = False) -> Tensor:
-    """n rows, uniform in a random subspace, or in that of the first axes, of round((1 - eta) m) dimensions."""
+    """n uniform rows in a random subspace (or that of the first axes) of round((1 - eta) m) dimensions."""
     k = studies.alive(m, eta)
     rows = torch.nn.functional.pad(studies.sphere(n, k, random).double(), (0, m - k))
     return rows if axes else rows @ studies.rotation(m, random)
@@ -152,7 +153,7 @@ def properties(n: int, m: int, random: torch.Generator) -> Iterator[dict]:
             shifts = [relative(old, new) for old, new in zip(before, after, strict=True) if np.isfinite(old)]
             worst = min(shifts) if question in ("fcc", "fbc") else max(shifts, key=abs)
             found = verdict(question, shifts)
-            if found == "no" and question == "rotation" and name in SLICED:  # of these directions; and of others?
+            if found == "no" and question == "rotation" and name in SLICED:  # and on average?
                 turned = samples[0].map(change)
                 draw = partial(random_directions, SLICED[name], m, generator=random)
                 old, new = ([badness(name, s, directions=draw()) for _ in range(DRAWS)] for s in (samples[0], turned))
@@ -252,7 +253,7 @@ def blind_spots(n: int, m: int, random: torch.Generator) -> Iterator[dict]:
 
 
 def seconds(name: str, sample: Sample) -> float:
-    """The best of three; on a CPU the processor's own time, which other programs disturb less."""
+    """The best of three times; on a CPU processor time, which other programs disturb less."""
     clock = time.process_time if sample.z.device.type == "cpu" else time.perf_counter
     times = []
     for _ in range(3):
@@ -268,7 +269,7 @@ def cost(n: int, random: torch.Generator) -> Iterator[dict]:
     for name in studies.progress(LABELS, "cost"):
         for question, three in sizes.items():
             for size in three:
-                badness(name, samples[size])  # what is made once: fixed directions
+                badness(name, samples[size])  # makes what is made only once: fixed directions
             times = [seconds(name, samples[size]) for size in three]
             yield {"measure": name, "question": question, "value": slope([1, 2, 4], times)}
         yield {"measure": name, "question": "milliseconds", "value": 1e3 * times[1]}  # at n rows in R^(n/2)
@@ -280,7 +281,7 @@ def slope(sizes: list[int], values: list[float]) -> float:
 
 
 def population(name: str, m: int) -> float | None:
-    """The value of the uniform law itself, turned as `badness`; None if there is no limit of many rows."""
+    """The value of the uniform law itself, as `badness` has it; None if there is no limit of many rows."""
     if name == "lu":
         return studies.lu_theory(m)
     if name in ("lu_calibrated", "ssw", "w2_unbiased"):
@@ -295,7 +296,7 @@ def population(name: str, m: int) -> float | None:
     many = W2Metric()
     moments = {"mean": torch.zeros(m, dtype=torch.float64), "scatter": torch.eye(m, dtype=torch.float64) * rows / m}
     many.load_state_dict({"normalize": True, "n": rows, **moments})
-    return turned(name, of_metric(name, many))
+    return oriented(name, of_metric(name, many))
 
 
 def bias(n: int, m: int, random: torch.Generator) -> Iterator[dict]:
@@ -306,7 +307,7 @@ def bias(n: int, m: int, random: torch.Generator) -> Iterator[dict]:
         apart = [np.mean([badness(name, sample) for sample in samples[size]]) - limit for size in sizes]
         yield {"measure": name, "question": "bias", "value": float(apart[1]), "population": limit}
         noise = np.std([badness(name, sample) for sample in samples[sizes[-1]]], ddof=1) / DRAWS**0.5
-        if min(np.abs(apart)) > SEEN * noise:  # otherwise no bias that could be told from chance
+        if min(np.abs(apart)) > SEEN * noise:  # otherwise the bias may be chance
             yield {"measure": name, "question": "bias_n", "value": slope(sizes, np.abs(apart))}
 
 

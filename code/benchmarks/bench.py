@@ -1,7 +1,7 @@
-"""What the benchmark programs share: options, timing in turns, memory, and a table with its JSON file beside it.
+"""What the benchmark programs share: options, timing in turns, memory, and tables with a JSON file beside them.
 
-Times depend on the machine and on who else uses it. What is compared therefore runs in one process and takes turns;
-only ratios within one table mean much.
+Times depend on the machine and on who else uses it. Therefore what is compared takes turns in one process, and only
+ratios within one table mean much.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn
 CODE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CODE))  # works with and without an installation
 
-from wassersteinssl.cli import Parser, UserError, count, given_path, in_a_line
+from wassersteinssl.cli import Parser, UserError, count, exit_status, given_path
 from wassersteinssl.files import check_writable
 from wassersteinssl.results import markdown
 
@@ -44,15 +44,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[..., Any], args: argparse.Namespace) -> NoReturn:
-    """The program; a mistake, or a file that cannot be written, is one line and status 2."""
-    sys.exit(in_a_line(main, args))
+    """Run the program. A mistake, or a file that cannot be written, is told in one line, with status 2."""
+    sys.exit(exit_status(main, args))
 
 
-Target = tuple[str, Literal["at least", "at most"], float, float]  # of what, bound, and the value measured
+Target = tuple[str, Literal["at least", "at most"], float, float]  # what, kind of bound, bound, measured value
 
 
 class Report:
-    """The tables of one benchmark on one device, printed as they come and written in the end."""
+    """The tables of one benchmark on one device: printed as they come, written to files at the end."""
 
     def __init__(self, name: str, args: argparse.Namespace):
         import torch
@@ -85,7 +85,7 @@ class Report:
         self.text = ""
 
     def table(self, title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-        """Print rows as Markdown; `columns`: which of their entries, and the format of each."""
+        """Print rows as Markdown. `columns` names the entries to show, with the format of each."""
         self.content["tables"][title] = rows
         cells = [[format(row[k], f) if row.get(k) is not None else "" for k, f in columns.items()] for row in rows]
         lines = [f"**{title}**", "", *markdown([list(columns), *cells]).splitlines()]
@@ -93,7 +93,7 @@ class Report:
         print("\n" + "\n".join(lines), flush=True)
 
     def targets(self, rows: Sequence[Target]) -> None:
-        """What was aimed at."""
+        """Print the targets, and whether they are met."""
         table = []
         for what, bound, limit, value in rows:
             met = value >= limit if bound == "at least" else value <= limit
@@ -121,7 +121,7 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], device: Any, *, seconds: fl
     repeat = {}
     for name, call in calls.items():
         call()  # the first call chooses kernels and gets memory
-        repeat[name] = max(1, round(0.01 / clock(call, 1, device)))  # short calls together, for the clock's sake
+        repeat[name] = max(1, round(0.01 / clock(call, 1, device)))  # short calls are timed several at once
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     done = 0
@@ -135,7 +135,7 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], device: Any, *, seconds: fl
 
 
 def as_in_a_step(call: Callable[[], Any], device: Any) -> Callable[[], Any]:
-    """The call as training makes it: on a GPU replayed from a CUDA graph, where it is not launched piece by piece."""
+    """The call as in training: on a GPU it is replayed from a CUDA graph instead of being launched piece by piece."""
     import torch
 
     if device.type != "cuda":
@@ -152,7 +152,7 @@ def as_in_a_step(call: Callable[[], Any], device: Any) -> Callable[[], Any]:
 
 
 def clock(call: Callable[[], Any], repeat: int, device: Any) -> float:
-    """Seconds of a call, over so many of them."""
+    """Seconds of one call, averaged over so many."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(repeat):
@@ -162,8 +162,8 @@ def clock(call: Callable[[], Any], repeat: int, device: Any) -> float:
 
 
 def two_views(images: Any, step: int, apply: Callable, *, join: bool = True) -> list[Any]:
-    """Augment a batch as a training step does: random numbers drawn on the CPU, then both views on the images' device,
-    in one call where they are to be joined; `apply` is `augment.apply`, or that compiled."""
+    """Augment a batch as a training step does: random numbers are drawn on the CPU, then both views are computed on the
+    images' device, in one call if they are to be joined. `apply` is `augment.apply`, compiled or not."""
     from wassersteinssl import augment, data
     from wassersteinssl.augmentation import Augmentation
 
@@ -183,7 +183,7 @@ def synchronize(device: Any) -> None:
 
 @contextmanager
 def peak_memory(device: Any) -> Iterator[dict[str, float]]:
-    """{"peak": MB above those at the start}: of tensors on a GPU, else of the process without the files it maps."""
+    """{"peak": MB above the start}: of tensors on a GPU, else of the process without the files that it maps."""
     import torch
 
     found = {"peak": float("nan")}
@@ -226,7 +226,7 @@ def _load() -> float | None:
 
 
 def pil_pipeline(size: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Any]:
-    """The paper's augmentation as usual: torchvision's transforms of a PIL image, one at a time."""
+    """The paper's augmentation in the usual way: torchvision's transforms of one PIL image at a time."""
     from PIL import Image
 
     from wassersteinssl.vision import torchvision
@@ -247,7 +247,7 @@ def pil_pipeline(size: int, mean: Sequence[float], std: Sequence[float]) -> Call
 
 
 class _PilBlur:
-    """PIL's Gaussian blur with sigma from U(0.1, 2); a class, so that worker processes can be sent it."""
+    """PIL's Gaussian blur with sigma from U(0.1, 2); a class, so that it can be sent to worker processes."""
 
     def __call__(self, image: Any) -> Any:
         import random

@@ -115,15 +115,15 @@ def audit(
     report["norms"] = rows.norm_statistics()
     report["features"] = rows.feature_statistics() | {"code": _code(rows.sample)}
     # Repeated rows count once, except where many rows take few values: there the repetition is the collapse.
-    counted = distinct if not flat and (distinct > m or directed <= m) else rows.metric.n
-    report["rows"]["in_floor"] = counted
+    n = distinct if not flat and (distinct > m or directed <= m) else rows.metric.n
+    report["rows"]["in_floor"] = n
     present, second = _eigenvalues(rows.metric, z)
-    report["w2"] = _w2(rows.metric, present, counted)
+    report["w2"] = _w2(rows.metric, present, n)
     if flat:
         report["w2"]["dimensions"] = 0.0
-    report["spectrum"] = _spectrum(rows.metric, present, second, counted)
+    report["spectrum"] = _spectrum(rows.metric, present, second, n)
     if report["w2"]["mean_part"] > MEAN and not flat:
-        report["centred"] = {"dimensions": _centred(rows.sample, counted)}
+        report["centred"] = {"dimensions": _centred(rows.sample, n)}
     report["beyond"], nearest = _beyond(z, flat, seed)
     report["verdict"] = _verdict(report)
     if features.labels is not None:
@@ -140,7 +140,8 @@ def _check_sizes(features: Features, views: Features | None, sample: int) -> Non
     if sample < 2:
         raise UserError(f"a sample of {sample}: an audit needs two rows")
     if n < 2 or m < 2:
-        raise UserError(f"{features.name} holds {of(n, 'row')} of {of(m, 'feature')}: an audit needs two of each")
+        rows = f"{counted(n, 'row')} of {counted(m, 'feature')}"
+        raise UserError(f"{features.name} holds {rows}: an audit needs two of each")
     if fills_memory(size := MATRICES * 8 * m * m):
         raise UserError(f"{m} features need {size / 2**30:.0f} GiB for their covariance: more than half of the memory")
     if features.labels is not None and len(features.labels) != n:
@@ -158,7 +159,7 @@ def _check_rows(features: Features, rows: _Pass, drop_bad_rows: bool) -> None:
             + ("; --drop-bad-rows leaves them out" if rows.n > 1 else "")
         )
     if rows.n < 2 or len(rows.sample) < 2:
-        raise UserError(f"{features.name}: {of(rows.n, 'finite row')} left; an audit needs two")
+        raise UserError(f"{features.name}: {counted(rows.n, 'finite row')} left; an audit needs two")
 
 
 # ---- one pass over the rows ------------------------------------------------------------------------------------------
@@ -439,22 +440,22 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         word = "too few rows to tell"
         why = (
             f"{directed} rows lie in fewer of the {m} dimensions whatever they are; W2 and effective rank are those of "
-            f"as many uniform rows of {of(used, 'dimension')}: take several times {m} rows"
+            f"as many uniform rows of {counted(used, 'dimension')}: take several times {m} rows"
         )
     elif few:
         word = "too few rows to tell"
         why = f"{directed} uniform rows of {m} features can look collapsed: take several times as many"
     else:
-        verb = "is" if count(used) in SINGULAR else "are"
+        verb = "is" if rounded(used) in SINGULAR else "are"
         why = (
-            f"{count(used)} of {m} dimensions {verb} in use ({percent(used / m)}): W2 is that of uniform rows of "
-            f"{of(w2['dimensions'], 'dimension')}, the effective rank that of {count(spectrum['dimensions'])}"
+            f"{rounded(used)} of {m} dimensions {verb} in use ({percent(used / m)}): W2 is that of uniform rows of "
+            f"{counted(w2['dimensions'], 'dimension')}, the effective rank that of {rounded(spectrum['dimensions'])}"
         )
         w2_decides = w2["dimensions"] < min(spectrum["dimensions"], HEALTHY * m)
         if w2["mean_part"] > 0.5 or (w2_decides and w2["mean_part"] > w2["covariance_part"]):  # of unit rows' 1
             why += (
                 f"; {percent(w2['mean_part'])} of the squared length is a common mean: the rows point one way; minus "
-                f"that mean about {count(report['centred']['dimensions'])} of {m} would be in use"
+                f"that mean about {rounded(report['centred']['dimensions'])} of {m} would be in use"
             )
         if different <= m and different < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
@@ -581,7 +582,7 @@ def _views(z: Tensor, other: Tensor, name: str, seed: int, drop_bad_rows: bool) 
             "--drop-bad-rows leaves them out"
         )
     if bad > len(other) - 2:
-        raise UserError(f"{name}: {of(len(other) - bad, 'finite row')} of those sampled left; an audit needs two")
+        raise UserError(f"{name}: {counted(len(other) - bad, 'finite row')} of those sampled left; an audit needs two")
     z, other, norms = z[good], other[good], norms[good]
     other = other / torch.where(norms == 0, 1, norms).unsqueeze(1)  # like z, as not every measure scales its rows
     functions = {key: record.function for key, record in MEASURES.items() if record.needs_views}
@@ -656,15 +657,16 @@ def _first(rows: list[int], number: int) -> str:
     return f"{', '.join(map(str, rows))}{', ...' if number > len(rows) else ''}, counted from 0"
 
 
-def count(dimensions: float) -> str:
+def rounded(dimensions: float) -> str:
+    """A number of dimensions in three digits."""
     if dimensions >= 100:
         return f"{dimensions:.0f}"  # not 1.02e+03
     return f"{dimensions:.3g}" if dimensions >= 1 else "less than 1"
 
 
-def of(number: float, what: str) -> str:
-    """2.5 dimensions, 1 row, less than 1 dimension."""
-    told = str(number) if isinstance(number, int) else count(number)
+def counted(number: float, what: str) -> str:
+    """A number with its noun: 2.5 dimensions, 1 row, less than 1 dimension."""
+    told = str(number) if isinstance(number, int) else rounded(number)
     return f"{told} {what}" + ("" if told in SINGULAR else "s")
 
 

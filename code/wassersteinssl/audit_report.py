@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wassersteinssl import results
-from wassersteinssl.audit import COLLAPSED, HEALTHY, Audit, count, of, percent
+from wassersteinssl.audit import COLLAPSED, HEALTHY, Audit, counted, percent, rounded
 from wassersteinssl.cli import UserError
 from wassersteinssl.files import write_atomically
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
@@ -62,7 +62,7 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("dimensions by rank", f"{spectrum['dimensions']:.1f}", f"of {m}, {percent(spectrum['dimensions'] / m)}"),
         ("effective rank", f"{spectrum['effective_rank']:.1f}",
          f"uniform rows {spectrum['uniform_effective_rank']:.1f}; 99 % of the variance "
-         f"in {of(spectrum['directions_of_99_percent'], 'direction')}"),
+         f"in {counted(spectrum['directions_of_99_percent'], 'direction')}"),
         ("RankMe", f"{spectrum['rankme']:.1f}", f"not centred, at most {min(report['n'], m)}"),
         ("participation ratio", f"{spectrum['participation_ratio']:.1f}",
          f"from 1 to {m}, uniform rows {spectrum['uniform_participation_ratio']:.1f}"),
@@ -72,7 +72,7 @@ def entries(report: dict[str, Any]) -> list[tuple[str, str, str]]:
          f"nearer than a third of the Gaussian median; uniform rows {percent(beyond['uniform']['near'])}; Gaussian, "
          f"same moments {percent(beyond['gaussian']['near'])}"),
         ("norms", f"{norms['mean']:.4g} ± {norms['std']:.3g}",
-         f"from {norms['min']:.4g} to {norms['max']:.4g}, {of(norms['zero_rows'], 'zero row')}"),
+         f"from {norms['min']:.4g} to {norms['max']:.4g}, {counted(norms['zero_rows'], 'zero row')}"),
         ("dead features", str(features["dead"]),
          "constant over all rows" + _named(features["first_dead"], features["dead"])),
         ("repeated features", str(features["repeated"]),
@@ -201,7 +201,7 @@ def _draw_dimensions(axes: Axes, report: dict[str, Any]) -> None:
     }
     for y, (used, label) in zip((1, 0), bars.values(), strict=True):
         axes.barh(y, 100 * used / m, height=0.32, color=COLORS[0])
-        text = f"{label}:\n{count(used)} of {m:,} dimensions"
+        text = f"{label}:\n{rounded(used)} of {m:,} dimensions"
         axes.text(14, y - 0.21, text, ha="left", va="top", fontsize=7, linespacing=1.3)
     axes.set_yticks((1, 0), list(bars))
     axes.set(title="(a) Dimensions in use", xlabel="% of the dimensions", xlim=(0, 100), ylim=(-0.75, 2.0))

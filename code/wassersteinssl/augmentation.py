@@ -1,4 +1,4 @@
-"""What is drawn for a view of an image: ranges and probabilities, and the data sets whose differ from the paper's.
+"""What is drawn for a view of an image: ranges and probabilities, and which data sets do not use those of the paper.
 Loads no torch."""
 
 import json

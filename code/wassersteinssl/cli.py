@@ -43,7 +43,7 @@ def _silence(stream: TextIO) -> None:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def in_a_line(function: Callable[..., int], *arguments: Any) -> int:
+def exit_status(function: Callable[..., int], *arguments: Any) -> int:
     """Call a program's function and return its exit status. A mistake, or a file that cannot be used, is told in one
     line, with status 2."""
     try:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wassersteinssl import __version__
-from wassersteinssl.cli import UserError, in_a_line
+from wassersteinssl.cli import UserError, exit_status
 from wassersteinssl.device import find_device, out_of_memory
 from wassersteinssl.files import check_writable, write_atomically
 from wassersteinssl.pairwise import lu_theory, lu_uniformity
@@ -37,7 +37,7 @@ CHUNK = 2**24  # numbers in a chunk of samples: 64 MiB in float32
 def main(study: Callable[[argparse.Namespace], Path], options: argparse.Namespace) -> None:
     """Run `study(options)`, which returns the file that it wrote; `study_options` gives the options. A mistake, or too
     little memory, is told in one line, with status 2."""
-    if status := in_a_line(_run, study, options):
+    if status := exit_status(_run, study, options):
         sys.exit(status)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works with and without an installation
 
-from wassersteinssl.cli import Parser, in_a_line
+from wassersteinssl.cli import Parser, exit_status
 
 if __name__ == "__main__":
     PARSER = Parser(__doc__)
@@ -56,4 +56,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(in_a_line(main, FOLDER))
+    sys.exit(exit_status(main, FOLDER))
