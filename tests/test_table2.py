@@ -365,6 +365,23 @@ def test_an_unfinished_and_a_failed_run_are_listed(make, tmp_path):
     }
 
 
+def test_runs_of_an_edited_program_are_told(make, tmp_path):
+    def with_versions(*digests):
+        configs = [{"versions": {"program": digest}} for digest in digests]
+        noted = configs[0] | ({"begun": configs[1]} if configs[1:] else {})
+        return lambda result: json.dumps(result | {"config": result["config"] | noted})
+
+    make(seed=12, spoil=with_versions("a"))
+    make(seed=13, spoil=with_versions("a"))
+    make(method="SimCLR", spoil=with_versions("a", "b"))
+    make(method="NNCLR")
+    (table,), _ = table2.collect([tmp_path])
+    assert "The method's program was edited between or during the runs of SimCLR.\n" in table2.markdown(table)
+    make(seed=14, spoil=with_versions("b"))
+    (table,), _ = table2.collect([tmp_path])
+    assert "during the runs of SimCLR, BYOL.\n" in table2.markdown(table)
+
+
 def test_csv_and_latex_hold_the_same_numbers(make, tmp_path):
     make(acc1=12.346, best_acc1=13.0)
     make(term="w2", acc1=10.0, w2=0.5, lu=-3.25)
@@ -392,7 +409,7 @@ def test_latex_escapes_what_is_special(make, tmp_path):
     make(term="lu", dataset="my_data & more", options={"alpha_max": 0.5})
     (table,), _ = table2.collect([tmp_path])
     tex = "\n".join(line for line in table2.latex(table).splitlines() if not line.startswith("%"))
-    assert r"BYOL + lu\_calibrated (alpha\_max 0.5)" in tex
+    assert r"BYOL + $\mathcal{L_U}$ calibrated (alpha\_max 0.5)" in tex
     assert r"BYOL + $\mathcal{L_U}$ (alpha\_max 0.5)" in tex
     assert not re.search(r"(?<!\\)_(?!U\}|2)", tex)
 
@@ -485,7 +502,7 @@ def test_the_best_of_several_weights_and_all_measures(make, tmp_path):
     make(knn1=50.0)
     (table,), _ = table2.collect([tmp_path])
     assert len(table.rows) == 4
-    assert [row.name for row in table2.best(table).rows] == ["MSE + ssw (alpha_max 10)", "BYOL"]
+    assert [row.name for row in table2.best(table).rows] == ["MSE + SSW (alpha_max 10)", "BYOL"]
     assert [row.measure("rankme") for row in table.rows] == [5.0, None, 9.0, None]
     lines = list(csv.DictReader(io.StringIO(table2.to_csv([table]))))
     assert [line["mean"] for line in lines if line["measure"] == "rankme"] == ["5.0", "9.0"]

@@ -25,6 +25,7 @@ from wassersteinssl.files import reason
 from wassersteinssl.numerics import exp_entropy
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import PRESETS, Settings, other_images, own_defaults, programs
+from wassersteinssl.uniformity import MEASURES
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -47,6 +48,11 @@ GAINS = ("acc1", "w2", "alignment")  # shown against vanilla, as in the paper
 _FREE = {"dataset", "dataset_name", "seed", "uniformity", "alpha_max", "alpha_min", *Settings.PLACE}
 _SHARED = {entry.name for entry in fields(Settings)}  # the rest of a run's settings is the method's own
 _COMMON = _SHARED - _FREE
+
+
+def term_label(term: str) -> str:
+    """What follows a method's name for a run with this term."""
+    return TERM_LABELS.get(term, f" + {MEASURES[term].label if term in MEASURES else term}")
 
 
 @dataclass
@@ -73,8 +79,7 @@ class Row:
     @property
     def name(self) -> str:
         method = "MSE" if self.aligned_only else METHODS.get(self.method, self.method)
-        term = TERM_LABELS.get(self.term, f" + {self.term}")
-        return method + term + (f" ({self.variant})" if self.variant else "")
+        return method + term_label(self.term) + (f" ({self.variant})" if self.variant else "")
 
     @property
     def published(self) -> dict[str, float]:
@@ -302,12 +307,18 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
         title, heads, rows = _texts(table, dataset)
         lines += [f"**{title[0]}**, {title[1]}", ""]
         lines += [results.markdown([heads, *rows])]
+    if edited := [row.name for row in table.rows if len(_programs(row)) > 1]:
+        lines += [f"The method's program was edited between or during the runs of {', '.join(edited)}.", ""]
     if shares := monitoring(table):
         lines += [shares, ""]
     if unfinished := list(unfinished):
         told = [f"- {'/'.join(run.folder.parts[-2:])}: {run.reason}" for run in unfinished]
         lines += ["Not in the table:", "", *told, ""]
     return "\n".join(lines)
+
+
+def _programs(row: Row) -> set[str]:
+    return set().union(*(results.programs(run["config"]) for run in row.runs))
 
 
 def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list[list[str]]]:

@@ -16,7 +16,7 @@ from wassersteinssl.cli import UserError
 from wassersteinssl.plotting import COLORS, COLUMN, MARKERS, SYMBOLS, line_style, plt, save, symbols
 from wassersteinssl.results import COLUMNS
 from wassersteinssl.settings import MONITOR_IMAGES
-from wassersteinssl.table2 import DATASET_LABELS, METHODS, TERM_LABELS, Row, Table, spectrum
+from wassersteinssl.table2 import DATASET_LABELS, METHODS, TERM_LABELS, Row, Table, spectrum, term_label
 
 AXIS = {  # quantities in a run's metrics.jsonl that can be drawn, with their labels
     "loss": "loss, without the term",
@@ -77,7 +77,7 @@ def _place(row: Row) -> int:
 
 
 def _label(term: str) -> str:
-    return symbols(TERM_LABELS.get(term, f" + {term}").strip() or NO_TERM)
+    return symbols(term_label(term).strip() or NO_TERM)
 
 
 @dataclass
