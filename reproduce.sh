@@ -24,7 +24,9 @@ make_environment requirements.txt
 
 "$python" code/grid.py run --preset digits --parallel 2 --runs "$runs" || {
   status=$?
-  [ "$status" != 2 ] || echo "runs of another version? ./reproduce.sh --fresh starts anew" >&2
+  if "$python" code/grid.py status --preset digits --runs "$runs" 2> /dev/null | grep -q ' another'; then
+    echo "these runs are of another version: ./reproduce.sh --fresh removes them and starts anew" >&2
+  fi
   exit "$status"
 }
 echo

@@ -1248,7 +1248,7 @@ def test_a_trained_run_is_audited_on_its_own_data(tmp_path):
 def test_another_data_set_is_not_looked_for_beside_the_run_s_own(tmp_path, monkeypatch):
     trained_run(tmp_path / "run")
     asked, images = [], data.load("digits", None)
-    monkeypatch.setattr(audit_encoders, "_images", lambda *given: asked.append(given) or (images, images.test))
+    monkeypatch.setattr(audit_encoders.data, "load", lambda *given, **options: asked.append(given) or images)
     encoder = audit_encoders.load_encoder(tmp_path / "run")
     encoder.config["settings"] |= {"dataset": "folder", "data_dir": "own"}
     monkeypatch.setattr(audit_encoders, "load_encoder", lambda _: encoder)
@@ -1259,6 +1259,33 @@ def test_another_data_set_is_not_looked_for_beside_the_run_s_own(tmp_path, monke
     ]  # fmt: skip
     del encoder.config["settings"]["data_dir"]
     with pytest.raises(UserError, match="does not tell the data_dir of its run"):
+        audit_encoders.of_run(tmp_path / "run", None, None, "test", "projector")
+
+
+def test_other_images_in_the_run_s_folder_are_refused(tmp_path, monkeypatch):
+    trained_run(tmp_path / "run")
+    images = data.load("digits", None)
+    encoder = audit_encoders.load_encoder(tmp_path / "run")
+    encoder.config["images"] = images.record()
+    encoder.config["settings"] |= {"dataset": "folder", "data_dir": "own", "dataset_name": "my pets"}
+    monkeypatch.setattr(audit_encoders, "load_encoder", lambda _: encoder)
+    monkeypatch.setattr(audit_encoders.data, "load", lambda *_, **__: images)
+    name = audit_encoders.of_run(tmp_path / "run", None, None, "test", "projector").name
+    assert name == "projector of BYOL on the 355 test images of my pets"
+    encoder.config["images"]["test"] += 1
+    with pytest.raises(
+        UserError, match=r"^the run saw other images \(test\) than lie in the run's --data-dir own; say"
+    ):
+        audit_encoders.of_run(tmp_path / "run", None, None, "test", "projector")
+    assert audit_encoders.of_run(tmp_path / "run", None, "there", "test", "projector").name.endswith("of digits")
+
+
+def test_a_run_s_folder_of_images_that_is_gone_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
+    trained_run(tmp_path / "run")
+    encoder = audit_encoders.load_encoder(tmp_path / "run")
+    encoder.config["settings"] |= {"dataset": "folder", "data_dir": "gone"}
+    monkeypatch.setattr(audit_encoders, "load_encoder", lambda _: encoder)
+    with pytest.raises(UserError, match=r"looked in the run's --data-dir gone; say where its images are"):
         audit_encoders.of_run(tmp_path / "run", None, None, "test", "projector")
 
 

@@ -374,3 +374,6 @@ def test_the_weights_of_something_else_are_no_encoder(metadata, missing, tmp_pat
 def test_a_folder_without_an_encoder_is_told_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read .*encoder\.safetensors: No such file"):
         load_encoder(tmp_path)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ValueError, match=r"^the run in .* has not finished its pre-training$"):
+        load_encoder(tmp_path)

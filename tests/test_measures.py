@@ -23,7 +23,7 @@ from wassersteinssl.pretrain import uniformity_term
 from wassersteinssl.settings import TERMS
 from wassersteinssl.sliced import random_directions, sigreg, ssw
 from wassersteinssl.step import SlicedTerm
-from wassersteinssl.uniformity import MEASURES, of_moments
+from wassersteinssl.uniformity import MEASURES, Measure, of_moments
 from wassersteinssl.views import lidar
 from wassersteinssl.w2 import W2Metric
 
@@ -202,6 +202,11 @@ ORACLES = {
     "mmcr": lambda a, b: -np.linalg.norm((a + b).numpy() / 2, "nuc"),
     "lidar": lidar_of,
 }
+
+
+def test_a_measure_whose_high_values_are_better_is_no_loss():
+    with pytest.raises(ValueError, match="mine: a loss is minimised"):
+        Measure("mine", effective_rank, "high", "", "", loss=True)
 
 
 def test_every_measure_has_an_oracle():

@@ -22,7 +22,7 @@ import torch
 from conftest import BYOL, ELSEWHERE, PROGRAMS, REPOSITORY, TINY, environment, load, metrics, timeless
 from PIL import Image
 
-from wassersteinssl import checkpoint, data, device, evaluate, pretrain, run, run_folder
+from wassersteinssl import checkpoint, data, device, evaluate, pretrain, results, run, run_folder
 from wassersteinssl.augmentation import CROP_AND_FLIP, FOR_DATASET, Augmentation
 from wassersteinssl.cli import UserError
 from wassersteinssl.encoder import load_encoder
@@ -370,7 +370,7 @@ def test_a_result_names_what_began_and_what_ended_the_run(module, tmp_path, monk
     execute(module, tmp_path, "--stage", "pretrain")
     begun = json.loads((tmp_path / "config.json").read_text())
     versions = {**begun["versions"], "torch": "3.0"}
-    monkeypatch.setattr(run_folder, "versions", lambda: versions)
+    monkeypatch.setattr(run_folder, "versions", lambda *_: versions)
     execute(module, tmp_path, "--stage", "evaluate")
     config = json.loads((tmp_path / "result.json").read_text())["config"]
     assert config["versions"] == versions
@@ -520,6 +520,46 @@ def test_before_a_run_has_begun_another_configuration_takes_its_place(module, tm
     settings = parse(module.BYOLSettings, "", [*TINY, "--batch-size", "24"])
     with pytest.raises(UserError, match="batch_size 12, now 24"), run_folder.RunFolder(folder.path, "BYOL", settings):
         pass
+
+
+def test_a_run_that_has_not_begun_gives_way_to_a_program_with_more_options(module, tmp_path):
+    """As after a mistake in the first step of a method that is being written."""
+    settings = parse(module.BYOLSettings, "", TINY)
+    with run_folder.RunFolder(tmp_path, "BYOL", settings):
+        pass
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["settings"]["momentum"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with run_folder.RunFolder(tmp_path, "BYOL", settings) as folder:
+        assert json.loads((tmp_path / "config.json").read_text())["settings"]["momentum"] == settings.momentum
+    del folder
+    other = run_folder.RunFolder(tmp_path, "SimCLR", settings)
+    with pytest.raises(UserError, match="'BYOL', now 'SimCLR'"):
+        other.compare()
+
+
+def test_a_program_that_was_edited_since_the_run_began_is_told(module, tmp_path, capsys):
+    program = tmp_path / "mine.py"
+    program.write_text("first")
+    settings = parse(module.BYOLSettings, "", TINY)
+    told = f"mine.py has changed since {tmp_path / 'run'} began; another --run-dir begins anew\n"
+
+    def opened():
+        folder = run_folder.RunFolder(tmp_path / "run", "BYOL", settings, program)
+        folder.describe({}, None, Augmentation())
+        with folder:
+            pass
+        return folder
+
+    opened().log({"epoch": 0})
+    opened()
+    assert capsys.readouterr().err == ""
+    program.write_text("second")
+    folder = opened()
+    assert capsys.readouterr().err == told
+    assert len(results.programs(folder.config)) == 2
+    folder.tell_if_edited(folder.config)  # as in the result: another version began it
+    assert capsys.readouterr().err == told
 
 
 def test_a_finished_run_is_only_read(module, finished, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from conftest import PROGRAMS, NoHostReads
 from wassersteinssl import augment
 from wassersteinssl import step as step_module
 from wassersteinssl.augmentation import CROP_AND_FLIP, Augmentation
+from wassersteinssl.cli import UserError
 from wassersteinssl.data import load
 from wassersteinssl.files import load_module
 from wassersteinssl.optim import LARS, param_groups, set_lr
@@ -88,6 +89,22 @@ def test_a_step_never_waits_for_the_device_and_has_few_operations(name, operatio
         step(pixels, views)
         step.method.after_step(0.5)
     assert mode.count <= operations + more
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "told"),
+    [
+        ("forward", lambda a, b: (a, b), r"BYOL.forward must return a dict of embeddings, z_a and z_b"),
+        ("forward", lambda a, b: {"z_a": a}, r"BYOL.forward must return a dict of embeddings, z_a and z_b"),
+        ("loss", lambda **embeddings: 1.0, r"BYOL.loss must return a 0-d tensor"),
+        ("loss", lambda **embeddings: embeddings["z_a"][0], r"BYOL.loss must return a 0-d tensor"),
+    ],
+)
+def test_what_a_method_of_ones_own_must_return_is_told(part, given, told, images, monkeypatch):
+    step = make("BYOL", images)
+    monkeypatch.setattr(step.method, part, given)
+    with pytest.raises(UserError, match=told):
+        train(step, images, 1)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -15,31 +15,36 @@ from wassersteinssl.audit_files import Features
 from wassersteinssl.cli import UserError
 from wassersteinssl.encoder import load_encoder
 from wassersteinssl.files import reason
-from wassersteinssl.table2 import TERM_LABELS
+from wassersteinssl.settings import other_images
+from wassersteinssl.table2 import term_label
 
 
 def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, layer: str) -> Features:
     """Features of a split's images, not augmented, by the encoder of a finished run. The images are those of the data
-    set that it was trained on, unless another is named, and all of them, whatever its --limit-train was.
+    set that it was trained on, unless another is named, and all of them, whatever its --limit-train was. UserError if
+    its --data-dir holds other images now.
 
     `layer`: "projector" for z, whose uniformity is trained, or "backbone" for h, which tasks use.
     """
     file = folder / "encoder.safetensors" if folder.is_dir() else folder
-    if not file.exists():
+    if not file.exists() and not (folder / "config.json").exists():
         raise UserError(f"there is no trained encoder {file}")
     try:
-        encoder = load_encoder(file)
+        encoder = load_encoder(folder)
         settings, method = encoder.config["settings"], encoder.config["method"]
-        term = TERM_LABELS.get(settings["uniformity"], f" + {settings['uniformity']}")
-        if dataset in (None, settings["dataset"]):  # only then is the run's --data-dir the right one
-            dataset, data_dir = settings["dataset"], data_dir or settings["data_dir"]
+        name = method + term_label(settings["uniformity"])
+        if dataset in (None, settings["dataset"]) and data_dir is None:
+            images, called = _own_images(encoder.config, split)
+        else:
+            images = data.load(dataset or settings["dataset"], data_dir)
+            called = images.name
     except ValueError as error:
         raise UserError(str(error)) from None
     except KeyError as error:
         raise UserError(f"{file} does not tell the {error.args[0]} of its run") from None
-    images, part = _images(dataset, data_dir, split)
+    part = _part(images, split)
     return Features(
-        name=f"{layer} of {method}{term} on the {len(part)} {split} images of {images.name}",
+        name=f"{layer} of {name} on the {len(part)} {split} images of {called}",
         n=len(part), m=settings["dim"] if layer == "projector" else encoder.backbone.feature_dim, dtype="float32",
         labels=part.labels.cpu(),
         chunks=lambda: _encoded(
@@ -60,7 +65,8 @@ def of_timm(model: str, dataset: str | None, data_dir: str | None, split: str) -
         config = timm.data.resolve_model_data_config(network)
     except Exception as error:  # from many libraries: unknown name, no network, full disk
         raise UserError(f"timm cannot load {model}: {reason(error)[:300]}") from None
-    images, part = _images(dataset or "folder", data_dir, split)
+    images = data.load(dataset or "folder", data_dir)
+    part = _part(images, split)
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     size = tuple(config["input_size"][1:])
 
@@ -78,9 +84,25 @@ def of_timm(model: str, dataset: str | None, data_dir: str | None, split: str) -
     )  # fmt: skip
 
 
-def _images(dataset: str, data_dir: str | None, split: str) -> tuple[Any, Any]:
-    images = data.load(dataset, data_dir)
-    return images, images.train if split == "train" else images.test
+def _own_images(config: dict, split: str) -> tuple[data.ImageSet, str]:
+    """The images on which a run was trained, and what it called them."""
+    settings = config["settings"]
+    dataset, folder = settings["dataset"], settings["data_dir"]
+    limit, normalization = settings["limit_train"], settings["normalization"]
+    advice = f"in the run's --data-dir {folder}; say where its images are with --data-dir" if folder else "now"
+    try:
+        images = data.load(dataset, folder, limit_train=limit, normalization=normalization)
+    except UserError as error:
+        raise UserError(f"{error}: looked {advice}") from None
+    if others := other_images(config.get("images"), images.record()):
+        raise UserError(f"the run saw other images ({', '.join(others)}) than lie {advice}")
+    if limit is not None and split == "train":
+        images = data.load(dataset, folder)
+    return images, settings.get("dataset_name") or images.name
+
+
+def _part(images: data.ImageSet, split: str) -> data.Split:
+    return images.train if split == "train" else images.test
 
 
 def _encoded(network: nn.Module, encode: Callable[[Tensor], Tensor], split: Any, batch: int) -> Iterator[Tensor]:

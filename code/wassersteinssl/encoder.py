@@ -81,9 +81,11 @@ def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encode
     evaluation mode and without gradients (`requires_grad_()` brings them back). ValueError, one line, if there is none.
     Nothing in the file is executed."""
     path = home(path)
+    if path.is_dir():
+        if (path / "config.json").exists() and not (path / "encoder.safetensors").exists():
+            raise ValueError(f"the run in {path} has not finished its pre-training")
+        path /= "encoder.safetensors"
     try:
-        if path.is_dir():
-            path /= "encoder.safetensors"
         open(path, "rb").close()  # its error tells that a file is unreadable; that of safetensors does not
         with safetensors.safe_open(path, framework="pt") as file:
             stored = file.metadata() or {}

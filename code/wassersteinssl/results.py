@@ -63,6 +63,17 @@ def begun(folder: Path) -> bool:
     return any(path.name in kept or path.name.startswith("checkpoint-") for path in folder.iterdir())
 
 
+def programs(config: Any) -> set[str]:
+    """Digests of the method's file, as it was at the beginning and the end of the run with this config.json; none for
+    older runs."""
+    found = set()
+    for part in (config, config.get("begun")):
+        noted = part.get("versions") if isinstance(part, dict) else None
+        if isinstance(noted, dict) and isinstance(digest := noted.get("program"), str):
+            found.add(digest)
+    return found
+
+
 def _finite(number: Any) -> bool:
     return isinstance(number, (int, float)) and abs(float(number)) < float("inf")
 

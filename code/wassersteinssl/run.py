@@ -7,6 +7,7 @@ by a signal or because another process was lost; 130 stopped at once by a second
 import contextlib
 import dataclasses
 import errno
+import inspect
 import json
 import signal
 import sys
@@ -101,7 +102,9 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
                     stack.enter_context(job.folder)
         if distributed.from_first(job.folder.finished):
             if distributed.first():
-                tell(f"done already: {_told(job.folder.path, json.loads(job.folder.result.read_text()))}")
+                result = json.loads(job.folder.result.read_text())
+                tell(f"done already: {_told(job.folder.path, result)}")
+                job.folder.tell_if_edited(result["config"])
             distributed.leave()
             return True
         signals = stack.enter_context(Signals())
@@ -143,7 +146,7 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
 def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     """Images, networks and folder of a run. UserError for every mistake that shows before anything is written."""
     device, name = find_device(settings.device), method_class.__name__
-    folder = RunFolder(run_path(name, settings), name, settings)
+    folder = RunFolder(run_path(name, settings), name, settings, Path(inspect.getfile(method_class)))
     if settings.stage == "evaluate" and not (folder.path.is_dir() and results.begun(folder.path)):
         raise UserError(f"{folder.path} holds no finished pre-training to evaluate")
     folder.compare()

@@ -4,6 +4,7 @@ finite; tensorboard/, if asked for; lock, which is held while a process works in
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -39,10 +40,11 @@ if hasattr(os, "register_at_fork"):  # a child that outlives its parent must not
 
 
 class RunFolder:
-    """The files of one run. Refuses a folder in which another configuration has begun, and a second writer."""
+    """The files of one run. Refuses a folder in which another configuration has begun, and a second writer. `program`
+    is the method's file."""
 
-    def __init__(self, path: Path, method: str, settings: Settings):
-        self.path, self.result = path, path / "result.json"
+    def __init__(self, path: Path, method: str, settings: Settings, program: Path | None = None):
+        self.path, self.result, self.program = path, path / "result.json", program
         self.saved = True  # whether the last checkpoint could be written
         self._open_board: Callable[..., Any] | None = None
         self._board: Any = None  # of TensorBoard
@@ -51,7 +53,7 @@ class RunFolder:
             "settings": dataclasses.asdict(settings),
             "processes": distributed.size(),
             "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-            "versions": versions(),
+            "versions": versions(program),
         }
 
     def describe(self, images: dict, alpha: tuple[float, float] | None, augmentation: Augmentation) -> None:
@@ -118,9 +120,15 @@ class RunFolder:
 
     def _note_begin(self, before: dict) -> None:
         """Note how the run was begun, where that differs from now: the result names command and versions of its end."""
+        self.tell_if_edited(before)
         begun = {key: before[key] for key in ("command", "versions", "processes") if key in before}
         if other := {key: value for key, value in begun.items() if value != self.config[key]}:
             self.config["begun"] = other
+
+    def tell_if_edited(self, before: dict) -> None:
+        """A line on stderr if the method's file is not the one with which the run began."""
+        if self.program and results.programs(before) - {self.config["versions"]["program"]}:
+            tell(f"{self.program.name} has changed since {self.path} began; another --run-dir begins anew", sys.stderr)
 
     def _same(self, config: Path) -> dict | None:
         """What config.json holds if it is of this configuration, else None. UserError if another run has begun."""
@@ -142,7 +150,8 @@ class RunFolder:
             differing += other_augmentation(noted, self.config["augmentation"])
         if others:
             differing.append(f"other images ({', '.join(others)})")
-        ours = old.keys() == new.keys()  # a run of this program that has not begun may be replaced: nothing is lost
+        # A run of this method that has not begun may be replaced, as nothing is lost; what no run has written may not.
+        ours = old["method"] == new["method"] and "versions" in before
         if differing and (results.begun(self.path) or not ours):
             advice = "; choose another --run-dir"
             if others and new["dataset"] == "folder" and not new["run_dir"]:  # the folder is named after the images
@@ -270,11 +279,12 @@ def run_path(method: str, settings: Settings) -> Path:
     return REPOSITORY / "runs" / (s.dataset_name or s.dataset) / run.replace("+none", "")
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of this code and of the libraries that compute."""
+def versions(program: Path | None = None) -> dict[str, str | None]:
+    """Versions of this code, with the digest of the method's file, and of the libraries that compute."""
     return {
         "wassersteinssl": __version__,
         "git": _git_commit(),
+        "program": program and hashlib.sha256(program.read_bytes()).hexdigest()[:16],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

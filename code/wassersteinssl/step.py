@@ -19,7 +19,7 @@ from torch._functorch import config as functorch_config
 
 from wassersteinssl import augment, distributed
 from wassersteinssl.augmentation import Augmentation
-from wassersteinssl.cli import tell
+from wassersteinssl.cli import UserError, tell
 from wassersteinssl.data import ImageSet
 from wassersteinssl.device import move_into
 from wassersteinssl.files import reason
@@ -112,8 +112,14 @@ class TrainingStep:
         view_a, view_b = (view.contiguous(memory_format=layout) for view in (view_a, view_b))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             embeddings = self.network(view_a, view_b)
+        if not isinstance(embeddings, dict) or not {"z_a", "z_b"} <= embeddings.keys():
+            raise UserError(
+                f"{type(self.method).__name__}.forward must return a dict of embeddings, z_a and z_b among them"
+            )
         embeddings = {name: distributed.gather(e.float()) for name, e in embeddings.items()}
         loss = self.method.loss(**embeddings)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            raise UserError(f"{type(self.method).__name__}.loss must return a 0-d tensor")
         terms = [loss.detach()]
         z = torch.cat([embeddings["z_a"], embeddings["z_b"]])
         self.batch = z.detach()

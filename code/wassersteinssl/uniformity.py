@@ -52,6 +52,10 @@ class Measure:
     of_moments: bool = False  # two moments determine it: see the function of that name
     directions_per_slice: int = 0  # random directions; as a loss it is given new ones in each step
 
+    def __post_init__(self) -> None:
+        if self.loss and self.better != "low":
+            raise ValueError(f"{self.label}: a loss is minimised, so that its low values must be the better ones")
+
 
 _moments = partial(Measure, of_moments=True)
 _views = partial(Measure, needs_views=True)
