@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, environment
+from conftest import REPOSITORY, environment, load
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 FOLDER = REPOSITORY / "code" / "benchmarks"
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("bench_*.py"))
@@ -54,6 +55,30 @@ def test_it_runs_and_writes_its_tables(name, tmp_path, monkeypatch, capsys):
         assert times or title == "Targets"
         assert all(value > 0 for value in times)
     assert out.with_suffix(".md").read_text().count("**") == 2 * len(content["tables"])
+
+
+def test_the_workers_of_the_usual_loader_do_nothing_but_augment(tmp_path, monkeypatch):
+    """A worker that is forked inside a mode, such as a counter of operations, runs every operation through it."""
+
+    def watched(*arguments):
+        pipeline = pil_pipeline(*arguments)
+
+        def call(image):
+            assert _get_current_dispatch_mode() is None
+            return pipeline(image)
+
+        return call
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    bench = load(FOLDER / "bench.py")
+    pil_pipeline = bench.pil_pipeline
+    monkeypatch.setattr(bench, "pil_pipeline", watched)
+    monkeypatch.setitem(sys.modules, "bench", bench)
+    options = ["--quick", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["bench_train.py", *options])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(FOLDER / "bench_train.py"), run_name="__main__")
+    assert not end.value.code
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)

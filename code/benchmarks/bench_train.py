@@ -4,11 +4,11 @@
     python code/benchmarks/bench_train.py --width 16 [--precision bf16] [--device cuda] [--folder PATH]
 
 Every method is trained by the training loop itself, with its W2 term, and in turns with it by the usual way: the same
-step on the same device, fed by a DataLoader whose workers apply the paper's PIL transforms. images/s counts an image
-once, though two views of it are trained on; "spread" is the slowest round's time over the fastest's. The parts of a
-step are timed where nothing runs ahead, on a GPU therefore without CUDA graph and compiler; "draw" chooses the
-augmentations, on the CPU, "rest" is the loss itself and what lies between. W2's share of a step is that of its value
-and gradient, timed alone.
+step on the same device, fed by a DataLoader with a worker for each CPU, which apply the paper's PIL transforms.
+images/s counts an image once, though two views of it are trained on; "spread" is the slowest round's time over the
+fastest's. The parts of a step are timed where nothing runs ahead, on a GPU therefore without CUDA graph and compiler;
+"draw" chooses the augmentations, on the CPU, "rest" is the loss itself and what lies between. W2's share of a step is
+that of its value and gradient, timed alone.
 """
 
 import contextlib
@@ -165,7 +165,7 @@ def measure(
     usual = Usual(build(name, options, device)[0], images, plain, device, workers)
     steps = len(images.train) // settings.batch_size
     usual_seconds: list[float] = []
-    with FlopCounterMode(display=False) as flops:
+    with FlopCounterMode(display=False) as flops:  # without the loader, whose workers would inherit the counter
         usual.step.learn(*torch.randn(2, settings.batch_size, 3, *images.train.size, device=device))
     if with_usual:
         usual.epoch()
