@@ -538,6 +538,11 @@ def test_a_run_that_has_not_begun_gives_way_to_a_program_with_more_options(modul
         other.compare()
 
 
+def test_a_method_without_a_file_has_no_program(module):
+    assert run._program(module.BYOL) == BYOL
+    assert run._program(type("Mine", (module.BYOL,), {"__module__": "builtins"})) is None
+
+
 def test_a_program_that_was_edited_since_the_run_began_is_told(module, tmp_path, capsys):
     program = tmp_path / "mine.py"
     program.write_text("first")

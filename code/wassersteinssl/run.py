@@ -146,7 +146,7 @@ def execute(method_class: type[Method], settings: Settings) -> bool:
 def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     """Images, networks and folder of a run. UserError for every mistake that shows before anything is written."""
     device, name = find_device(settings.device), method_class.__name__
-    folder = RunFolder(run_path(name, settings), name, settings, Path(inspect.getfile(method_class)))
+    folder = RunFolder(run_path(name, settings), name, settings, _program(method_class))
     if settings.stage == "evaluate" and not (folder.path.is_dir() and results.begun(folder.path)):
         raise UserError(f"{folder.path} holds no finished pre-training to evaluate")
     folder.compare()
@@ -172,6 +172,15 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
     augmentation = usual(settings.dataset)
     folder.describe(images.record(), None if term is None else (alpha[0], alpha[1]), augmentation)
     return Job(method, images, augmentation, settings, device, folder)
+
+
+def _program(method_class: type[Method]) -> Path | None:
+    """The method's file; None if it has none, as in a notebook."""
+    try:
+        path = Path(inspect.getfile(method_class))
+    except (TypeError, OSError):
+        return None
+    return path if path.is_file() else None
 
 
 @dataclasses.dataclass
