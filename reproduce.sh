@@ -24,7 +24,7 @@ make_environment requirements.txt
 
 "$python" code/grid.py run --preset digits --parallel 2 --runs "$runs" || {
   status=$?
-  if "$python" code/grid.py status --preset digits --runs "$runs" 2> /dev/null | grep -q ' another'; then
+  if [[ $("$python" code/grid.py status --preset digits --runs "$runs" 2> /dev/null) == *' another '* ]]; then
     echo "these runs are of another version: ./reproduce.sh --fresh removes them and starts anew" >&2
   fi
   exit "$status"

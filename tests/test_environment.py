@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+from wassersteinssl import machine
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shell scripts")
 
 UV = """#!/bin/sh
@@ -91,6 +93,29 @@ def test_an_environment_whose_making_was_interrupted_is_made_anew(tmp_path):
     environment = {"PATH": str(tmp_path / "tools"), "ROOT": str(tmp_path), "PYTHON": str(base)}
     subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
     assert f"-m venv --clear {tmp_path}/.venv" in log.read_text()
+
+
+@pytest.mark.parametrize(("state", "advised"), [("another", True), ("waiting", False)])
+def test_a_fresh_start_is_advised_only_where_runs_are_of_another_version(state, advised, tmp_path):
+    shutil.copy(REPOSITORY / "reproduce.sh", tmp_path)
+    (tmp_path / "environment.sh").write_text("make_environment() { python=$root/python; }\n")
+    program = f'#!/bin/sh\n[ "$2" = run ] && exit 2\necho "  0  {state}  digits/byol-s12"\n'
+    (tmp_path / "python").write_text(program)
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run(["bash", tmp_path / "reproduce.sh"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert ("--fresh" in done.stderr) == advised
+
+
+def test_several_processes_share_the_cpus(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(machine, "cpus", lambda: 6)
+    one, two, four = (machine.environment_beside(processes) for processes in (1, 2, 4))
+    for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+        assert (one.get(name), two[name], four[name]) == (None, "3", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert machine.environment_beside(4)["OMP_NUM_THREADS"] == "5"
 
 
 def test_help_from_another_folder():

@@ -530,9 +530,8 @@ def test_a_run_that_has_not_begun_gives_way_to_a_program_with_more_options(modul
     config = json.loads((tmp_path / "config.json").read_text())
     del config["settings"]["momentum"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with run_folder.RunFolder(tmp_path, "BYOL", settings) as folder:
+    with run_folder.RunFolder(tmp_path, "BYOL", settings):
         assert json.loads((tmp_path / "config.json").read_text())["settings"]["momentum"] == settings.momentum
-    del folder
     other = run_folder.RunFolder(tmp_path, "SimCLR", settings)
     with pytest.raises(UserError, match="'BYOL', now 'SimCLR'"):
         other.compare()
@@ -562,7 +561,7 @@ def test_a_program_that_was_edited_since_the_run_began_is_told(module, tmp_path,
     program.write_text("second")
     folder = opened()
     assert capsys.readouterr().err == told
-    assert len(results.programs(folder.config)) == 2
+    assert len(results.program_digests(folder.config)) == 2
     folder.tell_if_edited(folder.config)  # as in the result: another version began it
     assert capsys.readouterr().err == told
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What concerns a GPU, what matters most first: tests, loss, training (9 minutes at most); augmentation, data, metrics (6).
+# What concerns a GPU, what matters most first: tests, loss, training (550 s at most); augmentation, data, metrics (320).
 #   bash code/benchmarks/gpu_session.sh [OUT [PART ...]]     OUT: folder for results and logs (default: runs/gpu)
 # PARTs (default: all) by their names below, for machines that are lent for less.
 # Beside OUT grows OUT.tar.gz with all of it, after each part, to be taken along if the time runs out.

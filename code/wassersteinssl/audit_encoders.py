@@ -89,13 +89,13 @@ def _own_images(config: dict, split: str) -> tuple[data.ImageSet, str]:
     settings = config["settings"]
     dataset, folder = settings["dataset"], settings["data_dir"]
     limit, normalization = settings["limit_train"], settings["normalization"]
-    advice = f"in the run's --data-dir {folder}; say where its images are with --data-dir" if folder else "now"
+    place = f" (in the run's --data-dir {folder}; --data-dir names another)" if folder else ""
     try:
         images = data.load(dataset, folder, limit_train=limit, normalization=normalization)
     except UserError as error:
-        raise UserError(f"{error}: looked {advice}") from None
+        raise UserError(f"{error}{place}") from None
     if others := other_images(config.get("images"), images.record()):
-        raise UserError(f"the run saw other images ({', '.join(others)}) than lie {advice}")
+        raise UserError(f"the run saw other images: {', '.join(others)}{place}")
     if limit is not None and split == "train":
         images = data.load(dataset, folder)
     return images, settings.get("dataset_name") or images.name

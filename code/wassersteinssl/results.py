@@ -63,7 +63,7 @@ def begun(folder: Path) -> bool:
     return any(path.name in kept or path.name.startswith("checkpoint-") for path in folder.iterdir())
 
 
-def programs(config: Any) -> set[str]:
+def program_digests(config: Any) -> set[str]:
     """Digests of the method's file, as it was at the beginning and the end of the run with this config.json; none for
     older runs."""
     found = set()

@@ -127,7 +127,7 @@ class RunFolder:
 
     def tell_if_edited(self, before: dict) -> None:
         """A line on stderr if the method's file is not the one with which the run began."""
-        if self.program and results.programs(before) - {self.config["versions"]["program"]}:
+        if self.program and results.program_digests(before) - {self.config["versions"]["program"]}:
             tell(f"{self.program.name} has changed since {self.path} began; another --run-dir begins anew", sys.stderr)
 
     def _same(self, config: Path) -> dict | None:

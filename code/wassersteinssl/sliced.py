@@ -118,7 +118,7 @@ def _directions(count: int, slices: int, rows: Tensor, given: Tensor | None) -> 
 
 def _fixed(count: int, m: int, slices: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     found = _cached(count, m, slices, device, dtype)
-    if type(found) is not Tensor:  # a placeholder, made while torch.export was tracing
+    if type(found) is not Tensor:  # a fake tensor, made while torch.export was tracing
         _cached.cache_clear()
     return found
 

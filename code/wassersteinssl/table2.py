@@ -307,7 +307,7 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
         title, heads, rows = _texts(table, dataset)
         lines += [f"**{title[0]}**, {title[1]}", ""]
         lines += [results.markdown([heads, *rows])]
-    if edited := [row.name for row in table.rows if len(_programs(row)) > 1]:
+    if edited := [row.name for row in table.rows if len(_program_digests(row)) > 1]:
         lines += [f"The method's program was edited between or during the runs of {', '.join(edited)}.", ""]
     if shares := monitoring(table):
         lines += [shares, ""]
@@ -317,8 +317,8 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
     return "\n".join(lines)
 
 
-def _programs(row: Row) -> set[str]:
-    return set().union(*(results.programs(run["config"]) for run in row.runs))
+def _program_digests(row: Row) -> set[str]:
+    return set().union(*(results.program_digests(run["config"]) for run in row.runs))
 
 
 def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list[list[str]]]:
