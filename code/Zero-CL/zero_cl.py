@@ -3,9 +3,12 @@
 Zhang et al., Zero-CL: Instance and Feature Decorrelation for Negative-Free Symmetric Contrastive Learning, ICLR 2022,
 as their public code computes it. For each view with embeddings z (b, m), BN without an affine map:
 
-    H = BN(z) P,  P = S'^(-1/2),  S' = 0.9 BN(z)^T BN(z) / (b-1) + 0.1 I;  no gradient through P
+    H = BN(z) S^(-1/2),  S   = 0.9 BN(z)^T BN(z) / (b-1) + 0.10001 I
+    G = S_I^(-1/2) Zt,   S_I = Zt Zt^T / m + 0.01 I,  Zt: rows standardised, 1e-4 added to their variance
     feature loss  = sum_j (1 - (H_a^T H_b)_jj / b)^2
-    instance loss = sum_i (1 - <G_a, G_b>_i / m)^2,  G = S_I^(-1/2) Zt,  Zt: rows standardised,  S_I = Zt Zt^T / m
+    instance loss = sum_i (1 - <G_a, G_b>_i / m)^2
+
+No gradient goes through S^(-1/2) and S_I^(-1/2).
 
 Their CIFAR script uses the feature loss alone (--instance-weight 0).
 
