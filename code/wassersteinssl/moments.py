@@ -101,9 +101,9 @@ def hellinger(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
 def tcr(z: Tensor | W2Metric, *, eps: float = 0.2, normalize: bool = True) -> Tensor:
     """-logdet(I + (m / eps) M) / 2 with M = Z^T Z / n, minus the total coding rate in nats; lower is more uniform.
 
-    Always finite for unit rows. With normalize=False, rows longer than about 1e6 exceed float64. `eps` is the square of
-    the authors' epsilon. Yu et al., Learning Diverse and Discriminative Representations via the Principle of
-    Maximal Coding Rate Reduction, NeurIPS 2020.
+    Always finite for unit rows; +inf where rows longer than about 1e6 (normalize=False) leave a direction unused. `eps`
+    is the square of the authors' epsilon. Yu et al., Learning Diverse and Discriminative Representations via the
+    Principle of Maximal Coding Rate Reduction, NeurIPS 2020.
     """
     x = moments_of(z, normalize)
     factor, infinite = cholesky(x.identity + x.m / eps * x.second)
@@ -116,7 +116,8 @@ def tcr(z: Tensor | W2Metric, *, eps: float = 0.2, normalize: bool = True) -> Te
 def rankme(z: Tensor | W2Metric, *, normalize: bool = True) -> Tensor:
     """exp H(s / sum(s)), s the singular values of Z, *not* centred; from 1 to min(n, m), higher uses more directions.
 
-    s = sqrt(n lambda(M)): from moments. 0 for zero rows. Some packages call `effective_rank` by this name.
+    s = sqrt(n lambda(M)): from moments. 0 for zero rows. It is the effective rank of Z; some packages call
+    `effective_rank`, that of S, by this name.
     Garrido et al., RankMe, ICML 2023.
     """
     x = moments_of(z, normalize)

@@ -1,5 +1,5 @@
 """Measures of pairs of rows: over all pairs, in blocks, so that memory does not grow with n^2. They are exact, except
-that of several neighbours within a distance of 1e-7 any may count as the nearest.
+that of several neighbours within 1e-7 of the length of the centred rows any may count as the nearest.
 
 z: (n, m) features, a row a sample, normalised to unit rows inside unless `normalize=False`; n >= 2. These measures see
 more than two moments, and are differentiable once. On a GPU none waits for the host, except `lu_calibrated` of
@@ -53,8 +53,9 @@ def lu_calibrated(z: Tensor, *, t: float = 2.0, normalize: bool = True) -> Tenso
 
     The first term follows from L_U, as log((1 + (n-1) e^L_U) / n), but it is a V-statistic: repeating every row changes
     nothing. For unit rows the measure is log(1 + MMD^2 / c_m), MMD the maximum mean discrepancy to the uniform sphere
-    of R^m. It means the same for other rows (normalize=False), where E_u exp(-t ||z_i - u||^2) takes the place of c_m.
-    About log(1 + 1 / (n c_m)) for n uniform rows; -log c_m, near 2 t, when all rows are equal. Errors and types as L_U.
+    of R^m. For other rows (normalize=False) it is defined so, with MMD^2 = mean_{i,j} exp(-t ||z_i - z_j||^2)
+    - 2 mean_i E_u exp(-t ||z_i - u||^2) + c_m. About log(1 + (1/c_m - 1) / n) for n uniform rows; -log c_m, near 2 t
+    for large m, when all rows are equal. Errors and types as L_U.
     """
     pairs = lu_uniformity(z, t=t, normalize=normalize)
     n, m = z.shape

@@ -5,6 +5,9 @@ pairwise.py, what random projections show in sliced.py, what needs two views of 
 
     MEASURES["effective_rank"].function(z)      # rows (n, m), a row a sample
     of_moments(metric)                          # all that a W2Metric, and so any number of rows, tells
+
+In the formulas mu and S are the mean and the covariance (with 1/n) of the unit rows z, lambda the eigenvalues of S, H
+the entropy; what else occurs, the function's own docstring defines.
 """
 
 from __future__ import annotations
@@ -74,12 +77,13 @@ MEASURES: dict[str, Measure] = {
         "mean over great circles of W2^2(angles, uniform)", "Bonet et al., ICLR 2023", loss=True,
         directions_per_slice=2),
     "sigreg": Measure("SIGReg", sigreg, "low",
-        "n mean_a int |ECF(a^T z) - e^(-t^2/2)|^2 e^(-t^2/2) dt", "Balestriero & LeCun, LeJEPA, 2025", loss=True,
-        directions_per_slice=1),
+        "n mean_a int |ECF(sqrt(m) a^T z) - e^(-t^2/2)|^2 e^(-t^2/2) dt", "Balestriero & LeCun, LeJEPA, 2025",
+        loss=True, directions_per_slice=1),
     "frobenius": _moments("Frobenius", frobenius, "low",
         "||m S - I||^2 / m + ||mu||^2", "distance of moments", loss=True),
     "vicreg": _moments("VICReg terms", vicreg, "low",
-        "25 mean relu(1 - sqrt(C_ii + 1e-4)) + sum_{i!=j} C_ij^2 / m", "Bardes et al., ICLR 2022", loss=True),
+        "25 mean relu(1 - sqrt(C_ii + 1e-4)) + sum_{i!=j} C_ij^2 / m, C = m S n/(n-1)", "Bardes et al., ICLR 2022",
+        loss=True),
     "kl": _moments("KL", kl, "low", "KL(N(mu, S) || N(0, I/m))", "Kullback & Leibler 1951", loss=True),
     "reverse_kl": _moments("reverse KL", reverse_kl, "low",
         "KL(N(0, I/m) || N(mu, S))", "Kullback & Leibler 1951", loss=True),
@@ -105,7 +109,7 @@ MEASURES: dict[str, Measure] = {
     "align_uniform": _views("A + L_U", align_uniform, "low",
         "A(a, b) + (L_U(a) + L_U(b)) / 2", "Wang & Isola, ICML 2020"),
     "barlow": _views("Barlow term", barlow, "low",
-        "sum (1 - C_ii)^2 + 0.08 sum_{i!=j} C_ij^2", "Zbontar et al., ICML 2021"),
+        "sum (1 - C_ii)^2 + 0.08 sum_{i!=j} C_ij^2, C = corr(a, b)", "Zbontar et al., ICML 2021"),
     "mmcr": _views("MMCR", mmcr, "low", "-nuclear norm of the views' centroids", "Yerxa et al., NeurIPS 2023"),
     "lidar": _views("LiDAR", lidar, "high",
         "exp H(eigenvalues of S_w^(-1/2) S_b S_w^(-1/2))", "Thilak et al., ICLR 2024"),

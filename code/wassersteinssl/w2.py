@@ -128,9 +128,9 @@ class W2Metric:
         for z in chunks: metric.update(z)                 # (rows, m), floating, finite
         metric.compute(), w2_floor(metric.n, metric.dim)
 
-    normalize=True scales each row to unit length first. `n` counts rows; `mean` (m,) and `covariance` (m, m), with
-    1/n, are float64 (float32 on Apple GPUs); `rounding` is the relative rounding error of the coarsest type of any row
-    so far.
+    normalize=True scales each row to unit length first. `n` counts rows, `dim` features; `mean` (m,) and `covariance`
+    (m, m), with 1/n, are float64 (float32 on Apple GPUs); `rounding` is the relative rounding error of the coarsest
+    type of any row so far.
     """
 
     def __init__(self, *, normalize: bool = True):
