@@ -618,9 +618,11 @@ def test_moments_of_another_class_are_told():
             of_moments(other)
 
 
-def test_correlations_need_two_rows():
-    with pytest.raises(ValueError, match=r"\(1, 3\)"):
-        MEASURES["barlow"].function(torch.ones(1, 3), torch.ones(1, 3))
+@pytest.mark.parametrize("name", [name for name in VIEWS if name != "alignment"])
+def test_two_rows_are_asked_for_where_one_is_too_few(name):
+    for rows in (torch.ones(1, 3), torch.ones(1, 3, dtype=torch.long)):
+        with pytest.raises(ValueError, match=r"n >= 2 .* \(1, 3\)"):
+            MEASURES[name].function(rows, rows)
 
 
 def test_a_great_circle_needs_two_features():

@@ -65,7 +65,7 @@ def mmcr(a: Tensor, b: Tensor, *, normalize: bool = True) -> Tensor:
     From -sqrt(n min(n, m)), aligned and spread, to 0. The first derivative only.
     Yerxa et al., Learning Efficient Coding of Natural Images with Maximum Manifold Capacity Representations, 2023.
     """
-    _check_views(a, b)
+    _check_views(a, b, least_rows=2)
     c = (wide_rows(a, normalize) + wide_rows(b, normalize)) / 2
     return -_NuclearNorm.apply(c, polar_by_eigh(c.detach(), None)).to(result_dtype(a))
 
@@ -76,7 +76,7 @@ def lidar(a: Tensor, b: Tensor, *, delta: float = 1e-4, normalize: bool = True) 
     S_b the covariance of the centroids (a_i + b_i) / 2, S_w that of views around their centroid plus delta I. From 1
     to min(n - 1, m); 0 where all centroids are equal. Thilak et al., LiDAR, ICLR 2024.
     """
-    _check_views(a, b)
+    _check_views(a, b, least_rows=2)
     dtype = result_dtype(a)
     a, b = wide_rows(a, normalize), wide_rows(b, normalize)
     with torch.autocast(a.device.type, enabled=False):
