@@ -190,8 +190,9 @@ def execute(notebook: Path, folder: Path, remark: str = ""):
             content, timeout=600, kernel_name="python3", record_timing=False, config=Config(KernelManager=kernel),
             resources={"metadata": {"path": str(folder)}},
         )  # fmt: skip
+        variables = {"PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": scratch, "MPLBACKEND": ""}  # not a left-over
         try:
-            client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": scratch})
+            client.execute(env=os.environ | variables)
         except CellExecutionError as error:
             raise RuntimeError(f"{notebook.name}: {error.ename}: {error.evalue}") from None
     content.metadata = {  # the same on every machine

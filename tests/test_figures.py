@@ -35,7 +35,7 @@ def test_runs_are_found_from_where_the_user_stands(tmp_path):
 
 
 def test_data_notebook_and_picture_appear_and_are_named(tmp_path):
-    done = start("InstanceCloning", "--out", tmp_path / "a b")
+    done = start("InstanceCloning", "--out", tmp_path / "a b", MPLBACKEND="Agg")  # as on many a cluster
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "a b" / "EmpiricalStudy" / "InstanceCloningConstraint"
     assert str(folder / "AnalysisOnICC.png") in done.stdout
@@ -47,6 +47,12 @@ def test_data_notebook_and_picture_appear_and_are_named(tmp_path):
     assert executed.cells[0].source == FIGURES.FEW
     again = FIGURES.execute(folder / "AnalysisOnProperty3.ipynb", folder)  # of another size now
     assert again.cells == executed.cells[1:]
+
+
+@pytest.mark.parametrize("study", ["LargeMeans", "InstanceCloning"])  # a script that draws, a notebook
+def test_a_backend_that_is_not_there_is_not_asked(study, tmp_path):
+    done = start(study, "--out", tmp_path, MPLBACKEND="module://of_an_editor")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_study_is_found_and_draws():

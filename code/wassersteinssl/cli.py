@@ -96,6 +96,8 @@ class Parser(argparse.ArgumentParser):
                 stream.reconfigure(errors="replace")
 
     def parse_known_args(self, args=None, namespace=None):  # parse_args calls it, too
+        if args is None:  # programs only write figures; a backend left in the environment may not be there
+            os.environ["MPLBACKEND"] = "agg"
         if args is None and threading.current_thread() is threading.main_thread():
             for number in ending_signals() if self.continues else [signal.SIGINT]:
                 signal.signal(number, self._interrupted)
