@@ -18,7 +18,8 @@ make_environment() {
     return
   fi
   python=$root/.venv/bin/python stamp=$root/.venv/installed
-  wanted="$*: $(cat "$root/pyproject.toml" "${files[@]}" | cksum)" # a line a list of packages
+  # A line a list of packages. A copied or renamed folder would import the package from where it was.
+  wanted="$*: $(cat "$root/pyproject.toml" "${files[@]}" | cksum) $root"
   if [ -x "$python" ] && grep -qxF "$wanted" "$stamp" 2>/dev/null; then
     return
   fi

@@ -42,7 +42,7 @@ def make(tmp_path):
         done = subprocess.run(
             ["bash", "-c", script, "bash", *requirements], capture_output=True, text=True, timeout=60,
             env={
-                "PATH": f"{tools}:{os.environ['PATH']}", "ROOT": str(root), "LOG": str(log), "BASE": str(python),
+                "PATH": f"{tools}:{os.environ['PATH']}", "ROOT": str(make.root), "LOG": str(log), "BASE": str(python),
                 "PYTHON": str(python),
             },
         )  # fmt: skip
@@ -67,6 +67,14 @@ def test_what_is_installed_is_not_installed_again(make):
     assert make(*few) == []
     assert len(make(*more)) == 2
     assert make(*more) == []
+
+
+def test_a_renamed_repository_is_installed_from_where_it_is_now(make):
+    make("requirements.txt")
+    make.root = make.root.rename(make.root.with_name("renamed"))
+    *_, editable = make("requirements.txt")
+    assert editable.endswith(f"<--editable><{make.root}>")
+    assert make("requirements.txt") == []
 
 
 @pytest.mark.parametrize("given", ["nowhere", "/nowhere"])
