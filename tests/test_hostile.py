@@ -5,10 +5,12 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -473,10 +475,12 @@ FAST = "--dataset digits --width 2 --epochs 1 --limit-train 64 --batch-size 32 -
 
 
 def program(*command, where, **keywords):
-    """By a shell, whose redirections `command` may hold."""
-    text = f"{sys.executable} {' '.join(map(str, command))}"
+    """By a shell, whose redirections `command` may hold; a path is taken as it is."""
+    quoted = [shlex.quote(str(part)) if isinstance(part, Path) else part for part in (Path(sys.executable), *command)]
     shared = {**environment(), "PYTHONPATH": str(REPOSITORY / "code")}
-    return subprocess.run(["bash", "-c", text], env=shared, cwd=where, capture_output=True, text=True, **keywords)
+    return subprocess.run(
+        ["bash", "-c", " ".join(quoted)], env=shared, cwd=where, capture_output=True, text=True, **keywords
+    )
 
 
 def written(folder, *lines):
@@ -494,9 +498,9 @@ def test_closed_streams_cost_no_run(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("command", [f"{BYOL} {FAST} --run-dir run", f"{REPOSITORY / 'code' / 'grid.py'} status"])
+@pytest.mark.parametrize("command", [[BYOL, FAST, "--run-dir run"], [REPOSITORY / "code" / "grid.py", "status"]])
 def test_a_full_disk_that_takes_no_word_still_has_its_status(command, tmp_path):
-    assert program(command, ">/dev/full", "2>&1", where=tmp_path).returncode == 2
+    assert program(*command, ">/dev/full", "2>&1", where=tmp_path).returncode == 2
 
 
 def test_an_environment_without_torch_is_one_line(tmp_path):
