@@ -21,7 +21,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 
 from wassersteinssl import data, data_archives, data_cache, data_files, machine
@@ -103,6 +103,41 @@ def test_other_colour_modes_become_rgb(tree, mode):
     with Image.open(file) as image:
         expected = np.asarray(image.convert("RGBA").convert("RGB") if mode == "P" else image.convert("RGB"))
     np.testing.assert_array_equal(load("folder", tree).train.images[0].numpy(), expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_photographs_stand_upright(tree, orientation, suffix, stream):
+    """Cameras store the picture as the sensor lies, and note in EXIF how it is to be turned."""
+    shape = (WIDTH, HEIGHT) if orientation == 6 else (HEIGHT, WIDTH)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = tree / "train" / "ant" / f"00.{suffix}"
+    Image.fromarray(picture(7, *shape)).save(file, exif=exif)
+    stored = np.asarray(Image.open(file))
+    found = next(load("folder", tree, stream=stream).train.batches([torch.tensor([1])], "cpu"))[0]
+    expected = np.rot90(stored, {1: 0, 3: 2, 6: -1}[orientation])
+    np.testing.assert_array_equal(found[0].numpy(), expected.transpose(2, 0, 1))
+    if orientation == 6:
+        Image.fromarray(picture(7)).save(file, exif=exif)
+        assert f"{file} is 6 x 8 pixels but" in message("folder", tree, stream=stream)
+
+
+def test_damaged_exif_data_turn_nothing(tree):
+    file = tree / "train" / "ant" / "00.jpg"
+    Image.fromarray(picture(7)).save(file, exif=b"Exif\0\0nonsense")
+    np.testing.assert_array_equal(load("folder", tree).train.images[1].numpy().transpose(1, 2, 0), Image.open(file))
+
+
+def test_images_kept_before_they_were_turned_are_decoded_again(tree, monkeypatch):
+    load("folder", tree)
+    record = tree / ".wassersteinssl" / "folder.json"
+    kept = json.loads(record.read_text())
+    del kept["source"]["upright"]
+    record.write_text(json.dumps(kept))
+    monkeypatch.setattr(data_files.Files, "_decode", lambda *_: np.full((3, HEIGHT, WIDTH), 9, np.uint8))
+    assert bool((load("folder", tree).train.images == 9).all())
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp", ".bmp", ".PNG"])

@@ -10,13 +10,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -43,7 +43,7 @@ def read(
     classes, listings = _list_tinyimagenet(folder) if name == "tinyimagenet" else _list_folder(folder)
     first = listings["train"].files[0]
     with _opened(first) as image:
-        size = (image.height, image.width)
+        size = _size(image)
     readers = {split: Files(listing.files, size, first) for split, listing in listings.items()}
     labels = {split: np.asarray(listing.labels, np.int64) for split, listing in listings.items()}
     total = sum(map(len, labels.values())) * 3 * size[0] * size[1]
@@ -144,7 +144,8 @@ def _fingerprint(folder: Path, classes: list[str], listings: dict[str, Listing])
             digest.update(os.fsencode(f"{split}/{label}/{file.removeprefix(str(folder)).lstrip(os.sep)}"))
             digest.update(f"\0{stat.st_size}/{stat.st_mtime_ns}\0".encode())
             count, size, newest = count + 1, size + stat.st_size, max(newest, stat.st_mtime_ns)
-    return {"files": count, "bytes": size, "newest_mtime_ns": newest, "sha256": digest.hexdigest()}
+    seen = {"files": count, "bytes": size, "newest_mtime_ns": newest, "sha256": digest.hexdigest()}
+    return seen | {"upright": True}  # arrays kept by older versions are not turned as EXIF asks
 
 
 # ---- decoding ----
@@ -160,6 +161,20 @@ def _opened(file: str) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise UserError(f"cannot read the image {file}: {reason(error)}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the image lies, by the tag in which cameras note it: 1 upright, from 5 on with width and height exchanged."""
+    with suppress(Exception):  # damaged EXIF data
+        if "exif" in image.info:  # else a PNG file would be decoded to look for it
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+    return 1
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    """(H, W) of the image as it is shown."""
+    height, width = image.height, image.width
+    return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
 
 
 class Files(Dataset):
@@ -198,9 +213,9 @@ class Files(Dataset):
     def _checked(self, row: int) -> Iterator[Image.Image]:
         file, (height, width) = self.files[row], self.size
         with _opened(file) as image:
-            if (image.height, image.width) != self.size:
+            if (found := _size(image)) != self.size:
                 raise UserError(
-                    f"{file} is {image.width} x {image.height} pixels but {self.first} is {width} x {height}: "
+                    f"{file} is {found[1]} x {found[0]} pixels but {self.first} is {width} x {height}: "
                     "all images of a set must have one size"
                 )
             if image.mode.startswith(("I", "F")):  # as RGB these would be clipped to white
@@ -208,8 +223,10 @@ class Files(Dataset):
             yield image
 
     def _decode(self, row: int) -> np.ndarray:
-        """One image (3, H, W) uint8; grey, palette and transparent images become plain RGB."""
+        """One image (3, H, W) uint8, upright; grey, palette and transparent images become plain RGB."""
         with self._checked(row) as image:
+            if _orientation(image) != 1:
+                ImageOps.exif_transpose(image, in_place=True)
             opaque = image.convert("RGBA") if image.mode == "P" else image  # PIL warns about transparent palettes
             return np.asarray(opaque.convert("RGB")).transpose(2, 0, 1)
 
