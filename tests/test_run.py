@@ -727,14 +727,26 @@ def test_a_config_of_a_data_set_that_is_no_name_is_another(module, tmp_path):
         execute(module, tmp_path)
 
 
-def test_one_class_is_told(module, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((4,), "one class: accuracies will say nothing"),
+        ((4, 1), "80.0 % of the test images are of one class: read accuracies beside this"),
+        ((3, 1), None),
+    ],
+)
+def test_what_accuracies_say_of_few_or_unbalanced_classes_is_told(module, tmp_path, monkeypatch, capsys, counts, told):
     for split in ("train", "test"):
-        (tmp_path / "images" / split / "only").mkdir(parents=True)
-        for k in range(4):
-            Image.new("RGB", (8, 8), (k, 9 * k, 0)).save(tmp_path / "images" / split / "only" / f"{k}.png")
+        for label, count in enumerate(counts):
+            (tmp_path / "images" / split / str(label)).mkdir(parents=True)
+            for k in range(count):
+                image = Image.new("RGB", (8, 8), (k, 9 * k, label))
+                image.save(tmp_path / "images" / split / str(label) / f"{k}.png")
     options = ["--dataset", "folder", "--data-dir", str(tmp_path / "images"), "--limit-train", 4, "--batch-size", 2]
     assert execute(module, tmp_path / "run", *options, "--epochs", 1, "--monitor-every", 0)
-    assert capsys.readouterr().err.count("one class: accuracies will say nothing") == 1
+    err = capsys.readouterr().err
+    assert err.count("accuracies") == (told is not None)
+    assert (told or "") in err
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(module, tmp_path):

@@ -160,8 +160,11 @@ def _prepare(method_class: type[Method], settings: Settings) -> "Job":
         raise UserError(f"--batch-size {settings.batch_size} exceeds the {n} training images")
     if len(images.test) < 2:
         raise UserError(f"one test image in {settings.data_dir}: the measures need at least 2")
+    share = float(images.test.labels.bincount().max()) / len(images.test)
     if len(images.classes) < 2 and distributed.first():
         tell("one class: accuracies will say nothing", sys.stderr)
+    elif share > 1.5 / len(images.classes) and distributed.first():
+        tell(f"{100 * share:.1f} % of the test images are of one class: read accuracies beside this", sys.stderr)
     torch.manual_seed(settings.seed)
     method = method_class(settings)
     if distributed.first() and not readable(method, dataclasses.asdict(settings)):
