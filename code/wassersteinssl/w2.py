@@ -49,7 +49,7 @@ def w2_uniformity(
     squared    return W2^2, which has no infinite slope at 0.
     solver     "eigh"   float64 eigenvalues of the smaller-side Gram matrix. The gradient is right to 1e-5 down to
                         singular values of 2e-5 of the largest; below 3e-8 sqrt(min(n, m)) they count as zero.
-               "eigh32" the same in float32 (float64 for float64 z), about 1.5 times as fast on a CPU. Singular values
+               "eigh32" the same in float32 (float64 for float64 z), 1.5 to 2.2 times as fast on a CPU. Singular values
                         below 7e-4 sqrt(min(n, m)) of the largest count as zero: directions that have collapsed get
                         no gradient. For batches far from collapse only.
                "polar"  matrix products in float32 (float64 for float64 z), no eigendecomposition and no host
