@@ -190,7 +190,7 @@ def execute(notebook: Path, folder: Path, remark: str = ""):
             content, timeout=600, kernel_name="python3", record_timing=False, config=Config(KernelManager=kernel),
             resources={"metadata": {"path": str(folder)}},
         )  # fmt: skip
-        variables = {"PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": scratch, "MPLBACKEND": ""}  # the kernel chooses its own
+        variables = {"PYTHONPATH": os.pathsep.join(paths), "IPYTHONDIR": scratch, "MPLBACKEND": ""}  # the kernel's own
         try:
             client.execute(env=os.environ | variables)
         except CellExecutionError as error:
