@@ -582,7 +582,7 @@ def test_gaussian_rows_are_as_near_as_their_moments_let_expect(n, p, monkeypatch
 @pytest.mark.parametrize(("n", "m"), [(400, 64), (30, 64), (2000, 8)])
 def test_the_gaussian_draws_have_the_moments_of_the_rows(n, m):
     z = numerics.unit_rows(normal(n, m).double() * torch.arange(1, m + 1) ** -0.5 + 0.1)
-    y = audit._gaussian(z, False, studies.generator(0))()
+    y = audit._gaussian(z, *audit._directions(z, False), studies.generator(0))()
     torch.testing.assert_close(y.norm(dim=1), torch.ones(n, dtype=torch.float64))
     directions = torch.linalg.eigh(z.T.cov()).eigenvectors.flip(1)[:, : min(m, n // audit.MATCHED)]
     wanted, got = ((rows @ directions).T.cov() for rows in (z, y))
@@ -592,10 +592,13 @@ def test_the_gaussian_draws_have_the_moments_of_the_rows(n, m):
 
 def test_gaussian_draws_of_rows_without_a_direction_and_of_two_signs():
     rows = torch.ones(9, 4, dtype=torch.float64) / 2
-    assert torch.equal(audit._gaussian(rows, True, studies.generator(0))(), rows)
+    assert torch.equal(audit._gaussian(rows, *audit._directions(rows, True), studies.generator(0))(), rows)
     signs = torch.tensor([[1.0], [1], [1], [-1]], dtype=torch.float64)
     for seed in range(20):
-        assert audit._gaussian(signs, False, studies.generator(seed))().abs().unique().item() == 1
+        assert (
+            audit._gaussian(signs, *audit._directions(signs, False), studies.generator(seed))().abs().unique().item()
+            == 1
+        )
 
 
 def test_unrelated_views_are_never_the_own_ones():
@@ -828,13 +831,10 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path, capsys):
     ("name", "advice"),
     [
         ("uniform", "nothing beyond what the notes say; what the rows are worth"),
-        (
-            "two directions",
-            "subtract a common mean, leave out features that the notes name, and audit again; an encoder",
-        ),
-        ("half collapsed, random basis", "subtract a common mean, .* a task tells if the dimensions in use are enough"),
+        ("two directions", "an encoder that stays collapsed needs a uniformity term"),
+        ("half collapsed, random basis", "a task tells if the dimensions in use are enough"),
         ("atoms with noise", "look at the nearest pairs: .* may stay$"),
-        ("ten points", "look at the nearest pairs: .* may stay; subtract a common mean"),
+        ("ten points", "look at the nearest pairs: .* may stay; a task tells"),
         ("few", "audit several times as many rows"),
     ],
 )
@@ -844,6 +844,50 @@ def test_every_verdict_comes_with_what_to_do(name, advice):
     page = audit_report.text(report).split("\n")
     assert page[4] == f"what to do: {report['verdict']['advice']}."
     assert page[6].split() == ["measure", "value", "compare", "with"]
+
+
+def test_advice_begins_with_what_makes_rows_of_a_good_encoder_look_collapsed():
+    mean, outlier, two = torch.ones(M), torch.eye(M)[5] * 30, normal(1, M).sign()
+    kinds = {  # what is added to uniform rows: the first words of the advice
+        "nothing": (0, "nothing beyond what the notes say"),
+        "a common mean": (mean * 2, "subtract the common mean, and audit again; "),
+        "a feature": (normal(N, 1) * outlier, "leave out the features that a note names, and audit again; "),
+        "both": (
+            (1 + normal(N, 1)) * outlier,
+            "subtract the common mean and leave out the features that a note names, and audit again; ",
+        ),
+        "two groups": ((torch.arange(N) % 2)[:, None] * two * 4 - two * 2, "take the two groups of rows apart, and"),
+    }
+    for name, (added, begins) in kinds.items():
+        report = report_on(normal(N, M, seed=1) + added)
+        assert report["verdict"]["advice"].startswith(begins), name
+        assert (name == "two groups") == any("fall into two groups" in note for note in report["notes"]), name
+
+
+@pytest.mark.parametrize(("part", "apart"), [(0.5, 4), (0.5, 1.5), (0.9, 2)])
+def test_two_groups_are_told_with_their_share(part, apart):
+    """A line through two means: its variance is p (1 - p) apart^2, beside that of the rows around them."""
+    line = normal(1, M, seed=3)
+    line /= line.norm()
+    second = (torch.arange(N) % 10 < 10 * part)[:, None]
+    z = sphere(N, M) + second * apart * line
+    (note,) = (note for note in report_on(z, sample=N)["notes"] if "two groups" in note)
+    unit = torch.nn.functional.normalize(z)
+    values = torch.linalg.eigvalsh(torch.cov(unit.T, correction=0))
+    assert f"; {audit.percent(float(values[-1] / values.sum()))} of the variance" in note
+
+
+@pytest.mark.parametrize("name", ["one Gaussian direction", "skewed", "four groups", "decay", "few"])
+def test_other_shapes_are_not_called_two_groups(name):
+    noise, line = 0.2 * normal(N, M), torch.nn.functional.normalize(normal(1, M, seed=3))
+    z = {
+        "one Gaussian direction": noise + normal(N, 1, seed=4) * line,
+        "skewed": noise + normal(N, 1, seed=4).exp() * line,
+        "four groups": noise + normal(4, M, seed=5)[torch.arange(N) % 4],
+        "decay": normal(N, M) * torch.arange(1, M + 1) ** -1.0,
+        "few": torch.cat([line, -line]).repeat(5, 1) + 0.1 * normal(10, M),
+    }[name]
+    assert report_on(z)["beyond"]["two_groups"] is None
 
 
 def test_norms_of_many_sizes_are_drawn_on_a_logarithmic_axis():

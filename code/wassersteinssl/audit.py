@@ -54,6 +54,8 @@ MATCHED, ROUNDS = 4, 8  # Gaussian draws: sampled rows for each direction whose 
 NEAREST = 20  # neighbours that vote on a label
 MEAN = 0.1  # a common mean with a larger share of the squared length may be worth subtracting
 ROGUE = 20  # "few features hold half of the squared length": at most 1/ROGUE of all
+GROUPS = 0.75  # bimodality from which rows fall into two groups: two points have 1, a uniform law 5/9, a Gaussian 1/3
+APART = 4  # the variance along the line through two groups is at least so many times that of any other direction
 SINGULAR = "1", "less than 1"
 UNRELATED = 0.95  # views are unrelated if their A is at least this share of the A of shuffled views
 MATRICES = 9  # m x m matrices that are in memory at once
@@ -61,12 +63,10 @@ LONG = 4096  # with more features than this the eigenvalues take a minute
 LENGTH_LIMIT = 1e150  # the square of a longer row has no float64
 NAMED = 10  # at most so many rows or features are named
 COPY = 1e-10  # 1 - |cosine| of two features that are multiples of each other
-AGAIN = "subtract a common mean, leave out features that the notes name, and audit again; "
 ADVICE = {
-    "collapsed": AGAIN + "an encoder that stays collapsed needs a uniformity term in its loss, or more weight on it",
-    "partly collapsed": AGAIN
-    + "a task tells if the dimensions in use are enough (--labels); if not, a uniformity term "
-    "in the loss spreads them",
+    "collapsed": "an encoder that stays collapsed needs a uniformity term in its loss, or more weight on it",
+    "partly collapsed": "a task tells if the dimensions in use are enough (--labels); if not, a uniformity term in the "
+    "loss spreads them",
     "too few rows to tell": "audit several times as many rows as there are features",
     "healthy": "nothing beyond what the notes say; what the rows are worth, a task tells (--labels)",
 }
@@ -460,6 +460,8 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         if different <= m and different < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
     advice = ADVICE[word]
+    if word in ("collapsed", "partly collapsed") and (first := _to_try_first(report)):
+        advice = f"{' and '.join(first)}, and audit again; {advice}"
     clumped = beyond["clumped"] and word != "collapsed" and not few  # clumps mean nothing in a few directions
     if clumped:
         advice = ADVICE_CLUMPED if word == "healthy" else f"{ADVICE_CLUMPED}; {advice}"
@@ -479,6 +481,23 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _to_try_first(report: dict[str, Any]) -> list[str]:
+    """What makes rows of a good encoder look collapsed."""
+    steps = []
+    if "centred" in report:
+        steps.append("subtract the common mean")
+    if _strong_features(report):
+        steps.append("leave out the features that a note names")
+    elif report["beyond"]["two_groups"] is not None:
+        steps.append("take the two groups of rows apart")
+    return steps
+
+
+def _strong_features(report: dict[str, Any]) -> bool:
+    """Do a few features hold half of the squared length, which may be ids or outlier dimensions?"""
+    return report["m"] > 2 and 1 <= report["features"]["half"] <= max(1, report["m"] // ROGUE)
+
+
 def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What two moments cannot see, on the sampled rows z (s, m): calibrated L_U, and distances to nearest neighbours.
 
@@ -486,9 +505,10 @@ def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str,
     covariance of z, scaled to unit length like z. d' is (value - mean over the draws) / deviation of the draws; `near`
     is the share of rows with a neighbour nearer than CLUMPED times the Gaussian median."""
     random = studies.generator(seed)
+    values, directions = _directions(z, flat)
     laws: dict[str, Callable[[], Tensor]] = {
         "uniform": lambda: studies.sphere(len(z), z.shape[1], random).double(),
-        "gaussian": _gaussian(z, flat, random),
+        "gaussian": _gaussian(z, values, directions, random),
     }
     drawn: dict[str, list[tuple[float, Tensor]]] = {law: [] for law in laws}
     for law in tqdm([*laws] * DRAWS, desc="comparing", unit="draw", delay=2, disable=None):
@@ -497,7 +517,10 @@ def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str,
     median = float(nearest.median())
     limit = CLUMPED * float(torch.stack([near.median() for _, near in drawn["gaussian"]]).mean())
     near = float((nearest < limit).double().mean())
-    beyond: dict[str, Any] = {"lu_calibrated": lu, "nearest": median, "near": near, "draws": DRAWS}
+    beyond: dict[str, Any] = {
+        "lu_calibrated": lu, "nearest": median, "near": near, "draws": DRAWS,
+        "two_groups": _two_groups(z, values, directions),
+    }  # fmt: skip
     for law, pairs in drawn.items():
         lus = torch.tensor([lu for lu, _ in pairs], dtype=torch.float64)
         medians = torch.stack([nearest.median() for _, nearest in pairs])
@@ -511,19 +534,34 @@ def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str,
     return beyond, {name: distances.numpy() for name, distances in shown.items()}
 
 
-def _gaussian(z: Tensor, flat: bool, random: torch.Generator) -> Callable[[], Tensor]:
+def _directions(z: Tensor, flat: bool) -> tuple[Tensor, Tensor]:
+    """The eigenvalues (k,) of the rows' scatter that are not rounding, descending, and their directions (m, k)."""
+    centred = torch.zeros_like(z) if flat else z - z.mean(dim=0)  # what rounding left there is no direction
+    tall = len(z) >= z.shape[1]
+    values, vectors = torch.linalg.eigh(centred.T @ centred if tall else centred @ centred.T)
+    order = (values > eigenvalue_noise(values)).nonzero().flatten().flip(0)
+    values, vectors = values[order], vectors[:, order]
+    return values, vectors if tall else centred.T @ (vectors / values.sqrt())
+
+
+def _two_groups(z: Tensor, values: Tensor, directions: Tensor) -> float | None:
+    """The share of the variance along the line through two groups, if the rows lie in two: if one direction stands out
+    and the rows' places on it have a high bimodality coefficient of Sarle, (skewness^2 + 1) / kurtosis. Else None."""
+    if len(z) < FEWEST or len(values) < 2 or values[0] < APART * values[1]:
+        return None
+    places = z @ directions[:, 0]
+    places = (places - places.mean()) / places.std(correction=0)
+    bimodality = (float(places.pow(3).mean()) ** 2 + 1) / float(places.pow(4).mean())
+    return float(values[0] / values.sum()) if bimodality > GROUPS else None
+
+
+def _gaussian(z: Tensor, values: Tensor, directions: Tensor, random: torch.Generator) -> Callable[[], Tensor]:
     """A function that draws Gaussian rows, scaled to unit length, with the mean and covariance of the unit rows z
-    (s, m) in the s / MATCHED strongest directions of z.
+    (s, m) in the s / MATCHED strongest of their `_directions`.
 
     A plain draw of N(mean, covariance) would have noise of its own in these moments, and scaling its rows would flatten
     its spectrum. Therefore matching the moments and scaling the rows alternate, for some rounds."""
     mean, s = z.mean(dim=0), len(z)
-    centred = torch.zeros_like(z) if flat else z - mean  # what rounding left there is no direction
-    tall = s >= z.shape[1]
-    values, vectors = torch.linalg.eigh(centred.T @ centred if tall else centred @ centred.T)
-    order = (values > eigenvalue_noise(values)).nonzero().flatten().flip(0)  # of the present ones, descending
-    values, vectors = values[order], vectors[:, order]
-    directions = vectors if tall else centred.T @ (vectors / values.sqrt())  # (m, rank)
     sizes = (values / s).sqrt()
     k = min(len(values), s // MATCHED)
     from_g, to_g = (directions * sizes).T, (directions / sizes)[:, :k]  # g: coordinates of mean 0 and covariance I
@@ -609,16 +647,21 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
         yield "the floor is the law of many dimensions and overstates small ones: by 5 % at 8, 18 % at 2"
     features = report["features"]
     most, share = features["half"], percent(features["half_share"])
-    if m > 2 and most == 1:
+    if _strong_features(report) and most == 1:
         yield (
             f"feature {features['first_half'][0]} (counted from 0) holds {share} of the squared length: is it a "
             "feature, or an id or an outlier dimension? Leave it out and audit again"
         )
-    elif 1 < most <= m // ROGUE:
+    elif _strong_features(report):
         which = ", ".join(map(str, features["first_half"])) + (" ..." if most > NAMED else "")
         yield (
             f"features {which} (counted from 0) together hold {share} of the squared length: are they features, or ids "
             "or outlier dimensions? Leave them out and audit again"
+        )
+    elif (groups := report["beyond"]["two_groups"]) is not None:
+        yield (
+            f"the sampled rows fall into two groups; {percent(groups)} of the variance lies along the line through "
+            "them: are they two kinds of rows, such as images and texts? Audit each alone"
         )
     if (code := features["code"]) and "centred" in report:
         yield f"the sampled rows hold {code}: subtract the mean, or the zero point, and audit again"
