@@ -767,6 +767,17 @@ def test_columns_can_be_left_out_and_the_labels_always_are(tmp_path, capsys):
     check_refused(status, "no column of .* is called a: it holds none with a name", tmp_path, capsys)
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+@pytest.mark.parametrize("header", ["", "a{0}b{0}c\n"])
+def test_a_decimal_comma_is_told(mark, header, tmp_path, capsys):
+    rows = "\n".join(mark.join(("0,5", "-1,25", "3")) for _ in range(4))
+    (tmp_path / "z.csv").write_text(header.format(mark) + rows)
+    line = "in line 2: numbers need a decimal point" if header else "numbers need a decimal point"
+    check_refused(start(tmp_path / "z.csv"), rf"column 1 of .* holds text \('0,5'\), .*{line}", tmp_path, capsys)
+    (tmp_path / "z.csv").write_text((header.format(mark) + rows).replace(",", "."))
+    assert audit_files.read(tmp_path / "z.csv").m == 3
+
+
 def test_a_row_that_is_too_long_is_told_where_columns_are_left_out(tmp_path, capsys):
     (tmp_path / "z.csv").write_text("a,id,b\n1,2,3\n4,5,6\n7,8,9,10\n")
     check_refused(start(tmp_path / "z.csv"), "line 4 of .* has 4 cells, the first 3", tmp_path, capsys)

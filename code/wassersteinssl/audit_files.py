@@ -394,6 +394,8 @@ def _table(path: Path, drop: Collection[str]) -> Stored:
             if column >= index and column not in out and not _is_number(cell):
                 what = f"text ({cell.strip()[:40]!r})" if cell.strip() else "an empty cell"
                 why = "numbers only" + (" (--drop-columns leaves a column out)" if names else "")
+                if DECIMAL_COMMA.fullmatch(cell):
+                    why = "numbers need a decimal point"
                 raise UserError(f"column {column + 1} of {path} holds {what}, in line {number}: {why}")
         if len(cells) != columns:
             raise UserError(f"line {number} of {path} has {len(cells)} cells, the first {columns}")
@@ -430,6 +432,7 @@ FORMATS: dict[str, Callable[[Path, str | None, int], Stored]] = {
     ".npy": _npy, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".safetensors": _safetensors,
 }  # fmt: skip
 KNOWN = (*FORMATS, *TABLES)
+DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+(,\d+)?(e[+-]?\d+)?\s*", re.IGNORECASE)
 UNNAMED = (".npy", *TABLES)  # hold one array, without a name
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -487,6 +490,9 @@ def _floating(rows: np.ndarray | Tensor) -> Tensor:
 
 
 def _delimiter(line: str) -> str:
+    for mark in ";\t":
+        if mark in line and all(map(DECIMAL_COMMA.fullmatch, line.split(mark))):
+            return mark
     return max(",;\t", key=line.count)
 
 
