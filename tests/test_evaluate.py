@@ -272,8 +272,14 @@ PROBE = {"epochs": 4, "batch_size": 16, "forward_batch": 32, "device": "cpu", "p
 def test_linear_probe_learns(data):
     """The mean colour tells the class, under any crop."""
     mean_colour = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    result = linear_probe(mean_colour, data, **{**PROBE, "epochs": 20})
+    states = []
+    result = linear_probe(mean_colour, data, **{**PROBE, "epochs": 20}, on_epoch=states.append)
     assert result["acc1"] > 90
+    last = states[-1]["probe"]["linear"]
+    h, y = extract(mean_colour, data.test, data.mean, data.std, device="cpu")
+    right = (h @ last["weight"].T + last["bias"]).argmax(1) == y
+    assert torch.equal(result["correct"], right)
+    assert 0 < right.sum() < len(y) or result["acc1"] == 100
     assert result["history"][-1]["loss"] < result["history"][0]["loss"] / 2
 
 
@@ -315,7 +321,7 @@ def test_linear_probe_stops_when_asked_and_forgets_the_unfinished_epoch(data, ba
     whole = linear_probe(backbone, data, **PROBE)
     assert same(linear_probe(backbone, data, **PROBE, state=through_a_file(states[-1])), whole)
     nothing = linear_probe(backbone, data, **PROBE, should_stop=lambda _: True)
-    assert nothing["acc1"] is None
+    assert nothing["acc1"] is nothing["correct"] is None
     assert not nothing["complete"]
 
 

@@ -115,6 +115,9 @@ def test_a_run_leaves_the_files_of_the_design(finished):
     assert ["knn1" in line for line in lines] == [False, True, True]  # every second epoch and the last
     spectrum = np.load(finished / "spectrum.npy", allow_pickle=False)
     assert spectrum.shape == (8,)
+    correct = np.load(finished / "correct.npy", allow_pickle=False)
+    assert (correct.dtype, correct.shape) == (bool, (result["n_test"],))
+    assert 100 * correct.mean() == pytest.approx(result["acc1"], rel=1e-12)
     assert (np.diff(spectrum) <= 0).all()
     assert len(list(finished.glob("checkpoint-*.pt"))) == 2
     measures = json.loads((finished / "measures.json").read_text())

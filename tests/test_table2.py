@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -50,6 +51,56 @@ def cell(text, row, column):
     """The cell of a Markdown table by the row's name and the column's heading."""
     lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return next(line for line in lines if line[0] == row)[lines[0].index(column)]
+
+
+def test_differences_in_accuracy_are_paired_by_test_image(make, tmp_path):
+    """Beside McNemar's statistic, seed by seed, and the error of images' means over two seeds."""
+    random = np.random.default_rng(0)
+    hard, n = random.random(1000), 1000
+    right = {}
+    for term, skill in (("none", 0.5), ("lu", 0.55), ("w2", 0.6)):
+        for seed in (12, 13):
+            right[term, seed] = hard + 0.2 * random.normal(size=n) < skill
+            acc1 = 100 * float(right[term, seed].mean())
+            np.save(make(term=term, seed=seed, acc1=acc1, n_test=n) / "correct.npy", right[term, seed])
+    (table,), _ = table2.collect([tmp_path])
+    rows = {row.term: row for row in table.rows}
+    for a, b in (("lu", "none"), ("w2", "none"), ("w2", "lu")):
+        points, error = table2.difference(rows[a], rows[b])
+        assert points == pytest.approx([100 * (right[a, s].mean() - right[b, s].mean()) for s in (12, 13)])
+        by_image = [np.mean([float(right[a, s][i]) - float(right[b, s][i]) for s in (12, 13)]) for i in range(n)]
+        assert error == pytest.approx(100 * stats.sem(by_image))
+        name = f"{rows[a].name} over {rows[b].name}"
+        text = table2.markdown(table).partition("| Gain in Acc@1")
+        text = "".join(text[1:])
+        assert cell(text, name, "points") == f"{np.mean(points):+.2f}"
+        assert cell(text, name, "standard error by the test images") == f"{error:.2f}"
+        assert cell(text, name, "deviation over seeds") == f"{np.std(points, ddof=1):.2f}"
+    assert len(table2.differences(table, "cifar10")) == 3
+    lines = list(csv.DictReader(table2.to_csv([table]).splitlines()))
+    (line,) = (line for line in lines if (line["uniformity"], line["measure"]) == ("w2", "acc1"))
+    assert float(line["gain_image_error"]) == pytest.approx(table2.difference(rows["w2"], rows["none"])[1])
+    assert sum(bool(line["gain_image_error"]) for line in lines) == 2
+    only = {term: replace(row, runs=row.runs[:1]) for term, row in rows.items()}
+    (points,), error = table2.difference(only["w2"], only["lu"])
+    better, worse = ((right[a, 12] & ~right[b, 12]).sum() for a, b in (("w2", "lu"), ("lu", "w2")))
+    assert (points / error) ** 2 == pytest.approx((better - worse) ** 2 / (better + worse), rel=0.02)  # McNemar's
+
+
+@pytest.mark.parametrize("damage", ["none", "other length", "other type", "other accuracy", "half a file"])
+def test_runs_without_a_fitting_record_of_right_images_have_no_paired_difference(damage, make, tmp_path):
+    right = np.arange(100) < 90
+    for term in ("none", "w2"):
+        np.save((folder := make(term=term, n_test=100)) / "correct.npy", right)
+    assert "Gain in Acc@1" in table2.markdown(table2.collect([tmp_path])[0][0])
+    path = folder / "correct.npy"
+    if damage == "none":
+        path.unlink()
+    elif damage == "half a file":
+        path.write_bytes(path.read_bytes()[:150])
+    else:
+        np.save(path, {"other length": right[:-1], "other type": right * 1, "other accuracy": ~right}[damage])
+    assert "Gain in Acc@1" not in table2.markdown(table2.collect([tmp_path])[0][0])
 
 
 def test_a_cell_is_mean_and_deviation_over_seeds_with_the_gain(make, tmp_path):

@@ -25,7 +25,7 @@ from wassersteinssl import studies
 from wassersteinssl.w2 import W2Metric, w2_floor
 
 M = 256
-DRAWS = 8  # samples of uniform rows, of which the deviation is taken
+DRAWS = 24  # samples of uniform rows, of which the deviation is taken
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 

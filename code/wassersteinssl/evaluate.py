@@ -112,9 +112,13 @@ def knn_accuracy(
 @torch.no_grad()
 def topk_accuracy(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> tuple[float, ...]:
     """Percent of rows whose label is among the k largest of (n, C) logits, for each k (of all C, if k > C)."""
-    best = logits.topk(min(max(ks), logits.shape[1])).indices  # (n, max k)
-    hits = (best == labels[:, None]).sum(0).cumsum(0).tolist()  # hits[k-1]: rows whose label is among the first k
+    hits = _hits(logits, labels, max(ks)).sum(0).cumsum(0).tolist()  # hits[k-1]: rows whose label is among the first k
     return tuple(100 * hits[min(k, len(hits)) - 1] / len(labels) for k in ks)
+
+
+def _hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Whether a row's label is its first, second, ... choice, bool (n, k)."""
+    return logits.topk(min(k, logits.shape[1])).indices == labels[:, None]
 
 
 # ---- the linear probe ------------------------------------------------------------------------------------------------
@@ -166,6 +170,11 @@ class LinearProbe:
         """Top-1 and top-5 accuracy in percent."""
         return topk_accuracy(self.linear(h), y)
 
+    @torch.no_grad()
+    def correct(self, h: Tensor, y: Tensor) -> Tensor:
+        """Which rows count for the top-1 accuracy, bool (n,)."""
+        return _hits(self.linear(h), y, 5)[:, 0]
+
     def state_dict(self) -> dict:
         state = {"step": self.step, "linear": self.linear.state_dict(), "optimizer": self.optimizer.state_dict()}
         return copy.deepcopy(state)
@@ -192,8 +201,9 @@ def linear_probe(
     should_stop: Callable[[Callable[[], dict]], bool] | None = None,
 ) -> dict:
     """Linear evaluation of a frozen backbone on an ImageSet: {"acc1", "acc5", "best_acc1", "best_epoch", "history",
-    "complete"}. Accuracies are percentages of the last epoch; `best_*` is the best of all epochs, which flatters, as it
-    is chosen on the test set.
+    "complete", "correct"}. Accuracies are percentages of the last epoch; `best_*` is the best of all epochs, which
+    flatters, as it is chosen on the test set. "correct" tells of each test image if the last epoch's classifier is
+    right, bool (n',); None unless complete.
 
     Training images are cropped and flipped anew every epoch, as `crop` says; test images are encoded once, unchanged.
     The backbone is frozen, with its batch-norm statistics. Therefore the number of images that go through it at once,
@@ -234,7 +244,7 @@ def linear_probe(
             backbone, data, crop, seed, epoch, batch_size, forward_batch, device, precision, begun
         ):
             if should_stop is not None and should_stop(so_far):
-                return _result(history, epochs)
+                return {**_result(history, epochs), "correct": None}
             loss_sum += probe.learn(h, y)
         loss = loss_sum.item() / n
         if not math.isfinite(loss):
@@ -244,7 +254,7 @@ def linear_probe(
         loss_sum.zero_()
         if on_epoch is not None:
             on_epoch(so_far())
-    return _result(history, epochs)
+    return {**_result(history, epochs), "correct": probe.correct(test_h, test_y)}
 
 
 def _probe_epoch(

@@ -250,6 +250,7 @@ class Job:
         with tqdm(total=1 + len(MEASURES), desc="measures", disable=None) as bar:
             measures, embeddings = self.measure()
             bar.update()
+            self.folder.save_correct(probe["correct"])
             self.folder.save_spectrum(embeddings[0])
             self.folder.save_measures(evaluate.every_measure(*embeddings, on_measure=bar.update))
         result = self._result(self.state, probe, measures, time.perf_counter() - since)

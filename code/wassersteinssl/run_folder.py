@@ -1,6 +1,6 @@
 """The folder of a run: config.json (settings, versions, command), metrics.jsonl (a line an epoch), checkpoints,
-encoder.safetensors, spectrum.npy, measures.json and, when all is done, result.json; failed.json if a number was not
-finite; tensorboard/, if asked for; lock, which is held while a process works in the folder."""
+encoder.safetensors, correct.npy, spectrum.npy, measures.json and, when all is done, result.json; failed.json if a
+number was not finite; tensorboard/, if asked for; lock, which is held while a process works in the folder."""
 
 import contextlib
 import dataclasses
@@ -241,10 +241,16 @@ class RunFolder:
 
     def save_spectrum(self, z: torch.Tensor) -> None:
         """Eigenvalues of the covariance of the l2-normalised test embeddings, descending."""
-        values = evaluate.spectrum(torch.nn.functional.normalize(z)).numpy()
+        self._save("spectrum.npy", evaluate.spectrum(torch.nn.functional.normalize(z)).numpy())
+
+    def save_correct(self, correct: torch.Tensor) -> None:
+        """Which test images the linear classifier gets right, bool (n,)."""
+        self._save("correct.npy", correct.cpu().numpy())
+
+    def _save(self, name: str, values: np.ndarray) -> None:
         content = io.BytesIO()  # not to the file itself: NumPy does not tell that the disk is full
         np.save(content, values, allow_pickle=False)
-        write_atomically(self.path / "spectrum.npy", content.getvalue())
+        write_atomically(self.path / name, content.getvalue())
 
     def save_measures(self, measures: dict) -> None:
         """Write all of MEASURES of the test embeddings; null where one is not finite."""

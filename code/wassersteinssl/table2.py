@@ -124,14 +124,29 @@ class Table:
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(row.dataset for row in self.rows))
 
+    def vanilla(self, row: Row) -> Row | None:
+        """The row without a term of a row with one."""
+        wanted = (row.method, row.dataset, row.own, "none")
+        vanilla = (o for o in self.rows if (o.method, o.dataset, o.own, o.term) == wanted)
+        return None if row.term == "none" else next(vanilla, None)
+
     def gains(self, row: Row, column: str) -> list[float]:
         """The gains over the row without a term, one for each seed that both rows have."""
-        wanted = (row.method, row.dataset, row.own, "none")
-        vanilla = next((o for o in self.rows if (o.method, o.dataset, o.own, o.term) == wanted), None)
-        if row.term == "none" or vanilla is None:
-            return []
-        without, run = ({run["seed"]: run[column] for run in r.runs} for r in (vanilla, row))
-        return [run[seed] - without[seed] for seed in sorted(without.keys() & run.keys())]
+        vanilla = self.vanilla(row)
+        return [] if vanilla is None else [run[column] - other[column] for run, other in _same_seeds(row, vanilla)]
+
+    def pairs(self, dataset: str) -> list[tuple[Row, Row]]:
+        """Rows whose accuracies a reader compares: one with a term with that without, and W2 with each other term."""
+        rows = [row for row in self.rows if row.dataset == dataset and row.term != "none"]
+        found = [(row, vanilla) for row in rows if (vanilla := self.vanilla(row))]
+        same = ((a, b) for a in rows for b in rows if (a.method, a.own) == (b.method, b.own))
+        return found + [(a, b) for a, b in same if a.term == "w2" != b.term]
+
+
+def _same_seeds(row: Row, other: Row) -> list[tuple[dict, dict]]:
+    """The runs of two rows, seed by seed, of the seeds that both have."""
+    runs, others = ({run["seed"]: run for run in r.runs} for r in (row, other))
+    return [(runs[seed], others[seed]) for seed in sorted(runs.keys() & others.keys())]
 
 
 @dataclass
@@ -237,6 +252,17 @@ def spectrum(run: dict) -> np.ndarray:
     return values
 
 
+def _correct(run: dict) -> np.ndarray | None:
+    """Which test images the run's linear classifier got right, bool (n_test,); None if the run has not recorded it, or
+    the record does not fit its accuracy."""
+    try:
+        values = np.load(run["folder"] / "correct.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = values.shape == (run["n_test"],) and values.dtype == bool and len(values) > 1
+    return values if fits and abs(100 * values.mean() - run["acc1"]) < 1e-6 else None
+
+
 def _rank(run: dict) -> dict[str, float]:
     """The effective rank of the test embeddings, which older runs did not record; nothing if the spectrum is 0 or
     cannot be read."""
@@ -301,12 +327,14 @@ def describe(table: Table) -> str:
 
 def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
     """A table for each data set: ours (mean ± deviation, with the gain over vanilla, seed by seed) beside the paper's.
-    W2 has its floor beside it."""
+    W2 has its floor beside it. Below, differences in accuracy, where the runs allow to compare them image by image."""
     lines = [describe(table), ""]
     for dataset in table.datasets():
         title, heads, rows = _texts(table, dataset)
         lines += [f"**{title[0]}**, {title[1]}", ""]
         lines += [results.markdown([heads, *rows])]
+        if compared := differences(table, dataset):
+            lines += [results.markdown([DIFFERENCES, *compared])]
     if edited := [row.name for row in table.rows if len(_program_digests(row)) > 1]:
         lines += [f"The method's program was edited between or during the runs of {', '.join(edited)}.", ""]
     if shares := monitoring(table):
@@ -315,6 +343,37 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
         told = [f"- {'/'.join(run.folder.parts[-2:])}: {run.reason}" for run in unfinished]
         lines += ["Not in the table:", "", *told, ""]
     return "\n".join(lines)
+
+
+DIFFERENCES = ["Gain in Acc@1", "points", "standard error by the test images", "deviation over seeds", "seeds"]
+
+
+def differences(table: Table, dataset: str) -> list[list[str]]:
+    """The cells below DIFFERENCES, of the `Table.pairs` whose runs recorded which test images they got right."""
+    rows = []
+    for row, other in table.pairs(dataset):
+        if found := difference(row, other):
+            points, error = found
+            deviation = f"{stdev(points):.2f}" if len(points) > 1 else ""
+            told = [f"{mean(points):+.2f}", f"{error:.2f}", deviation, str(len(points))]
+            rows.append([f"{row.name} over {other.name}", *told])
+    return rows
+
+
+def difference(row: Row, other: Row) -> tuple[list[float], float] | None:
+    """By how many points Acc@1 of a row exceeds another's, for each seed that both recorded, and the standard error of
+    the mean that stems from the choice of the test images; None if they recorded none.
+
+    d_i = the mean over seeds of (right by the row) - (right by the other) for test image i; the error is
+    100 std(d) / sqrt(n). Both rows see the same images: the error of a paired comparison, smaller than that of two
+    accuracies on images of their own. The chance of the seeds comes on top.
+    """
+    runs = [(_correct(run), _correct(base)) for run, base in _same_seeds(row, other)]
+    by_seed = [right.astype(float) - base for right, base in runs if right is not None and base is not None]
+    if not by_seed or len({len(d) for d in by_seed}) > 1:
+        return None
+    error = np.mean(by_seed, axis=0).std(ddof=1) / len(by_seed[0]) ** 0.5
+    return [100 * float(d.mean()) for d in by_seed], 100 * float(error)
 
 
 def _program_digests(row: Row) -> set[str]:
@@ -349,7 +408,8 @@ def to_csv(tables: Iterable[Table]) -> str:
     those of the table, followed by all others that the runs have recorded."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    heads = "method uniformity variant dataset measure mean deviation seeds gain gain_deviation floor paper setting"
+    heads = "method uniformity variant dataset measure mean deviation seeds gain gain_deviation gain_image_error"
+    heads += " floor paper setting"
     writer.writerow(heads.split())
     for table in tables:
         setting = json.dumps(table.setting)
@@ -358,12 +418,13 @@ def to_csv(tables: Iterable[Table]) -> str:
             for column in COLUMNS:
                 ours = [*_mean_and_deviation([run[column] for run in row.runs]), row.seeds]
                 floor, number = row.value("w2_floor") if column == "w2" else "", row.published.get(column, "")
-                gain = _mean_and_deviation(table.gains(row, column))
-                writer.writerow([*key, column, *ours, *gain, floor, number, setting])
+                gain, vanilla = _mean_and_deviation(table.gains(row, column)), table.vanilla(row)
+                paired = difference(row, vanilla) if column == "acc1" and vanilla else None
+                writer.writerow([*key, column, *ours, *gain, paired[1] if paired else "", floor, number, setting])
             recorded = dict.fromkeys(chain.from_iterable(run["measures"] for run in row.runs))
             for name in (name for name in recorded if name not in COLUMNS):
                 ours = [*_mean_and_deviation(row.measured(name)), row.seeds]
-                writer.writerow([*key, name, *ours, "", "", "", "", setting])
+                writer.writerow([*key, name, *ours, *[""] * 5, setting])
     return out.getvalue()
 
 
