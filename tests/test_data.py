@@ -241,6 +241,24 @@ def test_sixteen_bit_image_is_refused(tree):
     assert f"{wrong} has more than 8 bits a channel" in message("folder", tree)
 
 
+def test_an_image_that_is_a_program_is_not_executed(tree, tmp_path, monkeypatch):
+    """PIL would hand EPS to Ghostscript, whatever the file is called."""
+    ghostscript, wrong = tmp_path / "bin" / "gs", tree / "train" / "bee" / "1.png"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch '{tmp_path / 'called'}'\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ghostscript.parent}{os.pathsep}{os.environ['PATH']}")
+    wrong.write_text(f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 {WIDTH} {HEIGHT}\n%%EndComments\nshowpage\n%%EOF\n")
+    assert f"cannot read the image {wrong}: cannot identify" in message("folder", tree)
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "JPEG"])
+def test_an_image_under_another_extension_is_read(tree, kind):
+    Image.fromarray(picture(7)).save(tree / "train" / "bee" / "1.png", kind)
+    assert len(load("folder", tree).train) == len(CLASSES) * COUNTS["train"]
+
+
 def test_unreadable_folder_is_one_line(tree, monkeypatch):
     def refuse(folder):
         raise PermissionError(errno.EACCES, "Permission denied", str(folder))

@@ -27,6 +27,8 @@ from wassersteinssl.files import reason
 from wassersteinssl.machine import cpus, fills_memory
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# What PIL may find behind them, as files are misnamed; not EPS, a program that it would hand to Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class Listing(NamedTuple):
@@ -155,7 +157,7 @@ def _fingerprint(folder: Path, classes: list[str], listings: dict[str, Listing])
 def _opened(file: str) -> Iterator[Image.Image]:
     """An opened image; whatever goes wrong with it becomes a UserError that names the file."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             yield image
     except UserError:
         raise
