@@ -16,7 +16,7 @@ from test_run import assert_bitwise_equal
 
 from wassersteinssl import augment, checkpoint, data, evaluate, method, pretrain, run, run_folder, step, w2
 from wassersteinssl.augmentation import Augmentation
-from wassersteinssl.encoder import load_encoder
+from wassersteinssl.encoder import Encoder, load_encoder
 from wassersteinssl.settings import parse
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
@@ -369,6 +369,27 @@ def test_the_weights_of_something_else_are_no_encoder(metadata, missing, tmp_pat
         with pytest.raises(ValueError, match=r"encoder.safetensors is no .* has exported: it holds no (\w+)$") as error:
             load_encoder(path)
         assert str(error.value).endswith(missing)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"hidden_dim": 10**7}, "size mismatch"),
+        ({"mean": [0.5, 0.5]}, "its mean is not"),
+        ({"mean": ["a", 0, 0]}, ""),
+        ({"mean": [float("nan"), 0, 0]}, "its mean is not"),
+        ({"std": [1, 0, 1]}, "its std is not"),
+        ({"std": None}, ""),
+    ],
+)
+def test_an_encoder_whose_metadata_do_not_fit_is_told_in_one_line(wrong, told, tmp_path):
+    settings = {"width": 2, "hidden_dim": 8, "dim": 4}
+    tensors = Encoder({"settings": settings}, [], []).state_dict()
+    metadata = {"config": {"settings": settings | wrong}, "mean": [0.5] * 3, "std": [0.2] * 3} | wrong
+    path = tmp_path / "encoder.safetensors"
+    safetensors.torch.save_file(tensors, path, {key: json.dumps(value) for key, value in metadata.items()})
+    with pytest.raises(ValueError, match=rf"(?s)encoder\.safetensors is no encoder that a run has exported: .*{told}"):
+        load_encoder(path)
 
 
 def test_a_folder_without_an_encoder_is_told_in_one_line(tmp_path):

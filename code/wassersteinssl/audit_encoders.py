@@ -32,6 +32,9 @@ def of_run(folder: Path, dataset: str | None, data_dir: str | None, split: str, 
     try:
         encoder = load_encoder(folder)
         settings, method = encoder.config["settings"], encoder.config["method"]
+        told = method, *(settings.get(key, "") for key in ("uniformity", "dataset", "data_dir"))
+        if not all(isinstance(text, str) for text in told):
+            raise UserError(f"{file} tells a method, uniformity, dataset or data_dir of its run that is no text")
         name = method + term_label(settings["uniformity"])
         if dataset in (None, settings["dataset"]) and data_dir is None:
             images, called = _own_images(encoder.config, split)

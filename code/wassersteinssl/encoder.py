@@ -91,6 +91,12 @@ def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encode
             stored = file.metadata() or {}
             metadata = {key: json.loads(stored[key]) for key in ("config", "mean", "std")}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, the file is no dict
+        with torch.device("meta"):  # fails before weights that the file does not hold take memory
+            Encoder(metadata["config"], [], []).load_state_dict(tensors, assign=True)
+        for key in ("mean", "std"):
+            numbers = torch.tensor(metadata[key], dtype=torch.float64)
+            if numbers.shape != (3,) or not numbers.isfinite().all() or (key == "std" and not numbers.min() > 0):
+                raise ValueError(f"its {key} is not that of three channels")
         encoder = Encoder(metadata["config"], metadata["mean"], metadata["std"])
         encoder.load_state_dict(tensors)
     except OSError as error:
