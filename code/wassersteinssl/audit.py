@@ -144,6 +144,8 @@ def _check_sizes(features: Features, views: Features | None, sample: int) -> Non
         raise UserError(f"{features.name} holds {rows}: an audit needs two of each")
     if fills_memory(size := MATRICES * 8 * m * m):
         raise UserError(f"{m} features need {size / 2**30:.0f} GiB for their covariance: more than half of the memory")
+    if fills_memory(size := 9 * n):  # a fingerprint and a mark for each
+        raise UserError(f"{n} rows need {size / 2**30:.0f} GiB to be told apart: more than half of the memory")
     if features.labels is not None and len(features.labels) != n:
         raise UserError(f"{len(features.labels)} labels for {n} rows of features")
     if views is not None and (views.n, views.m) != (n, m):

@@ -255,7 +255,8 @@ def _npy(path: Path, key: str | None, ndim: int) -> Stored:
     with path.open("rb") as file:
         if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
             raise ValueError("no .npy header: save it with np.save")
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    with np.errstate(over="ignore"):  # a size beyond all numbers is an error by itself
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     return Stored(array.shape, array.dtype.name, _slices(rows, array.shape))
 
 
@@ -301,6 +302,8 @@ def _npz(path: Path, key: str | None, ndim: int) -> Stored:
 
     def header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
         version = np.lib.format.read_magic(file)
+        if version > (1, 0) and int.from_bytes(file.peek(4)[:4], "little") >= 2**16:  # zipped, it could be gigabytes
+            raise ValueError("the header of an array is too long")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         return read(file)
 
