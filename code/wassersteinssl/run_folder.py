@@ -166,7 +166,8 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Lock the folder by an open file, so that a process that dies leaves no lock behind."""
-        self._lock_file = open(self.path / "lock", "w")  # noqa: SIM115
+        # Not emptied: in a folder from elsewhere it may be a link to another file.
+        self._lock_file = open(self.path / "lock", "a")  # noqa: SIM115
         _LOCKS.add(self._lock_file)
         if fcntl is None:
             return
