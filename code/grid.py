@@ -54,6 +54,7 @@ from wassersteinssl.cli import (
     not_negative,
     plain_name,
     positive,
+    printable,
     seed,
     tell,
     whole,
@@ -398,8 +399,8 @@ def status(grid: list[Cell], parallel: int = 1) -> str:
         states.append(cell.state())
         note = f"acc1 {result['acc1']:.2f}  w2 {result['w2']:.3f}" if result else f"{done}/{cell.epochs} epochs"
         found = result["config"]["settings"] if result else {}
-        if found.get("dataset") == "folder" and found["data_dir"] != cell.settings["data_dir"]:
-            note += f"  of the images in {found['data_dir']}"
+        if found.get("dataset") == "folder" and found.get("data_dir") != cell.settings["data_dir"]:
+            note += printable(f"  of the images in {found.get('data_dir')}")
         if states[-1] == "another":
             note = f"the folder holds a run of other settings: {cell.other()}"
         lines.append(f"{k:3}  {states[-1]:8} {cell.name:40} {note}")

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import unittest.mock
+import zipfile
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -1333,6 +1334,17 @@ def test_other_images_in_the_run_s_folder_are_refused(tmp_path, monkeypatch):
     assert audit_encoders.of_run(tmp_path / "run", None, "there", "test", "projector").name.endswith("of digits")
 
 
+@pytest.mark.parametrize("wrong", [{"uniformity": [1]}, {"data_dir": 5}, {"dataset": {}}, {"method": None}], ids=str)
+def test_a_run_that_tells_no_text_is_refused(tmp_path, monkeypatch, wrong):
+    trained_run(tmp_path / "run")
+    encoder = audit_encoders.load_encoder(tmp_path / "run")
+    encoder.config["settings"] |= wrong
+    encoder.config |= wrong
+    monkeypatch.setattr(audit_encoders, "load_encoder", lambda _: encoder)
+    with pytest.raises(UserError, match=r"of its run that is no text$"):
+        audit_encoders.of_run(tmp_path / "run", None, None, "test", "projector")
+
+
 def test_a_run_s_folder_of_images_that_is_gone_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
     trained_run(tmp_path / "run")
     encoder = audit_encoders.load_encoder(tmp_path / "run")
@@ -1340,6 +1352,34 @@ def test_a_run_s_folder_of_images_that_is_gone_is_told_with_where_it_was_looked_
     monkeypatch.setattr(audit_encoders, "load_encoder", lambda _: encoder)
     with pytest.raises(UserError, match=r"gone.* \(in the run's --data-dir gone; --data-dir names another\)$"):
         audit_encoders.of_run(tmp_path / "run", None, None, "test", "projector")
+
+
+def npy_header(shape, version=b"\x01\x00", length=2):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return np.lib.format.MAGIC_PREFIX + version + len(header).to_bytes(length, "little") + header
+
+
+@pytest.mark.parametrize("rows", [10**15, 2**62, 2**63])
+@pytest.mark.parametrize("name", ["z.npy", "z.npz", "z.pt"])
+def test_rows_that_a_file_only_promises_are_told_in_one_line(tmp_path, capsys, name, rows):
+    if name == "z.pt":  # a view of one number
+        torch.save(torch.ones(1).expand(min(rows, 2**60), 4), tmp_path / name)
+    elif name == "z.npz":
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("z.npy", npy_header((rows, 4)) + bytes(64))
+    else:
+        (tmp_path / name).write_bytes(npy_header((rows, 4)) + bytes(64))
+    assert start(tmp_path / name) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_header_that_unpacks_to_gigabytes_is_not_read(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "z.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        bomb = np.lib.format.MAGIC_PREFIX + b"\x02\x00" + (2**24).to_bytes(4, "little") + b" " * 2**24
+        archive.writestr("z.npy", bomb)
+        archive.writestr("y.npy", npy_header((2, 2), b"\x02\x00", 4) + bytes(16))
+    assert start(tmp_path / "z.npz") == 2
+    assert "the header of an array is too long" in capsys.readouterr().err
 
 
 def test_no_encoder(tmp_path, capsys):
@@ -1510,6 +1550,15 @@ def test_audits_are_compared_side_by_side(tmp_path, capsys):
     (tmp_path / "after" / "audit.json").write_text('{"w2": 3}')
     with pytest.raises(UserError, match=r"audit.json is damaged"):
         program.run(program.parse(["--compare", str(tmp_path / "after")]))
+    report = json.loads((tmp_path / "a|b" / "audit.json").read_text())
+    for wrong in ({"name": [1]}, {"verdict": {"word": [1]}}, {"verdict": {"word": 5}}):
+        (tmp_path / "after" / "audit.json").write_text(json.dumps(report | wrong))
+        with pytest.raises(UserError, match=r"audit.json is damaged"):
+            program.run(program.parse(["--compare", str(tmp_path / "after")]))
+    capsys.readouterr()
+    (tmp_path / "after" / "audit.json").write_text(json.dumps(report | {"verdict": {"word": "\x1b[2J\n"}, "n": "\n"}))
+    assert program.run(program.parse(["--compare", str(tmp_path / "after")])) == 0
+    assert " | ? x 8 | ?[2J? | " in capsys.readouterr().out.splitlines()[2]
 
 
 def test_a_comparison_takes_nothing_else(capsys):

@@ -23,7 +23,7 @@ from PIL import Image
 from test_grid import grid_module, stand_in  # noqa: F401
 
 from wassersteinssl import audit_files, checkpoint, data, results, run, run_folder, table2, table2_figures
-from wassersteinssl.cli import UserError, tell
+from wassersteinssl.cli import UserError, exit_status, tell
 from wassersteinssl.settings import Settings, parse
 
 fuzz = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -231,6 +231,16 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, stage):
     assert run.execute(module.BYOL, settings())
 
 
+def test_a_lock_that_is_a_link_empties_no_other_file(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(other)
+    with run_folder.RunFolder(tmp_path / "run", "BYOL", Settings()):
+        pass
+    assert other.read_text() == "precious"
+
+
 def image_folder(path, count, shade=0):
     for split in ("train", "test"):
         for label in "ab":
@@ -342,6 +352,52 @@ def test_a_result_with_text_for_a_number_is_left_out_or_shown(tmp_path, wrong):
                 table2_figures.draw_curves(table, [measure])
         (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "seconds": 1, "w2": 1.0}\n{"epoch": 1, "w2": "x"}\n')
         assert table2_figures.draw_curves(table, ["w2"])
+
+
+@pytest.mark.parametrize("wrong", [{"n_test": 0}, {"n_test": 10**400}, {"alpha": [10**400, 1]}, {"epochs": 10**400}])
+def test_a_result_with_a_gigantic_number_is_left_out(tmp_path, wrong):
+    config = RESULT["config"] | {"settings": RESULT["config"]["settings"] | wrong} | wrong
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "result.json").write_text(json.dumps(RESULT | {"config": config} | wrong))
+    tables, (unfinished,) = table2.collect([tmp_path])
+    assert not tables
+    assert "number" in unfinished.reason or "too large" in unfinished.reason
+
+
+@pytest.mark.parametrize("line", ['"epoch": 1' + 400 * "0" + ', "w2": 1.0', '"epoch": 0, "w2": 1' + 400 * "0"])
+def test_a_gigantic_number_in_the_metrics_is_not_drawn(tmp_path, line):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    (tmp_path / "metrics.jsonl").write_text(f'{{"seconds": 1.0, {line}}}\n')
+    (table,), _ = table2.collect([tmp_path])
+    with pytest.raises(UserError, match="no run has noted w2"):
+        table2_figures.draw_curves(table, ["w2"])
+
+
+@pytest.mark.parametrize("values", [np.full(RESULT["dim"], 0.1, np.longdouble), np.full(RESULT["dim"], 1e308)])
+def test_a_spectrum_that_no_run_has_written_is_refused(tmp_path, values):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    np.save(tmp_path / "spectrum.npy", values)
+    (table,), _ = table2.collect([tmp_path])
+    with pytest.raises(UserError, match="cannot read"):
+        table2_figures.draw_spectra(table)
+
+
+def test_a_result_without_the_place_of_its_images_is_shown_by_the_grid(grid_module, tmp_path):  # noqa: F811
+    settings = {key: value for key, value in RESULT["config"]["settings"].items() if key != "data_dir"}
+    content = RESULT | {"config": {"settings": settings | {"dataset": "folder"}}}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    cell = grid_module.Cell("byol", "none", "pets", 12, tmp_path, 3, [], {"data_dir": "here"})
+    assert "of the images in None" in grid_module.status([cell])
+
+
+def test_a_line_that_tells_a_mistake_steers_no_terminal(capsys):
+    def fail():
+        raise UserError("no array is called a\x1b[31m\nb")
+
+    assert exit_status(fail) == 2
+    assert capsys.readouterr().err.endswith(": error: no array is called a?[31m?b\n")
 
 
 def png():

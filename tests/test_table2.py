@@ -455,6 +455,16 @@ def test_csv_and_latex_hold_the_same_numbers(make, tmp_path):
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
 
 
+@pytest.mark.parametrize("key", ["device", "dataset", "method"])
+def test_a_text_of_several_lines_stays_in_its_line(make, tmp_path, key):
+    """In LaTeX it would leave the comment, or the cell, and be executed."""
+    make(**{key: "a\n\\input{secret}\x1b[2J"})
+    (table,), _ = table2.collect([tmp_path])
+    for text in (table2.latex(table), table2.markdown(table)):
+        assert "\x1b" not in text
+        assert not [line for line in text.splitlines() if re.match(r"[\\/]input", line)]
+
+
 def test_latex_escapes_what_is_special(make, tmp_path):
     make(term="lu_calibrated", dataset="my_data & more", options={"alpha_max": 0.5})
     make(term="lu", dataset="my_data & more", options={"alpha_max": 0.5})

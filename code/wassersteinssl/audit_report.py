@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from wassersteinssl import results
 from wassersteinssl.audit import COLLAPSED, HEALTHY, Audit, counted, percent, rounded
-from wassersteinssl.cli import UserError
+from wassersteinssl.cli import UserError, printable
 from wassersteinssl.files import write_atomically
 from wassersteinssl.plotting import COLORS, COLUMN, SYMBOLS, plt
 
@@ -115,11 +115,6 @@ def text(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def printable(text: str) -> str:
-    """The text without control characters, which could steer a terminal: names of files may hold any."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def _beside(beyond: dict[str, Any], value: str, d_prime: str) -> str:
     parts = []
     for law, (_, _, name) in LAWS.items():
@@ -145,8 +140,8 @@ def side_by_side(folders: Sequence[Path]) -> str:
             w2, rank, beyond = report["w2"], report["spectrum"], report["beyond"]
             lines.append((
                 printable(report["name"]).removesuffix(".npy"),
-                f"{report['n']} x {report['m']}",
-                report["verdict"]["word"],
+                printable(f"{report['n']} x {report['m']}"),
+                printable(report["verdict"]["word"]),
                 f"{w2['w2']:.3f} ({w2['floor']:.3f})",
                 percent(w2["mean_part"]),
                 f"{w2['dimensions']:.1f}",
@@ -156,7 +151,7 @@ def side_by_side(folders: Sequence[Path]) -> str:
             ))  # fmt: skip
         except OSError as error:
             raise UserError(f"{folder} holds no audit of --report: {error.strerror}") from None
-        except results.DAMAGE as error:
+        except (AttributeError, *results.DAMAGE) as error:
             raise UserError(f"{folder / 'audit.json'} is damaged: {error!r:.80}") from None
     names = [line[0] for line in lines]
     told = [

@@ -43,6 +43,11 @@ def _silence(stream: TextIO) -> None:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
+def printable(text: str) -> str:
+    """The text without control characters, which could steer a terminal or end a line: names of files may hold any."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def exit_status(function: Callable[..., int], *arguments: Any) -> int:
     """Call a program's function and return its exit status. A mistake, or a file that cannot be used, is told in one
     line, with status 2."""
@@ -64,7 +69,7 @@ def exit_status(function: Callable[..., int], *arguments: Any) -> int:
 def last_words(text: str) -> None:
     """Tell on stderr why a program ends. If nothing can be written (a full disk), the exit status has to do."""
     try:
-        tell(text, sys.stderr)
+        tell(printable(text), sys.stderr)
     except OSError:
         _silence(sys.stderr)
     try:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wassersteinssl.cli import LARGEST
+
 # result.json's name of a measure -> heading, decimals
 COLUMNS = {
     "acc1": ("Acc@1 ↑", 2),
@@ -40,10 +42,16 @@ def read(folder: Path) -> dict:
             raise ValueError("no settings")
         if not all(settings.get(name) is None or _finite(settings[name]) for name in ("alpha_max", "alpha_min")):
             raise ValueError("a weight that is no number")
+        if isinstance(length := settings.get("epochs"), int) and not _finite(length):
+            raise ValueError("no number of epochs")
+        if isinstance(weights := result["config"].get("alpha"), list) and not all(map(_finite, weights)):
+            raise ValueError("a weight that is no number")
         if not all(isinstance(result[key], str) for key in ("method", "uniformity", "dataset", "device")):
             raise ValueError("a name that is no text")
         if not all(isinstance(result[key], int) for key in ("seed", "n_test", "dim")):
             raise ValueError("a count that is no whole number")
+        if not 0 < result["n_test"] <= LARGEST:
+            raise ValueError("no number of test images")
     except (OSError, *DAMAGE) as error:
         raise ValueError(f"result.json cannot be used: {error}") from None
     return result
@@ -86,7 +94,7 @@ def log(folder: Path) -> list[dict]:
             with contextlib.suppress(*DAMAGE):
                 epoch = json.loads(line)
                 times = epoch["seconds"], epoch.get("monitor_seconds", 0)
-                if all(map(_finite, times)) and isinstance(epoch["epoch"], int):
+                if all(map(_finite, times)) and isinstance(epoch["epoch"], int) and 0 <= epoch["epoch"] < LARGEST:
                     lines.append(epoch)
     return lines
 

@@ -20,7 +20,7 @@ import torch
 
 from wassersteinssl import results
 from wassersteinssl.augmentation import unusual
-from wassersteinssl.cli import UserError
+from wassersteinssl.cli import LARGEST_FLOAT, UserError, printable
 from wassersteinssl.files import reason
 from wassersteinssl.numerics import exp_entropy
 from wassersteinssl.results import COLUMNS
@@ -79,7 +79,7 @@ class Row:
     @property
     def name(self) -> str:
         method = "MSE" if self.aligned_only else METHODS.get(self.method, self.method)
-        return method + term_label(self.term) + (f" ({self.variant})" if self.variant else "")
+        return printable(method + term_label(self.term) + (f" ({self.variant})" if self.variant else ""))
 
     @property
     def published(self) -> dict[str, float]:
@@ -243,9 +243,9 @@ def spectrum(run: dict) -> np.ndarray:
     path = run["folder"] / "spectrum.npy"
     try:
         values = np.load(path, allow_pickle=False)
-        if values.shape != (run["dim"],) or values.dtype.kind != "f":
+        if values.shape != (run["dim"],) or values.dtype not in (np.float32, np.float64):
             raise ValueError(f"{values.dtype} of shape {values.shape}")
-        if not np.isfinite(values).all():
+        if not (np.abs(values) < LARGEST_FLOAT).all():
             raise ValueError("numbers that are not finite")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from None
@@ -316,7 +316,7 @@ def describe(table: Table) -> str:
     seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
     epochs, probe = (f"{s[key]} epoch{'' if s[key] == 1 else 's'}" for key in ("epochs", "linear_epochs"))
     tests = ", ".join(f"{n} test images" for n in sorted({run["n_test"] for run in runs}))
-    return (
+    return printable(
         (f"Preset `{preset}`: " if preset else "")
         + f"ResNet-18 of width {s['width']}, {epochs}, batch {s['batch_size']}, {s['precision']}, "
         f"{probe} of linear evaluation (last epoch), z in R^{s['dim']}, {tests}, seed {seeds}; "
@@ -340,7 +340,7 @@ def markdown(table: Table, unfinished: Iterable[Unfinished] = ()) -> str:
     if shares := monitoring(table):
         lines += [shares, ""]
     if unfinished := list(unfinished):
-        told = [f"- {'/'.join(run.folder.parts[-2:])}: {run.reason}" for run in unfinished]
+        told = [printable(f"- {'/'.join(run.folder.parts[-2:])}: {run.reason}") for run in unfinished]
         lines += ["Not in the table:", "", *told, ""]
     return "\n".join(lines)
 
@@ -400,7 +400,7 @@ def _texts(table: Table, dataset: str) -> tuple[tuple[str, str], list[str], list
         cells[-1] += [_spread(rank, 1) if rank else ""] * len(last)
         cells[-1] += [str(row.seeds), f"{row.minutes:.1f}"]
     floor = f"W2's floor {rows[0].value('w2_floor'):.3f}"
-    return (DATASET_LABELS.get(dataset, dataset), floor), [*heads, *last, "seeds", "minutes"], cells
+    return (printable(DATASET_LABELS.get(dataset, dataset)), floor), [*heads, *last, "seeds", "minutes"], cells
 
 
 def to_csv(tables: Iterable[Table]) -> str:

@@ -199,7 +199,7 @@ def _followed(row: Row, column: str) -> tuple[np.ndarray, np.ndarray]:
     runs = []
     for run in row.runs:
         lines = results.log(run["folder"])
-        runs.append({line["epoch"] + 1: line[column] for line in lines if isinstance(line.get(column), (int, float))})
+        runs.append({line["epoch"] + 1: line[column] for line in lines if isinstance(line.get(column), float)})
     runs = [run for run in runs if run] or runs
     epochs = sorted(set.intersection(*map(set, runs)))
     return np.array(epochs), np.array([[run[epoch] for epoch in epochs] for run in runs])
