@@ -84,7 +84,9 @@ def test_differences_in_accuracy_are_paired_by_test_image(make, tmp_path):
     only = {term: replace(row, runs=row.runs[:1]) for term, row in rows.items()}
     (points,), error = table2.difference(only["w2"], only["lu"])
     better, worse = ((right[a, 12] & ~right[b, 12]).sum() for a, b in (("w2", "lu"), ("lu", "w2")))
-    assert (points / error) ** 2 == pytest.approx((better - worse) ** 2 / (better + worse), rel=0.02)  # McNemar's
+    assert points == pytest.approx(100 * (better - worse) / n)
+    square = (better + worse - (better - worse) ** 2 / n) / (n - 1)  # Wald's, beside McNemar's of the discordant images
+    assert error == pytest.approx(100 * (square / n) ** 0.5)
 
 
 @pytest.mark.parametrize("damage", ["none", "other length", "other type", "other accuracy", "half a file"])
