@@ -479,7 +479,7 @@ class Runner:
                 shown = time.monotonic()
                 while self.running or (self.waiting and not self.stopping):
                     self._start(write)
-                    if not self.running and not self.stopping:
+                    if not self.running and self.waiting and not self.stopping:
                         write(f"{', '.join(cell.name for cell in self.waiting)}: another process works on it")
                         break
                     self._reap(write)

@@ -296,6 +296,15 @@ def test_a_cell_that_another_process_works_on_is_left_alone(grid):
     assert grid.started() == ["byol+w2-s12"]
 
 
+def test_cells_that_cannot_be_begun_are_told_once(grid):
+    grid.runs.parent.mkdir(parents=True)
+    grid.runs.write_text("no folder")
+    done = grid("run", *DIGITS, "--methods", "byol", "--terms", "none")
+    assert done.returncode == 1
+    assert "digits/byol-s12: failed (" in done.stdout
+    assert "another process" not in done.stdout
+
+
 def test_cells_run_side_by_side(grid):
     """Each of them waits for the other two to have begun."""
     assert grid("run", *DIGITS, "--methods", "byol", "--parallel", "3", WAIT="3").returncode == 0
