@@ -435,6 +435,17 @@ def test_the_commit_of_a_repository_around_this_one_is_not_noted(tmp_path, monke
     assert run_folder.versions()["git"] is None
 
 
+def test_the_commit_of_a_repository_that_the_environment_names_is_not_noted(tmp_path, monkeypatch):
+    """As a hook or the user of a bare repository sets it."""
+    before = run_folder.versions()["git"]
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], [*author, "commit", "--allow-empty", "-qm", "a"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
+    assert run_folder.versions()["git"] == before
+
+
 def test_pretraining_and_evaluating_apart_is_the_same(module, finished, tmp_path):
     with pytest.raises(UserError, match="no finished pre-training"):
         execute(module, tmp_path / "run", "--uniformity", "w2", "--stage", "evaluate")

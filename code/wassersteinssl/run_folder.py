@@ -302,10 +302,13 @@ def versions(program: Path | None = None) -> dict[str, str | None]:
 def _git_commit() -> str | None:
     try:
         here = ["-C", str(REPOSITORY), "-c", f"safe.directory={REPOSITORY}"]  # it may be another user's
+        # Of this repository, not of one around it, nor of one that a shell or a hook names.
+        named = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+        variables = {key: value for key, value in os.environ.items() if key not in named}
         answer = subprocess.run(
             ["git", *here, "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True, text=True, timeout=5, check=True,
-            env=os.environ | {"GIT_CEILING_DIRECTORIES": str(REPOSITORY.parent)},  # not a repository around this one
+            env=variables | {"GIT_CEILING_DIRECTORIES": str(REPOSITORY.parent)},
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
