@@ -2,8 +2,10 @@
 
 import argparse
 import csv
+import errno
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -495,6 +497,23 @@ def test_a_spectrum_that_cannot_be_read_is_told(make, tmp_path, spoil):
     assert done.returncode == 2
     assert re.fullmatch(r"table2\.py: error: cannot read .*spectrum\.npy: .*\n", done.stderr)
     assert {"table2.png", "curves.png", "loss.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_folders_that_may_not_be_read_are_told(make, tmp_path, monkeypatch):
+    """As root may read everything, the folders are closed by a stand-in."""
+    make(term="w2")
+    closed = make(term="lu").parent / "BYOL-lu-cifar10-12"
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (table,), unfinished = table2.collect([tmp_path])
+    assert [row.term for row in table.rows] == ["w2"]
+    assert unfinished == [table2.Unfinished(closed, "cannot be read: Permission denied")]
 
 
 @pytest.mark.parametrize("name", ["digits", "lu-search", "mini", "mini-cpu", "short", "regularisers/search"])

@@ -8,6 +8,7 @@ import csv
 import functools
 import io
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -159,8 +160,10 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
     """All runs at or below the folders: a table for each setting of the finished ones, and why others are left out."""
     tables: dict[str, Table] = {}
     finished: list[dict] = []
-    unfinished: list[Unfinished] = []
-    for folder in dict.fromkeys(path.parent for top in folders for path in sorted(Path(top).rglob("config.json"))):
+    closed: list[OSError] = []
+    below = [_run_folders(top, closed) for top in folders]
+    unfinished = [Unfinished(Path(error.filename), f"cannot be read: {error.strerror}") for error in closed]
+    for folder in dict.fromkeys(chain.from_iterable(below)):
         try:
             run = results.read(folder) | {"folder": folder}
             finished.append(run | {"measures": _rank(run) | _measures(folder / "measures.json")})
@@ -187,6 +190,12 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
         _tell_apart(table.rows)
         table.rows.sort(key=_order)
     return list(tables.values()), unfinished
+
+
+def _run_folders(top: Path, closed: list[OSError]) -> list[Path]:
+    """The folders with a config.json at or below this one. Of those that may not be read the error joins `closed`."""
+    found = [Path(at, "config.json") for at, _, files in os.walk(top, onerror=closed.append) if "config.json" in files]
+    return [path.parent for path in sorted(found)]
 
 
 def _setting(result: dict) -> dict:
