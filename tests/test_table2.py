@@ -56,7 +56,7 @@ def cell(text, row, column):
 
 
 def test_differences_in_accuracy_are_paired_by_test_image(make, tmp_path):
-    """Beside McNemar's statistic, seed by seed, and the error of images' means over two seeds."""
+    """By scipy's standard error of each image's mean over two seeds; of one seed by Wald's formula."""
     random = np.random.default_rng(0)
     hard, n = random.random(1000), 1000
     right = {}
@@ -73,8 +73,8 @@ def test_differences_in_accuracy_are_paired_by_test_image(make, tmp_path):
         by_image = [np.mean([float(right[a, s][i]) - float(right[b, s][i]) for s in (12, 13)]) for i in range(n)]
         assert error == pytest.approx(100 * stats.sem(by_image))
         name = f"{rows[a].name} over {rows[b].name}"
-        text = table2.markdown(table).partition("| Gain in Acc@1")
-        text = "".join(text[1:])
+        text = table2.markdown(table)
+        text = text[text.index("| Gain in Acc@1") :]
         assert cell(text, name, "points") == f"{np.mean(points):+.2f}"
         assert cell(text, name, "standard error by the test images") == f"{error:.2f}"
         assert cell(text, name, "deviation over seeds") == f"{np.std(points, ddof=1):.2f}"
@@ -87,7 +87,7 @@ def test_differences_in_accuracy_are_paired_by_test_image(make, tmp_path):
     (points,), error = table2.difference(only["w2"], only["lu"])
     better, worse = ((right[a, 12] & ~right[b, 12]).sum() for a, b in (("w2", "lu"), ("lu", "w2")))
     assert points == pytest.approx(100 * (better - worse) / n)
-    square = (better + worse - (better - worse) ** 2 / n) / (n - 1)  # Wald's, beside McNemar's of the discordant images
+    square = (better + worse - (better - worse) ** 2 / n) / (n - 1)  # of the discordant images
     assert error == pytest.approx(100 * (square / n) ** 0.5)
 
 

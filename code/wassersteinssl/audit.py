@@ -484,7 +484,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_try_first(report: dict[str, Any]) -> list[str]:
-    """What makes rows of a good encoder look collapsed."""
+    """Against what makes rows of a good encoder look collapsed."""
     steps = []
     if "centred" in report:
         steps.append("subtract the common mean")
@@ -649,17 +649,18 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
         yield "the floor is the law of many dimensions and overstates small ones: by 5 % at 8, 18 % at 2"
     features = report["features"]
     most, share = features["half"], percent(features["half_share"])
-    if _strong_features(report) and most == 1:
-        yield (
-            f"feature {features['first_half'][0]} (counted from 0) holds {share} of the squared length: is it a "
-            "feature, or an id or an outlier dimension? Leave it out and audit again"
-        )
-    elif _strong_features(report):
+    if _strong_features(report):
         which = ", ".join(map(str, features["first_half"])) + (" ..." if most > NAMED else "")
-        yield (
-            f"features {which} (counted from 0) together hold {share} of the squared length: are they features, or ids "
-            "or outlier dimensions? Leave them out and audit again"
-        )
+        if most == 1:
+            yield (
+                f"feature {which} (counted from 0) holds {share} of the squared length: is it a feature, or an id or "
+                "an outlier dimension? Leave it out and audit again"
+            )
+        else:
+            yield (
+                f"features {which} (counted from 0) together hold {share} of the squared length: are they features, or "
+                "ids or outlier dimensions? Leave them out and audit again"
+            )
     elif (groups := report["beyond"]["two_groups"]) is not None:
         yield (
             f"the sampled rows fall into two groups; {percent(groups)} of the variance lies along the line through "

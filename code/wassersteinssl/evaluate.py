@@ -173,7 +173,7 @@ class LinearProbe:
     @torch.no_grad()
     def correct(self, h: Tensor, y: Tensor) -> Tensor:
         """Which rows count for the top-1 accuracy, bool (n,)."""
-        return _hits(self.linear(h), y, 5)[:, 0]
+        return _hits(self.linear(h), y, 5)[:, 0]  # of as many choices as `accuracy`: of equal logits the same is first
 
     def state_dict(self) -> dict:
         state = {"step": self.step, "linear": self.linear.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -244,7 +244,7 @@ def linear_probe(
             backbone, data, crop, seed, epoch, batch_size, forward_batch, device, precision, begun
         ):
             if should_stop is not None and should_stop(so_far):
-                return {**_result(history, epochs), "correct": None}
+                return _result(history, epochs)
             loss_sum += probe.learn(h, y)
         loss = loss_sum.item() / n
         if not math.isfinite(loss):
@@ -254,7 +254,7 @@ def linear_probe(
         loss_sum.zero_()
         if on_epoch is not None:
             on_epoch(so_far())
-    return {**_result(history, epochs), "correct": probe.correct(test_h, test_y)}
+    return _result(history, epochs, probe.correct(test_h, test_y))
 
 
 def _probe_epoch(
@@ -322,13 +322,13 @@ def _check_same(then: dict, now: dict) -> None:
             raise UserError(f"this linear evaluation was begun with {name} {then.get(name)}, not {value}")
 
 
-def _result(history: list[dict], epochs: int) -> dict:
+def _result(history: list[dict], epochs: int, correct: Tensor | None = None) -> dict:
     result: dict = {"acc1": None, "acc5": None, "best_acc1": None, "best_epoch": None}
     if history:
         best = max(history, key=lambda line: line["acc1"])
         result = {"acc1": history[-1]["acc1"], "acc5": history[-1]["acc5"]}
         result |= {"best_acc1": best["acc1"], "best_epoch": best["epoch"]}
-    return {**result, "history": history, "complete": len(history) == epochs}
+    return {**result, "history": history, "complete": len(history) == epochs, "correct": correct}
 
 
 # ---- measures of the representation ----------------------------------------------------------------------------------
