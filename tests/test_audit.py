@@ -894,7 +894,7 @@ def test_other_shapes_are_not_called_two_groups(name):
     noise, line = 0.2 * normal(N, M), torch.nn.functional.normalize(normal(1, M, seed=3))
     z = {
         "one Gaussian direction": noise + normal(N, 1, seed=4) * line,
-        "skewed": noise + normal(N, 1, seed=4).exp() * line,
+        "skewed": noise + (normal(N, 1, seed=4).exp() - 1) * line,
         "four groups": noise + normal(4, M, seed=5)[torch.arange(N) % 4],
         "decay": normal(N, M) * torch.arange(1, M + 1) ** -1.0,
         "few": torch.cat([line, -line]).repeat(5, 1) + 0.1 * normal(10, M),
