@@ -865,7 +865,7 @@ def test_advice_begins_with_what_makes_rows_of_a_good_encoder_look_collapsed():
         "a common mean": (mean * 2, "subtract the common mean, and audit again; "),
         "a feature": (normal(N, 1) * outlier, "leave out the features that a note names, and audit again; "),
         "both": (
-            (1 + normal(N, 1)) * outlier,
+            (1 + 0.2 * normal(N, 1)) * outlier,
             "subtract the common mean and leave out the features that a note names, and audit again; ",
         ),
         "two groups": ((torch.arange(N) % 2)[:, None] * two * 4 - two * 2, "take the two groups of rows apart, and"),
@@ -874,6 +874,21 @@ def test_advice_begins_with_what_makes_rows_of_a_good_encoder_look_collapsed():
         report = report_on(normal(N, M, seed=1) + added)
         assert report["verdict"]["advice"].startswith(begins), name
         assert (name == "two groups") == any("fall into two groups" in note for note in report["notes"]), name
+
+
+def test_a_mean_that_hides_no_dimensions_is_not_to_be_subtracted():
+    report = report_on(normal(N, 2) @ normal(2, M, seed=1) + 0.5)
+    assert report["verdict"]["word"] == "collapsed"
+    assert report["w2"]["mean_part"] > audit.MEAN
+    assert report["verdict"]["advice"] == audit.ADVICE["collapsed"]
+
+
+def test_the_few_features_that_are_not_dead_are_no_outliers():
+    z = torch.zeros(N, 64, dtype=torch.float64)
+    z[:, [3, 9, 40, 41]] = normal(N, 4)
+    report = report_on(z)
+    assert report["verdict"]["advice"] == audit.ADVICE["collapsed"]
+    assert not any("squared length" in note for note in report["notes"])
 
 
 @pytest.mark.parametrize(("part", "apart"), [(0.5, 4), (0.5, 1.5), (0.9, 2)])

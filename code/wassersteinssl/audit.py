@@ -53,7 +53,8 @@ DRAWS = 12  # of each law that the sample is compared with
 MATCHED, ROUNDS = 4, 8  # Gaussian draws: sampled rows for each direction whose moments are matched; rounds of matching
 NEAREST = 20  # neighbours that vote on a label
 MEAN = 0.1  # a common mean with a larger share of the squared length may be worth subtracting
-ROGUE = 20  # "few features hold half of the squared length": at most 1/ROGUE of all
+WORTH = 0.05  # and is if without it at least this share of the dimensions more would be in use
+ROGUE = 20  # "few features hold half of the squared length": at most 1/ROGUE of those that are not dead
 GROUPS = 0.75  # bimodality from which rows fall into two groups: two points have 1, a uniform law 5/9, a Gaussian 1/3
 APART = 4  # the variance along the line through two groups is at least so many times that of any other direction
 SINGULAR = "1", "less than 1"
@@ -462,7 +463,7 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
         if different <= m and different < directed:
             why += f"; only {different} of the rows differ, too few to tell if that is because inputs were repeated"
     advice = ADVICE[word]
-    if word in ("collapsed", "partly collapsed") and (first := _to_try_first(report)):
+    if word in ("collapsed", "partly collapsed") and (first := _to_try_first(report, used)):
         advice = f"{' and '.join(first)}, and audit again; {advice}"
     clumped = beyond["clumped"] and word != "collapsed" and not few  # clumps mean nothing in a few directions
     if clumped:
@@ -483,10 +484,10 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _to_try_first(report: dict[str, Any]) -> list[str]:
+def _to_try_first(report: dict[str, Any], used: float) -> list[str]:
     """Against what makes rows of a good encoder look collapsed."""
     steps = []
-    if "centred" in report:
+    if "centred" in report and report["centred"]["dimensions"] >= used + WORTH * report["m"]:
         steps.append("subtract the common mean")
     if _strong_features(report):
         steps.append("leave out the features that a note names")
@@ -496,8 +497,10 @@ def _to_try_first(report: dict[str, Any]) -> list[str]:
 
 
 def _strong_features(report: dict[str, Any]) -> bool:
-    """Do a few features hold half of the squared length, which may be ids or outlier dimensions?"""
-    return report["m"] > 2 and 1 <= report["features"]["half"] <= max(1, report["m"] // ROGUE)
+    """Do a few of the features that live hold half of the squared length, which may be ids or outlier dimensions?"""
+    features = report["features"]
+    live = report["m"] - features["dead"]
+    return live > 2 and 1 <= features["half"] <= max(1, live // ROGUE)
 
 
 def _beyond(z: Tensor, flat: bool, seed: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
