@@ -175,8 +175,11 @@ def _classes(values: np.ndarray, n: int, source: str) -> Tensor:
 
 def _column(path: Path, lines: list[str], n: int, key: str | None) -> list[str]:
     """The n cells of the column called `key`, or of a table's only column without its header and its index."""
-    rows = [row for row in csv.reader(lines, delimiter=_delimiter("".join(lines[:1]))) if row]
+    rows = list(csv.reader(lines, delimiter=_delimiter("".join(lines[:1]))))
+    while rows and not rows[-1]:  # an empty line at the end
+        rows.pop()
     if key is not None:
+        rows = [row for row in rows if row]
         names = [name.strip() for name in rows[0]] if rows else []
         if key not in names:
             raise UserError(f"no column of {path} is called {key}: {', '.join(names) or 'it holds none'}")
@@ -184,7 +187,7 @@ def _column(path: Path, lines: list[str], n: int, key: str | None) -> list[str]:
             raise UserError(f"{path} has lines of {len(wrong[0])} cells below a header of {len(names)}")
         return [row[names.index(key)] for row in rows[1:]]
     indexed = bool(rows) and len(rows[0]) > 1 and rows[0][0] in INDEX
-    cells = [row[1:] if indexed else row for row in rows]
+    cells = [row[1:] if indexed else row or [""] for row in rows]  # an empty line is a label that is missing
     if wrong := [row for row in cells if len(row) != 1]:
         raise UserError(f"{path} has {len(wrong[0])} columns: choose one with --labels-key, by its name in the header")
     found = [cell for (cell,) in cells]
