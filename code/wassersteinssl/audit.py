@@ -65,7 +65,8 @@ LENGTH_LIMIT = 1e150  # the square of a longer row has no float64
 NAMED = 10  # at most so many rows or features are named
 COPY = 1e-10  # 1 - |cosine| of two features that are multiples of each other
 ADVICE = {
-    "collapsed": "an encoder that stays collapsed needs a uniformity term in its loss, or more weight on it",
+    "collapsed": "an encoder that stays collapsed needs a uniformity term in its loss, or more weight on it, unless it "
+    "is only to tell a few classes apart",
     "partly collapsed": "a task tells if the dimensions in use are enough (--labels); if not, a uniformity term in the "
     "loss spreads them",
     "too few rows to tell": "audit several times as many rows as there are features",
@@ -688,8 +689,10 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
     beyond = report["beyond"]
     if not report["verdict"]["clumped"]:
         if beyond["near"] > NEAR + beyond["gaussian"]["near"]:
-            near = percent(beyond["near"])
-            yield f"{near} of the sampled rows have a neighbour nearer than a third of what is expected: near-repeats?"
+            yield (
+                f"{percent(beyond['near'])} of the sampled rows have a neighbour nearer than a third of what is "
+                "expected: near-repeats or clumps?"
+            )
         elif n >= 2 * report["sample"] and not rows["one_direction"]:
             fewest = f"{n / report['sample']:.0f} rows"
             yield f"clumps of fewer than about {fewest}, near-repeats say, do not show in the sample"

@@ -240,6 +240,7 @@ body { font: 16px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem aut
 table { border-collapse: collapse; width: 100% } th { text-align: left }
 td, th { padding: .25rem .6rem; border-top: 1px solid #ccc }
 td:nth-child(2), th:nth-child(2) { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+p, li, td:nth-child(3) { overflow-wrap: anywhere }
 img { width: 100%; height: auto } .verdict { border-left: .4rem solid #0072B2; padding-left: 1rem }
 """
 
