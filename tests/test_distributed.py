@@ -94,15 +94,16 @@ def test_a_rank_beyond_the_size_and_a_port_that_is_taken_are_told(monkeypatch, r
             distributed.join()
 
 
-def test_who_waits_for_processes_that_nobody_started_says_so_and_heeds_ctrl_c(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_waits_for_processes_that_nobody_started_says_so_and_heeds_a_signal(tmp_path, number):
     """As with a WORLD_SIZE that is left over in a shell."""
     (tmp_path / "program.py").write_text(
         "import os, signal, threading\n"
         "from wassersteinssl import distributed\n"
         "from wassersteinssl.cli import Parser\n"
-        "Parser().parse_args()\n"
+        "Parser(continues=True).parse_args()\n"
         "distributed.PATIENCE = 0.5\n"
-        "threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        f"threading.Timer(3, os.kill, (os.getpid(), {int(number)})).start()\n"
         "distributed.join()\n"
     )
     with socket.socket() as free:
@@ -110,11 +111,33 @@ def test_who_waits_for_processes_that_nobody_started_says_so_and_heeds_ctrl_c(tm
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "program.py")], stderr=subprocess.PIPE, text=True, timeout=60,
+        [sys.executable, str(tmp_path / "program.py")], stderr=subprocess.PIPE, text=True, timeout=30,
         env={**environment(), "PYTHONPATH": str(REPOSITORY / "code"), **shared},
     )  # fmt: skip
     assert done.stderr.startswith(f"process 0 still waits for the others at localhost:{port} (WORLD_SIZE is 2;")
-    assert done.returncode == -signal.SIGINT
+    assert done.returncode == -number
+
+
+def test_a_signal_to_a_process_that_has_said_why_it_ends_changes_nothing(tmp_path):
+    """As torchrun sends one to all others once a process has ended."""
+    (tmp_path / "program.py").write_text(
+        "import atexit, os, signal\n"
+        "from wassersteinssl import run\n"
+        "from wassersteinssl.cli import Parser\n"
+        "def lose(*_): raise RuntimeError('Connection closed by peer')\n"
+        "Parser(continues=True).parse_args()\n"
+        "run.execute = lose\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGTERM)\n"
+        "run.main(None, None)\n"
+    )
+    several = {"PYTHONPATH": str(REPOSITORY / "code"), "WORLD_SIZE": "2", "RANK": "0"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")], stderr=subprocess.PIPE, text=True, timeout=60,
+        env=environment() | several,
+    )  # fmt: skip
+    why = "another process of the run has ended (Connection closed by peer)"
+    assert done.stderr == f"program.py: stopped: {why}; the same command continues the run\n"
+    assert done.returncode == 75
 
 
 def refused():

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from wassersteinssl.cli import UserError, tell
+from wassersteinssl.cli import UserError, ending_signals, tell
 from wassersteinssl.machine import environment_number
 
 T = TypeVar("T")
@@ -64,14 +64,16 @@ def join() -> None:
         missing = threading.Timer(PATIENCE, _tell_waiting)
         missing.daemon = True
         missing.start()
-        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would not run while torch waits
+        # Python's handlers would not run while torch waits.
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in ending_signals()}
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         except (ValueError, dist.DistError) as error:  # RANK or MASTER_ADDR is missing or no number, the port taken
             raise UserError(f"WORLD_SIZE is {size()}, but {error}: start several processes with torchrun") from None
         finally:
             missing.cancel()
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         _patient = dist.new_group(backend="gloo", timeout=PREPARATION)
 
 
