@@ -84,7 +84,7 @@ def _tell_waiting() -> None:
 
 
 def leave() -> None:
-    if size() > 1:
+    if size() > 1 and dist.is_initialized():
         gc.collect()  # a DistributedDataParallel that outlives its group may wait for gloo's thread for ever
         dist.destroy_process_group()
 
@@ -97,7 +97,8 @@ def lost(error: Exception) -> bool:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """The block runs in process 0 first, then in the others. An error in process 0 ends all, told once."""
+    """The block runs in process 0 first, then in the others. An error in process 0 ends all, told once. Each leaves
+    then: Python would abort if it ended while a thread of torch is busy."""
     done = [False]
     if first():
         try:
@@ -106,9 +107,12 @@ def first_alone() -> Iterator[None]:
         finally:
             if size() > 1:
                 dist.broadcast_object_list(done, group=_patient)
+                if not done[0]:
+                    leave()
         return
     dist.broadcast_object_list(done, group=_patient)
     if not done[0]:
+        leave()
         sys.exit(2)
     yield
 
