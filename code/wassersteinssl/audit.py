@@ -641,7 +641,10 @@ def _cautions(report: dict[str, Any]) -> Iterator[str]:
     """What a reader of these numbers has to keep in mind."""
     n, m, rows = report["n"], report["m"], report["rows"]
     if report["norms"]["max"] - report["norms"]["min"] > 1e-3 * report["norms"]["max"]:
-        yield "rows differ in length; everything but the norms is of rows scaled to unit length"
+        yield (
+            "rows differ in length; norms, dead features and repeats are of the rows as they are, all else of rows "
+            "scaled to unit length"
+        )
     if 0 < (zeros := report["norms"]["zero_rows"]) < n:
         yield (
             f"{zeros} of {n} rows are zero: they have no direction and are left out"
