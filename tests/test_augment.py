@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import NoHostReads
+from conftest import REPOSITORY, NoHostReads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
@@ -19,6 +19,7 @@ from wassersteinssl import augment
 from wassersteinssl.augment import Parameters, apply, draw, generator, normalize
 from wassersteinssl.augmentation import CROP_AND_FLIP, FOR_DATASET, Augmentation, crop_only
 from wassersteinssl.device import move_into, moved
+from wassersteinssl.files import load_module
 from wassersteinssl.vision import torchvision  # noqa: F401  (before the next: its import is repaired there)
 
 from torchvision.transforms import RandomResizedCrop  # isort: skip
@@ -69,6 +70,10 @@ def from_pil(image):
     ],
 )
 def test_crop_resize_flip_equals_pil(size, output):
+    check_crops(size, output, Image.BICUBIC)
+
+
+def check_crops(size, output, resampling):
     images = noise(24, size)
     parameters = draw(CROP_AND_FLIP, 24, size, generator(1, 0, 0, 0))
     ours = apply(images, parameters, CROP_AND_FLIP, **PIXELS, output_size=output)
@@ -76,13 +81,20 @@ def test_crop_resize_flip_equals_pil(size, output):
     assert 0 < parameters.flip.sum() < 24
     difference = []
     for i, (top, left, height, width) in enumerate(parameters.box.T.int().tolist()):
-        pil = to_pil(images[i]).crop((left, top, left + width, top + height)).resize(output[::-1], Image.BICUBIC)
+        pil = to_pil(images[i]).crop((left, top, left + width, top + height)).resize(output[::-1], resampling)
         pil = ImageOps.mirror(pil) if parameters.flip[i] else pil
         difference.append((ours[i] - from_pil(pil)).abs())
     difference = torch.stack(difference)
     assert difference.mean() < 0.4  # PIL rounds both passes to integers, each time by 0.25 on average
     # Where the height shrinks, recent versions of PIL take the columns first, and cut other values to 0..255.
     assert difference[parameters.box[2] <= output[0]].max() < 1.3
+
+
+@pytest.mark.parametrize(("size", "output"), [((32, 32), (32, 32)), ((64, 64), (32, 32)), ((24, 40), (20, 36))])
+def test_bilinear_crops_as_in_the_papers_evaluation_equal_pil(monkeypatch, size, output):
+    program = load_module(REPOSITORY / "code" / "results" / "mini-cpu" / "paper_evaluation.py")
+    monkeypatch.setattr(augment, "_resize_matrix", program.bilinear)
+    check_crops(size, output, Image.BILINEAR)
 
 
 def test_an_integer_output_size_is_a_square():
