@@ -10,6 +10,9 @@ import nbformat
 import pytest
 from conftest import FIGURES, REPOSITORY, check_executed, environment
 
+from wassersteinssl import table2
+from wassersteinssl.cli import UserError
+
 PROGRAM = [sys.executable, str(REPOSITORY / "code" / "figures.py")]
 
 
@@ -72,6 +75,15 @@ def test_trained_models_are_plotted_from_any_runs(name, tmp_path, monkeypatch):
     assert "Preset `digits`" in nbformat.writes(executed)
     assert (tmp_path / f"{name}.png").stat().st_size > 5_000
     assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_notebook_without_runs_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUNS", "runs")  # a kernel runs in the notebook's folder
+    with pytest.raises(UserError, match=f"no finished run below {tmp_path}/runs "):
+        table2.largest()
+    monkeypatch.setenv("RUNS", "")
+    assert len(table2.largest().rows) == 16
 
 
 def test_studies_side_by_side_tell_what_each_alone_would(tmp_path):

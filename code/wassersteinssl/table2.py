@@ -192,6 +192,16 @@ def collect(folders: Iterable[Path]) -> tuple[list[Table], list[Unfinished]]:
     return list(tables.values()), unfinished
 
 
+def largest() -> Table:
+    """What notebooks show: the table of most rows of the runs at or below the folder that the variable RUNS names, or
+    of code/results/mini."""
+    folder = Path(os.environ.get("RUNS") or RESULTS / "mini").absolute()
+    tables, _ = collect([folder])
+    if not tables:
+        raise UserError(f"no finished run below {folder} (RUNS=/path/to/runs chooses others)")
+    return max(tables, key=lambda table: len(table.rows))
+
+
 def _run_folders(top: Path, closed: list[OSError]) -> list[Path]:
     """The folders with a config.json at or below this one. Of those that may not be read the error joins `closed`."""
     found = [Path(at, "config.json") for at, _, files in os.walk(top, onerror=closed.append) if "config.json" in files]
