@@ -196,6 +196,14 @@ def test_arrays_come_back_with_their_settings(options):
     assert settings["bins"] == 51
 
 
+def test_a_missing_data_file_is_told_with_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as told:
+        studies.read("AnalysisOnFloor.csv")
+    made = f'make it with python .../AnalysisOnFloor.py --out "{tmp_path}"'
+    assert str(told.value) == f"no AnalysisOnFloor.csv in {tmp_path}: {made}"
+
+
 def test_a_failed_write_leaves_the_old_file(options, monkeypatch):
     path = studies.write(options, [{"m": 1}])
     before = path.read_bytes()

@@ -228,6 +228,9 @@ def write_arrays(options: argparse.Namespace, arrays: dict[str, np.ndarray], **m
 def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Columns (of numbers, NaN if missing; of text if a cell is not a number) or arrays, and the settings."""
     path = Path(path)
+    if not path.exists():
+        folder = path.absolute().parent
+        raise FileNotFoundError(f'no {path.name} in {folder}: make it with python .../{path.stem}.py --out "{folder}"')
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
