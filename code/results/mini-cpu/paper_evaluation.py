@@ -95,8 +95,8 @@ def evaluated(run: Path, images: data.ImageSet) -> dict:
 
 def table(found: dict[str, dict]) -> str:
     """A line a run, and the mean change over all of them."""
-    heading = ["Run", "Acc@1", "bilinear", "and drifting", "its best epoch"]
-    lines = [heading + [f"{label}{after}" for label, _ in MEASURES.values() for after in ("", ", drifting")]]
+    heading = ["Run", "Acc@1", "bilinear", "and drifting", "best epoch so"]
+    lines = [heading + [f"{label}{after}" for label, _ in MEASURES.values() for after in ("", " so")]]
     for name, line in sorted(found.items()):
         ours, after = line["ours"], line["drifting"]
         numbers = [ours["acc1"], line["bilinear"]["acc1"], after["acc1"], after["best_acc1"]]
