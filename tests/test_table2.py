@@ -516,7 +516,9 @@ def test_folders_that_may_not_be_read_are_told(make, tmp_path, monkeypatch):
     assert unfinished == [table2.Unfinished(closed, "cannot be read: Permission denied")]
 
 
-@pytest.mark.parametrize("name", ["digits", "lu-search", "mini", "mini-cpu", "short", "regularisers/search"])
+@pytest.mark.parametrize(
+    "name", ["digits", "lu-search", "w2-search", "mini", "mini-cpu", "short", "regularisers/search"]
+)
 def test_committed_tables_are_those_of_the_runs_beside_them(name):
     folder = REPOSITORY / "code" / "results" / name
     tables, _ = table2.collect([folder])
