@@ -75,10 +75,9 @@ def _main(method_class: type[Method], settings: Settings) -> NoReturn:
 
 def _heed_no_signal() -> None:
     """Python takes seconds to end. Another signal then, as torchrun's once one process has ended, would change the
-    status and say something else. Outside a program, as in a notebook, signals mean what they did."""
+    status and say something else."""
     for number in ending_signals():
-        if callable(handler := signal.getsignal(number)) and handler is not signal.default_int_handler:
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _decoder_died(error: Exception) -> NoReturn:
@@ -89,7 +88,8 @@ def _decoder_died(error: Exception) -> NoReturn:
 
 def _exit(status: int, kind: str, why: Any, *, everywhere: bool = True) -> NoReturn:
     """Say why in one line and exit. `everywhere` False: all processes raise this error, and only process 0 tells it."""
-    _heed_no_signal()
+    if callable(signal.getsignal(signal.SIGTERM)):  # a program's own; a notebook goes on and needs its signals
+        _heed_no_signal()
     if everywhere or distributed.first():
         where = "" if distributed.first() else f" (process {distributed.rank()})"
         last_words(f"{Path(sys.argv[0]).name}: {kind}{where}: {why}")
