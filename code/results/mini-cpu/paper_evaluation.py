@@ -6,7 +6,7 @@
 Each RUN is a finished run with its encoder. Its linear evaluation is repeated twice, of the same crops: "bilinear"
 resizes them bilinearly, as the paper's code does, not bicubically; "drifting" has the backbone's batch-norm in training
 mode as well, as in the paper's code, so that its statistics become those of crops; W2, L_U and A are measured after it.
-Adds what it finds to paper_evaluation.json, one run after another, and writes paper_evaluation.md.
+Adds what it finds to paper_evaluation.json, by the names of the runs, and writes paper_evaluation.md.
 """
 
 import json
@@ -121,9 +121,8 @@ def main(arguments: Namespace) -> None:
     found = json.loads(noted.read_text()) if noted.exists() else {}
     images = data.load("folder", arguments.folder) if arguments.runs else None
     for run in map(Path, arguments.runs):
-        if run.name not in found:
-            found[run.name] = evaluated(run, images)
-            noted.write_text(json.dumps(found, indent=1) + "\n")
+        found[run.name] = evaluated(run, images)
+        noted.write_text(json.dumps(found, indent=1) + "\n")
     HERE.with_suffix(".md").write_text(table(found) + "\n")
     print(table(found))
 
