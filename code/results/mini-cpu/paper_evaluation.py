@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[2]))  # works with and without an installation
 
-from wassersteinssl.cli import Parser, exit_status
+from wassersteinssl.cli import Parser, UserError, exit_status
 
 if __name__ == "__main__":
     PARSER = Parser(__doc__)
@@ -76,7 +76,10 @@ def drifting(encoder: Encoder, images: data.ImageSet, crop: augmentation.Augment
 
 def evaluated(run: Path, images: data.ImageSet) -> dict:
     """What the run's result has, and what the two linear evaluations give instead."""
-    encoder, ours = load_encoder(run), results.read(run)
+    try:
+        encoder, ours = load_encoder(run), results.read(run)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     settings = encoder.config["settings"]
     crop = augmentation.crop_only(augmentation.usual(settings["dataset"]))
     common = {"seed": settings["seed"], "precision": settings["precision"]}
