@@ -1,5 +1,6 @@
 """Evaluation against scikit-learn, scipy and numpy on the same features, and the probe's promise to resume."""
 
+import copy
 import io
 import math
 from dataclasses import replace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from scipy.spatial.distance import pdist
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
@@ -32,6 +34,7 @@ from wassersteinssl.evaluate import (
     spectrum,
     topk_accuracy,
 )
+from wassersteinssl.files import load_module
 from wassersteinssl.uniformity import MEASURES, Measure
 from wassersteinssl.w2 import w2_uniformity
 
@@ -300,6 +303,20 @@ def test_linear_probe_tells_which_test_images_it_gets_right(data, backbone):
     assert 0 < right.sum() < len(y)
     assert torch.equal(result["correct"], right)
     assert result["acc1"] == pytest.approx(100 * float(right.double().mean()))
+
+
+def test_the_papers_linear_evaluation_is_ours_but_for_batch_norm(data, backbone):
+    program = load_module(REPOSITORY / "code" / "results" / "mini-cpu" / "paper_evaluation.py")
+    common = {"crop": CROP, "settings": {"seed": 3, "precision": "fp32", "linear_epochs": 4}}
+    mean_colour = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # has no batch-norm
+    mean_colour.feature_dim = 3
+    ours = linear_probe(mean_colour, data, epochs=4, seed=3)
+    theirs = program.drifting(SimpleNamespace(backbone=mean_colour), data, **common)
+    assert theirs == [line["acc1"] for line in ours["history"]]
+    moving = copy.deepcopy(backbone)
+    program.drifting(SimpleNamespace(backbone=moving), data, **common)
+    assert not torch.equal(moving.bn1.running_mean, backbone.bn1.running_mean)
+    assert torch.equal(moving.conv1.weight, backbone.conv1.weight)
 
 
 def test_linear_probe_resumes_bitwise_from_every_epoch(data, backbone):

@@ -79,7 +79,7 @@ def evaluated(run: Path, images: data.ImageSet) -> dict:
     try:
         encoder, ours = load_encoder(run), results.read(run)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{run}: {error}") from None
     settings = encoder.config["settings"]
     crop = augmentation.crop_only(augmentation.usual(settings["dataset"]))
     common = {"seed": settings["seed"], "precision": settings["precision"]}
