@@ -85,8 +85,6 @@ def main() -> int:
         if not any(results.finished(path.parent) for path in Path(runs).rglob("result.json")):
             parser.error(f"RUNS={runs}: no finished run below it")
         os.environ["RUNS"] = os.path.abspath(runs)  # notebooks run in other folders
-    else:
-        os.environ.pop("RUNS", None)  # it may be empty
     names = {study: str(study.relative_to(REPOSITORY)) for study in STUDIES}
     for k, part in enumerate(options.studies):
         if part.isdecimal():

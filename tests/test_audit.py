@@ -382,7 +382,7 @@ def test_rows_without_a_label_are_told(tmp_path):
     np.save(path, np.array([0.0, np.nan, 1.0]))
     with pytest.raises(UserError, match="holds no label for 1 of 3 rows"):
         audit_files.read_labels(path, 3)
-    for content in ("cat\ndog\nNaN\n", "label\ncat\n\ndog\n", "label\ncat\n\ndog\n\n"):
+    for content in ("cat\ndog\nNaN\n", "label\ncat\n\ndog\n", "label\ncat\n\ndog\n\n", ",label\n0,cat\n\n2,dog\n"):
         path.with_suffix(".csv").write_text(content)
         with pytest.raises(UserError, match="no label for 1 of 3 rows"):
             audit_files.read_labels(path.with_suffix(".csv"), 3)

@@ -111,7 +111,7 @@ def test_who_waits_for_processes_that_nobody_started_says_so_and_heeds_a_signal(
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "program.py")], stderr=subprocess.PIPE, text=True, timeout=30,
+        [sys.executable, str(tmp_path / "program.py")], stderr=subprocess.PIPE, text=True, timeout=60,
         env={**environment(), "PYTHONPATH": str(REPOSITORY / "code"), **shared},
     )  # fmt: skip
     assert done.stderr.startswith(f"process 0 still waits for the others at localhost:{port} (WORLD_SIZE is 2;")

@@ -187,7 +187,7 @@ def _column(path: Path, lines: list[str], n: int, key: str | None) -> list[str]:
             raise UserError(f"{path} has lines of {len(wrong[0])} cells below a header of {len(names)}")
         return [row[names.index(key)] for row in rows[1:]]
     indexed = bool(rows) and len(rows[0]) > 1 and rows[0][0] in INDEX
-    cells = [row[1:] if indexed else row or [""] for row in rows]  # an empty line is a label that is missing
+    cells = [(row[1:] if indexed else row) or [""] for row in rows]  # an empty line is a label that is missing
     if wrong := [row for row in cells if len(row) != 1]:
         raise UserError(f"{path} has {len(wrong[0])} columns: choose one with --labels-key, by its name in the header")
     found = [cell for (cell,) in cells]
